@@ -1,0 +1,50 @@
+# Every target installs what it needs and is safe to repeat.
+#   make demo    three real pods (runc, gVisor, microVM) intercepted and named
+#   make test    every test; results in build/test-results.json
+#   make build | lint | format | clean
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.PHONY: build demo test lint format packages-build packages-lab native typescript clean
+
+build: packages-build native typescript
+
+packages-build:
+	@scripts/install-debian-packages build
+
+packages-lab:
+	@scripts/install-debian-packages lab
+
+# npm writes node_modules/.package-lock.json last: it is older than the lockfile exactly when an install is due.
+node_modules/.package-lock.json: package.json package-lock.json
+	@echo "npm: installing the locked dependencies"
+	@npm ci --no-audit --no-fund --loglevel=error
+	@touch $@
+
+native: packages-build node_modules/.package-lock.json
+	@echo "native: compiling addons, BPF objects and test programs"
+	@npx --no-install cmake-js compile --log-level warn
+
+typescript: node_modules/.package-lock.json
+	@echo "typescript: compiling to dist/"
+	@npx --no-install tsc -p tsconfig.build.json
+
+demo: packages-lab build
+	@npx --no-install tsx test/demo/demo.ts
+
+test: packages-lab build
+	@echo "test: running everything against the real kernel, runtimes and proxies"
+	@mkdir -p build
+	@npx --no-install vitest run --reporter=default --reporter=json --outputFile.json=build/test-results.json
+
+lint: packages-build node_modules/.package-lock.json
+	@echo "lint: biome, tsc, clang-format"
+	@npx --no-install biome ci .
+	@npx --no-install tsc --noEmit -p tsconfig.json
+	@git ls-files 'bpf/*.[ch]' 'native/*.[ch]' 'native/*.cc' 'native/*.hh' 'native/*.cpp' 'native/*.hpp' 'test/*.c' | xargs -r clang-format --dry-run --Werror
+
+format: packages-build node_modules/.package-lock.json
+	@npx --no-install biome check --write .
+	@git ls-files 'bpf/*.[ch]' 'native/*.[ch]' 'native/*.cc' 'native/*.hh' 'native/*.cpp' 'native/*.hpp' 'test/*.c' | xargs -r clang-format -i
+
+clean:
+	rm -rf build dist node_modules .cache

@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/* Everything that crosses the kernel boundary. TypeScript reads these layouts from the objects' BTF by name
+ * (src/datapath/layouts.ts); nothing is copied by hand. A change that moves or drops a field of a pinned map
+ * needs a new LAYOUT_VERSION. */
+#pragma once
+
+#include <linux/types.h>
+
+#define LAYOUT_VERSION 1
+
+#define MAX_ENDPOINTS 16384
+#define MAX_SOURCES 65536 /* addresses over all endpoints */
+#define MAX_LISTENERS 1024
+#define MAX_FLOWS 262144
+#define EVENT_BYTES (1 << 20)
+
+/* An IPv4 address stands in its IPv4-mapped IPv6 form (RFC 4291, 2.5.5.2). */
+struct address {
+    __u8 bytes[16];
+};
+
+enum direction {
+    DIRECTION_EGRESS = 0,
+    DIRECTION_INGRESS = 1,
+};
+
+enum endpoint_flag {
+    ENDPOINT_FAILURE_OPEN = 1 << 0, /* no listener: let the connection through instead of resetting it */
+    ENDPOINT_BRIDGED = 1 << 1,      /* the interface is a bridge port: steer by way of bridge_ifindex */
+};
+
+/* endpoints: host-side ifindex -> struct endpoint */
+struct endpoint {
+    __u32 id;         /* never reused while anything refers to it; 0 is nobody */
+    __u32 generation; /* grows each time the pod is enrolled anew */
+    __u32 instance;
+    __u32 flags; /* enum endpoint_flag */
+    __u32 bridge_ifindex;
+};
+
+/* sources: the addresses that may stand as source in what an interface sends -> 1 */
+struct source_key {
+    __u32 ifindex;
+    struct address address;
+};
+
+/* workloads: endpoint id -> the pod it stands for, so that a restarted agent finds its ids again */
+struct workload {
+    char uid[64]; /* NUL-padded */
+    __u32 generation;
+    __u32 ifindex;
+};
+
+/* listeners (SOCKMAP): instance * 4 + direction * 2 + (IPv6 ? 1 : 0) -> a listening socket */
+
+/* flows: as the initiator sent the first packet -> who sent it. Ports in host byte order. */
+struct flow_key {
+    struct address src;
+    struct address dst;
+    __u16 sport;
+    __u16 dport;
+    __u8 protocol; /* IPPROTO_TCP */
+    __u8 pad[3];
+};
+
+struct flow {
+    __u64 started_ns; /* CLOCK_MONOTONIC */
+    __u32 endpoint;
+    __u32 generation;
+    __u32 ifindex;
+    __u32 instance;
+    __u8 direction; /* enum direction */
+    __u8 pad[7];
+};
+
+/* Why a packet met the end that it met; also the index into struct counters. */
+enum verdict {
+    VERDICT_FLOW_STARTED,      /* a SYN was assigned to the listener */
+    VERDICT_FLOW_PACKET,       /* a later packet was assigned to its socket */
+    VERDICT_SYN_COOKIE,        /* no socket, but a known flow: left to the listener (SYN cookie, or its reset) */
+    VERDICT_OLDER_CONNECTION,  /* passed: open since before the enrolment */
+    VERDICT_NOT_TCP,           /* passed */
+    VERDICT_NOT_IP,            /* passed: ARP and the like */
+    VERDICT_NO_LISTENER_OPEN,  /* passed: failure policy open */
+    VERDICT_NO_LISTENER_RESET, /* reset: failure policy closed */
+    VERDICT_SPOOFED_SOURCE,    /* dropped: the source address is not the endpoint's */
+    VERDICT_FRAGMENT,          /* dropped: a TCP fragment could hide a SYN */
+    VERDICT_MALFORMED,         /* dropped: lengths do not fit */
+    VERDICT_VLAN,              /* dropped: TCP behind a VLAN tag other than a priority tag */
+    VERDICT_EXTENSION_HEADERS, /* dropped: more IPv6 extension headers than are parsed */
+    VERDICT_ASSIGN_FAILED,     /* dropped: the kernel refused the socket */
+    VERDICT_STEER_LOST,        /* dropped: reached the bridge with our mark but without a socket */
+    VERDICT_NO_ENDPOINT,       /* passed: a program is attached, the endpoint is gone */
+    VERDICT_EVENT_LOST,        /* an event found the ring full; the packet was not affected */
+    VERDICT_COUNT,
+};
+
+/* counters (per CPU): endpoint id -> packets by verdict; id 0 for packets that belong to no endpoint */
+struct counters {
+    __u64 packets[VERDICT_COUNT];
+};
+
+/* events (ring buffer): flow starts, and the first packets that were refused */
+struct event {
+    __u64 time_ns; /* CLOCK_MONOTONIC */
+    struct flow_key key;
+    __u32 endpoint;
+    __u32 generation;
+    __u32 ifindex;
+    __u32 instance;
+    __u8 direction; /* enum direction */
+    __u8 verdict;   /* enum verdict */
+    __u8 pad[6];
+};

@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/* The maps that every program shares: created once, pinned by the agent, reused by each object. */
+#pragma once
+
+#include <linux/bpf.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <bpf/bpf_helpers.h>
+
+#include "layout.h"
+
+struct {
+    __uint(type, BPF_MAP_TYPE_HASH);
+    __uint(max_entries, MAX_ENDPOINTS);
+    __uint(map_flags, BPF_F_NO_PREALLOC);
+    __type(key, __u32);
+    __type(value, struct endpoint);
+} endpoints SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_HASH);
+    __uint(max_entries, MAX_SOURCES);
+    __uint(map_flags, BPF_F_NO_PREALLOC);
+    __type(key, struct source_key);
+    __type(value, __u8);
+} sources SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_HASH);
+    __uint(max_entries, MAX_ENDPOINTS);
+    __uint(map_flags, BPF_F_NO_PREALLOC);
+    __type(key, __u32);
+    __type(value, struct workload);
+} workloads SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_SOCKMAP);
+    __uint(max_entries, MAX_LISTENERS);
+    __type(key, __u32);
+    __type(value, __u64); /* eight bytes, so that user space reads back the socket's cookie */
+} listeners SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_LRU_HASH);
+    __uint(max_entries, MAX_FLOWS);
+    __type(key, struct flow_key);
+    __type(value, struct flow);
+} flows SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+    __uint(max_entries, MAX_ENDPOINTS + 1);
+    __uint(map_flags, BPF_F_NO_PREALLOC);
+    __type(key, __u32);
+    __type(value, struct counters);
+} counters SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_RINGBUF);
+    __uint(max_entries, EVENT_BYTES);
+} events SEC(".maps");
+
+/* Types that no map names: held by this pointer so that they stand in the object's BTF, where the agent reads them. */
+struct layouts {
+    struct event event;
+    enum verdict verdict;
+    enum endpoint_flag endpoint_flag;
+    enum direction direction;
+};
+const struct layouts *const volatile layouts_in_btf = NULL;
+
+static __always_inline void count(__u32 endpoint_id, enum verdict verdict) {
+    struct counters *row = bpf_map_lookup_elem(&counters, &endpoint_id);
+
+    if (row)
+        row->packets[verdict]++;
+}
+
+/* Recorded for this very enrolment: not by a pod that had the interface before, nor by this one in an earlier life. */
+static __always_inline bool started_by(const struct flow *flow, const struct endpoint *endpoint) {
+    return flow->endpoint == endpoint->id && flow->generation == endpoint->generation;
+}

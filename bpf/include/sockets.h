@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/* Finding the socket that a packet belongs to, and giving the packet to it. */
+#pragma once
+
+#include <linux/pkt_cls.h>
+
+#include "maps.h"
+#include "parse.h"
+
+/* Set by the agent before loading. */
+const volatile __u32 mark_value = 0x40;
+const volatile __u32 mark_mask = 0x40;
+
+static __always_inline void set_mark(struct __sk_buff *skb) {
+    skb->mark = (skb->mark & ~mark_mask) | mark_value;
+}
+
+/* The connection's own socket, be it a request, established or in TIME_WAIT; never a listener. Release it. */
+static __always_inline struct bpf_sock *connection_socket(struct __sk_buff *skb, const struct packet *packet) {
+    struct bpf_sock_tuple tuple = {};
+    struct bpf_sock *sk;
+
+    if (packet->family == AF_INET) {
+        __builtin_memcpy(&tuple.ipv4.saddr, &packet->key.src.bytes[12], 4);
+        __builtin_memcpy(&tuple.ipv4.daddr, &packet->key.dst.bytes[12], 4);
+        tuple.ipv4.sport = bpf_htons(packet->key.sport);
+        tuple.ipv4.dport = bpf_htons(packet->key.dport);
+        sk = bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
+    } else {
+        __builtin_memcpy(&tuple.ipv6.saddr, &packet->key.src, 16);
+        __builtin_memcpy(&tuple.ipv6.daddr, &packet->key.dst, 16);
+        tuple.ipv6.sport = bpf_htons(packet->key.sport);
+        tuple.ipv6.dport = bpf_htons(packet->key.dport);
+        sk = bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv6), BPF_F_CURRENT_NETNS, 0);
+    }
+    if (!sk)
+        return NULL;
+    if (sk->state == BPF_TCP_LISTEN) {
+        bpf_sk_release(sk);
+        return NULL;
+    }
+    return sk;
+}
+
+/* The listener of an instance. Release it. */
+static __always_inline struct bpf_sock *listener_socket(__u32 instance, enum direction direction, __u8 family) {
+    __u32 slot = instance * 4 + direction * 2 + (family == AF_INET6);
+
+    return bpf_map_lookup_elem(&listeners, &slot);
+}
+
+/* Takes the reference on `sk`. The mark follows only where the assignment was made: see "must never happen". */
+static __always_inline bool give(struct __sk_buff *skb, struct bpf_sock *sk) {
+    long error = bpf_sk_assign(skb, sk, 0);
+
+    bpf_sk_release(sk);
+    if (error)
+        return false;
+    set_mark(skb);
+    return true;
+}

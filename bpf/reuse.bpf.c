@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+/* reuse: sk_lookup of the node's network namespace. A pod that opens a connection from a port whose last
+ * connection is still in TIME_WAIT at the proxy sends a SYN that belongs to that socket; the kernel then looks for
+ * a listener at the packet's own destination (RFC 6191), where there is none. This program names ours, for flows
+ * that pod_egress has recorded and only for those. */
+#include "sockets.h"
+
+char LICENSE[] SEC("license") = "Dual MIT/GPL";
+
+SEC("sk_lookup")
+int reuse(struct bpf_sk_lookup *context) {
+    struct flow_key key = {.protocol = IPPROTO_TCP};
+    struct endpoint *endpoint;
+    struct bpf_sock *listener;
+    struct flow *flow;
+
+    if (context->protocol != IPPROTO_TCP)
+        return SK_PASS;
+    if (context->family == AF_INET) {
+        map_v4(&key.src, context->remote_ip4);
+        map_v4(&key.dst, context->local_ip4);
+    } else {
+        __builtin_memcpy(&key.src, context->remote_ip6, sizeof(key.src));
+        __builtin_memcpy(&key.dst, context->local_ip6, sizeof(key.dst));
+    }
+    key.sport = bpf_ntohs(context->remote_port);
+    key.dport = context->local_port;
+    flow = bpf_map_lookup_elem(&flows, &key);
+    if (!flow || flow->direction != DIRECTION_EGRESS)
+        return SK_PASS;
+    endpoint = bpf_map_lookup_elem(&endpoints, &flow->ifindex);
+    if (!endpoint || !started_by(flow, endpoint))
+        return SK_PASS;
+    listener = listener_socket(flow->instance, DIRECTION_EGRESS, context->family);
+    if (!listener)
+        return SK_PASS;
+    bpf_sk_assign(context, listener, 0);
+    bpf_sk_release(listener);
+    return SK_PASS;
+}

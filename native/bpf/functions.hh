@@ -1,0 +1,11 @@
+#pragma once
+
+#include <napi.h>
+
+namespace ns {
+
+void define_maps(Napi::Env env, Napi::Object exports);
+void define_programs(Napi::Env env, Napi::Object exports);
+void define_links(Napi::Env env, Napi::Object exports);
+
+} // namespace ns

@@ -1,0 +1,178 @@
+// Maps by descriptor. Sizes are checked in TypeScript against what mapInfo() told.
+#include <vector>
+
+#include <bpf/bpf.h>
+#include <bpf/libbpf.h>
+
+#include "common/errors.hh"
+#include "functions.hh"
+
+namespace ns {
+
+namespace {
+
+constexpr uint32_t kBatch = 512;
+
+bool is_per_cpu(uint32_t type) {
+    return type == BPF_MAP_TYPE_PERCPU_HASH || type == BPF_MAP_TYPE_PERCPU_ARRAY ||
+           type == BPF_MAP_TYPE_LRU_PERCPU_HASH || type == BPF_MAP_TYPE_PERCPU_CGROUP_STORAGE;
+}
+
+uint32_t user_value_size(const bpf_map_info &info) {
+    uint32_t rounded = (info.value_size + 7) / 8 * 8;
+    return is_per_cpu(info.type) ? rounded * libbpf_num_possible_cpus() : info.value_size;
+}
+
+Napi::Value map_info(const Napi::CallbackInfo &info) {
+    auto env = info.Env();
+    bpf_map_info map = {};
+    uint32_t length = sizeof(map);
+
+    if (bpf_obj_get_info_by_fd(fd_argument(info, 0), &map, &length))
+        throw kernel_error(env, errno, "bpf", "reading a map's description");
+    auto result = Napi::Object::New(env);
+    result.Set("name", map.name);
+    result.Set("type", map.type);
+    result.Set("id", map.id);
+    result.Set("keySize", map.key_size);
+    result.Set("valueSize", user_value_size(map));
+    result.Set("maxEntries", map.max_entries);
+    return result;
+}
+
+Napi::Value map_get(const Napi::CallbackInfo &info) {
+    auto env = info.Env();
+    auto key = info[1].As<Napi::Uint8Array>();
+    auto value = Napi::Buffer<uint8_t>::New(env, info[2].As<Napi::Number>().Uint32Value());
+
+    if (bpf_map_lookup_elem(fd_argument(info, 0), key.Data(), value.Data()) == 0)
+        return value;
+    if (errno == ENOENT)
+        return env.Undefined();
+    throw kernel_error(env, errno, "bpf", "looking up a map entry");
+}
+
+void map_set(const Napi::CallbackInfo &info) {
+    auto key = info[1].As<Napi::Uint8Array>();
+    auto value = info[2].As<Napi::Uint8Array>();
+    auto flags = static_cast<uint64_t>(info[3].As<Napi::Number>().Int64Value());
+
+    if (bpf_map_update_elem(fd_argument(info, 0), key.Data(), value.Data(), flags))
+        throw kernel_error(info.Env(), errno, "bpf", "setting a map entry");
+}
+
+Napi::Value map_delete(const Napi::CallbackInfo &info) {
+    auto env = info.Env();
+    auto key = info[1].As<Napi::Uint8Array>();
+
+    if (bpf_map_delete_elem(fd_argument(info, 0), key.Data()) == 0)
+        return Napi::Boolean::New(env, true);
+    // A SOCKMAP says EINVAL for a slot that is empty.
+    if (errno == ENOENT || errno == EINVAL)
+        return Napi::Boolean::New(env, false);
+    throw kernel_error(env, errno, "bpf", "deleting a map entry");
+}
+
+// Keys and values side by side in two buffers, each a multiple of its size long.
+Napi::Object pack(Napi::Env env, const std::vector<uint8_t> &keys, const std::vector<uint8_t> &values, uint32_t count) {
+    auto result = Napi::Object::New(env);
+    result.Set("count", count);
+    result.Set("keys", Napi::Buffer<uint8_t>::Copy(env, keys.data(), keys.size()));
+    result.Set("values", Napi::Buffer<uint8_t>::Copy(env, values.data(), values.size()));
+    return result;
+}
+
+uint32_t read_one_by_one(int fd, uint32_t key_size, uint32_t value_size, std::vector<uint8_t> &keys,
+                         std::vector<uint8_t> &values) {
+    std::vector<uint8_t> previous(key_size), key(key_size), value(value_size);
+    uint32_t count = 0;
+
+    for (void *from = nullptr; bpf_map_get_next_key(fd, from, key.data()) == 0; from = previous.data()) {
+        if (bpf_map_lookup_elem(fd, key.data(), value.data()) == 0) {
+            keys.insert(keys.end(), key.begin(), key.end());
+            values.insert(values.end(), value.begin(), value.end());
+            count++;
+        }
+        previous = key;
+    }
+    return count;
+}
+
+Napi::Value map_entries(const Napi::CallbackInfo &info) {
+    auto env = info.Env();
+    int fd = fd_argument(info, 0);
+    uint32_t key_size = info[1].As<Napi::Number>().Uint32Value();
+    uint32_t value_size = info[2].As<Napi::Number>().Uint32Value();
+    std::vector<uint8_t> keys, values, batch_keys(kBatch * key_size), batch_values(kBatch * value_size);
+    // The cursor of a hash is a bucket number, of an array a key.
+    std::vector<uint8_t> cursor(key_size < 4 ? 4 : key_size);
+    uint32_t count = 0, size = kBatch;
+
+    for (void *from = nullptr;;) {
+        uint32_t got = size;
+        int error =
+            bpf_map_lookup_batch(fd, from, cursor.data(), batch_keys.data(), batch_values.data(), &got, nullptr);
+
+        if (error && errno == ENOSPC) { // one bucket holds more than the batch
+            size *= 2;
+            batch_keys.resize(size * key_size);
+            batch_values.resize(size * value_size);
+            continue;
+        }
+        if (error && errno != ENOENT) {
+            if (count > 0)
+                throw kernel_error(env, errno, "bpf", "reading a map in batches");
+            return pack(env, keys, values, read_one_by_one(fd, key_size, value_size, keys, values));
+        }
+        keys.insert(keys.end(), batch_keys.begin(), batch_keys.begin() + got * key_size);
+        values.insert(values.end(), batch_values.begin(), batch_values.begin() + got * value_size);
+        count += got;
+        if (error)
+            return pack(env, keys, values, count);
+        from = cursor.data();
+    }
+}
+
+Napi::Value map_delete_many(const Napi::CallbackInfo &info) {
+    auto env = info.Env();
+    int fd = fd_argument(info, 0);
+    auto keys = info[1].As<Napi::Uint8Array>();
+    uint32_t key_size = info[2].As<Napi::Number>().Uint32Value();
+    uint32_t deleted = 0;
+
+    // One by one: a batch stops at the first key that is gone, which is the usual case here.
+    for (size_t offset = 0; offset + key_size <= keys.ByteLength(); offset += key_size) {
+        if (bpf_map_delete_elem(fd, keys.Data() + offset) == 0)
+            deleted++;
+        else if (errno != ENOENT && errno != EINVAL)
+            throw kernel_error(env, errno, "bpf", "deleting map entries");
+    }
+    return Napi::Number::New(env, deleted);
+}
+
+void map_set_socket(const Napi::CallbackInfo &info) {
+    auto key = info[1].As<Napi::Uint8Array>();
+    uint64_t socket = static_cast<uint64_t>(info[2].As<Napi::Number>().Int64Value());
+
+    if (bpf_map_update_elem(fd_argument(info, 0), key.Data(), &socket, BPF_ANY))
+        throw kernel_error(info.Env(), errno, "bpf", "putting a socket into a map");
+}
+
+Napi::Value possible_cpus(const Napi::CallbackInfo &info) {
+    return Napi::Number::New(info.Env(), libbpf_num_possible_cpus());
+}
+
+} // namespace
+
+void define_maps(Napi::Env env, Napi::Object exports) {
+    exports.Set("mapInfo", Napi::Function::New(env, map_info));
+    exports.Set("mapGet", Napi::Function::New(env, map_get));
+    exports.Set("mapSet", Napi::Function::New(env, map_set));
+    exports.Set("mapDelete", Napi::Function::New(env, map_delete));
+    exports.Set("mapEntries", Napi::Function::New(env, map_entries));
+    exports.Set("mapDeleteMany", Napi::Function::New(env, map_delete_many));
+    exports.Set("mapSetSocket", Napi::Function::New(env, map_set_socket));
+    exports.Set("possibleCpus", Napi::Function::New(env, possible_cpus));
+}
+
+} // namespace ns

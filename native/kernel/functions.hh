@@ -1,0 +1,11 @@
+#pragma once
+
+#include <napi.h>
+
+namespace ns {
+
+void define_namespaces(Napi::Env env, Napi::Object exports);
+void define_sockets(Napi::Env env, Napi::Object exports);
+void define_listeners(Napi::Env env, Napi::Object exports);
+
+} // namespace ns

@@ -1,0 +1,136 @@
+// Links that come, change and go, by netlink multicast, read by a thread of its own.
+#include "link_events.hh"
+
+#include <net/if.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+
+#include <linux/netlink.h>
+#include <linux/rtnetlink.h>
+
+namespace ns {
+
+namespace {
+
+constexpr int kReceiveBytes = 4 << 20;
+constexpr size_t kQueueLimit = 1 << 16;
+
+LinkEvent parse(const nlmsghdr *message) {
+    auto *link = static_cast<const ifinfomsg *>(NLMSG_DATA(message));
+    int length = message->nlmsg_len - NLMSG_LENGTH(sizeof(*link));
+    LinkEvent event = {};
+
+    event.removed = message->nlmsg_type == RTM_DELLINK;
+    event.ifindex = link->ifi_index;
+    event.up = (link->ifi_flags & IFF_UP) != 0;
+    for (auto *attribute = IFLA_RTA(link); RTA_OK(attribute, length); attribute = RTA_NEXT(attribute, length)) {
+        auto *data = static_cast<const char *>(RTA_DATA(attribute));
+        if (attribute->rta_type == IFLA_IFNAME)
+            event.name.assign(data, strnlen(data, RTA_PAYLOAD(attribute)));
+        else if (attribute->rta_type == IFLA_MASTER && RTA_PAYLOAD(attribute) >= sizeof(event.master))
+            memcpy(&event.master, data, sizeof(event.master));
+    }
+    return event;
+}
+
+Napi::Value to_js(Napi::Env env, const LinkEvent &event) {
+    if (event.resync)
+        return env.Null();
+    auto result = Napi::Object::New(env);
+    result.Set("kind", event.removed ? "del" : "new");
+    result.Set("ifindex", event.ifindex);
+    result.Set("name", event.name);
+    result.Set("up", event.up);
+    result.Set("master", event.master);
+    return result;
+}
+
+} // namespace
+
+Napi::Function LinkEvents::define(Napi::Env env) {
+    return DefineClass(env, "LinkEvents", {InstanceMethod("close", &LinkEvents::close)});
+}
+
+LinkEvents::LinkEvents(const Napi::CallbackInfo &info)
+    : Napi::ObjectWrap<LinkEvents>(info), socket_(socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE)),
+      wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+    auto env = info.Env();
+    int bytes = info[1].As<Napi::Number>().Int32Value();
+    sockaddr_nl address = {};
+
+    address.nl_family = AF_NETLINK;
+    address.nl_groups = RTMGRP_LINK;
+    if (bytes == 0)
+        bytes = kReceiveBytes;
+    if (!socket_ || !wake_)
+        throw kernel_error(env, errno, "socket", "opening a link event socket");
+    // Beyond net.core.rmem_max, which needs CAP_NET_ADMIN.
+    if (setsockopt(socket_.get(), SOL_SOCKET, SO_RCVBUFFORCE, &bytes, sizeof(bytes)))
+        throw kernel_error(env, errno, "setsockopt", "enlarging the link event buffer");
+    if (bind(socket_.get(), reinterpret_cast<sockaddr *>(&address), sizeof(address)))
+        throw kernel_error(env, errno, "bind", "subscribing to link events");
+    delivery_ = std::make_shared<Delivery<LinkEvent>>(env, info[0].As<Napi::Function>(), "nodesentry link events",
+                                                      kQueueLimit, to_js);
+    thread_ = std::thread([this] { run(); });
+}
+
+LinkEvents::~LinkEvents() {
+    stop();
+}
+
+// False when the socket is of no more use.
+bool LinkEvents::receive() {
+    alignas(nlmsghdr) char buffer[32 << 10];
+    ssize_t got = recv(socket_.get(), buffer, sizeof(buffer), MSG_DONTWAIT);
+
+    if (got < 0) {
+        if (errno == ENOBUFS) {
+            LinkEvent lost = {};
+            lost.resync = true;
+            delivery_->push(lost);
+            return true;
+        }
+        return errno == EAGAIN || errno == EINTR;
+    }
+    auto length = static_cast<uint32_t>(got);
+    for (auto *message = reinterpret_cast<nlmsghdr *>(buffer); NLMSG_OK(message, length);
+         message = NLMSG_NEXT(message, length)) {
+        bool is_link = message->nlmsg_type == RTM_NEWLINK || message->nlmsg_type == RTM_DELLINK;
+        if (is_link && message->nlmsg_len >= NLMSG_LENGTH(sizeof(ifinfomsg)))
+            delivery_->push(parse(message));
+    }
+    return true;
+}
+
+void LinkEvents::run() {
+    pollfd fds[] = {{.fd = socket_.get(), .events = POLLIN, .revents = 0},
+                    {.fd = wake_.get(), .events = POLLIN, .revents = 0}};
+
+    while (!stopping_) {
+        if (poll(fds, 2, -1) < 0 && errno != EINTR)
+            return;
+        if (!stopping_ && (fds[0].revents & (POLLIN | POLLERR)) && !receive())
+            return;
+    }
+}
+
+void LinkEvents::stop() {
+    if (!socket_)
+        return;
+    stopping_ = true;
+    if (thread_.joinable()) {
+        eventfd_write(wake_.get(), 1);
+        thread_.join();
+    }
+    if (delivery_)
+        delivery_->close();
+    socket_.reset();
+    wake_.reset();
+}
+
+void LinkEvents::close(const Napi::CallbackInfo &) {
+    stop();
+}
+
+} // namespace ns

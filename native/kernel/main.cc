@@ -1,0 +1,14 @@
+#include <napi.h>
+
+#include "functions.hh"
+#include "link_events.hh"
+
+static Napi::Object init(Napi::Env env, Napi::Object exports) {
+    exports.Set("LinkEvents", ns::LinkEvents::define(env));
+    ns::define_namespaces(env, exports);
+    ns::define_sockets(env, exports);
+    ns::define_listeners(env, exports);
+    return exports;
+}
+
+NODE_API_MODULE(kernel, init)

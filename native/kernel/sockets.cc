@@ -1,0 +1,131 @@
+// Other processes' sockets: copied, made transparent, described; and whoever is at the other end of a Unix socket.
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+
+#include "common/errors.hh"
+#include "functions.hh"
+
+#ifndef SO_PEERPIDFD
+#define SO_PEERPIDFD 77 // Linux 6.5
+#endif
+
+namespace ns {
+
+namespace {
+
+Napi::Value pidfd_open(const Napi::CallbackInfo &info) {
+    int pid = info[0].As<Napi::Number>().Int32Value();
+    long fd = syscall(SYS_pidfd_open, pid, 0);
+
+    if (fd < 0)
+        throw kernel_error(info.Env(), errno, "pidfd_open", "opening process " + std::to_string(pid));
+    return Napi::Number::New(info.Env(), fd);
+}
+
+Napi::Value pidfd_getfd(const Napi::CallbackInfo &info) {
+    int target = fd_argument(info, 1);
+    long fd = syscall(SYS_pidfd_getfd, fd_argument(info, 0), target, 0);
+
+    if (fd < 0)
+        throw kernel_error(info.Env(), errno, "pidfd_getfd",
+                           "copying descriptor " + std::to_string(target) + " of another process");
+    return Napi::Number::New(info.Env(), fd);
+}
+
+int option(Napi::Env env, int fd, int level, int name, const char *doing) {
+    int value = 0;
+    socklen_t length = sizeof(value);
+
+    if (getsockopt(fd, level, name, &value, &length))
+        throw kernel_error(env, errno, "getsockopt", doing);
+    return value;
+}
+
+void set_transparent(const Napi::CallbackInfo &info) {
+    auto env = info.Env();
+    int fd = fd_argument(info, 0);
+    int on = 1;
+    int family = option(env, fd, SOL_SOCKET, SO_DOMAIN, "asking for a socket's family");
+
+    if (family == AF_INET6 && setsockopt(fd, IPPROTO_IPV6, IPV6_TRANSPARENT, &on, sizeof(on)))
+        throw kernel_error(env, errno, "setsockopt", "making a socket transparent");
+    if (setsockopt(fd, IPPROTO_IP, IP_TRANSPARENT, &on, sizeof(on)))
+        throw kernel_error(env, errno, "setsockopt", "making a socket transparent");
+}
+
+Napi::Value socket_info(const Napi::CallbackInfo &info) {
+    auto env = info.Env();
+    int fd = fd_argument(info, 0);
+    int family = option(env, fd, SOL_SOCKET, SO_DOMAIN, "asking for a socket's family");
+    int type = option(env, fd, SOL_SOCKET, SO_TYPE, "asking for a socket's type");
+
+    if (family != AF_INET && family != AF_INET6)
+        throw kernel_error(env, EAFNOSUPPORT, "getsockopt", "describing a socket that is not an IP socket");
+
+    sockaddr_storage address = {};
+    socklen_t length = sizeof(address);
+    uint64_t cookie = 0;
+    socklen_t cookie_length = sizeof(cookie);
+    if (getsockname(fd, reinterpret_cast<sockaddr *>(&address), &length))
+        throw kernel_error(env, errno, "getsockname", "asking for a socket's address");
+    if (getsockopt(fd, SOL_SOCKET, SO_COOKIE, &cookie, &cookie_length))
+        throw kernel_error(env, errno, "getsockopt", "asking for a socket's cookie");
+
+    char text[INET6_ADDRSTRLEN] = "";
+    auto *v4 = reinterpret_cast<sockaddr_in *>(&address);
+    auto *v6 = reinterpret_cast<sockaddr_in6 *>(&address);
+    bool is_v6 = family == AF_INET6;
+    if (is_v6)
+        inet_ntop(AF_INET6, &v6->sin6_addr, text, sizeof(text));
+    else
+        inet_ntop(AF_INET, &v4->sin_addr, text, sizeof(text));
+
+    auto result = Napi::Object::New(env);
+    result.Set("family", is_v6 ? 6 : 4);
+    result.Set("type", type == SOCK_STREAM ? "stream" : type == SOCK_DGRAM ? "dgram" : "other");
+    result.Set("listening", option(env, fd, SOL_SOCKET, SO_ACCEPTCONN, "asking whether a socket listens") != 0);
+    result.Set("transparent",
+               option(env, fd, is_v6 ? IPPROTO_IPV6 : IPPROTO_IP, is_v6 ? IPV6_TRANSPARENT : IP_TRANSPARENT,
+                      "asking whether a socket is transparent") != 0);
+    result.Set("v6only", is_v6 && option(env, fd, IPPROTO_IPV6, IPV6_V6ONLY, "asking for IPV6_V6ONLY") != 0);
+    result.Set("address", text);
+    result.Set("port", ntohs(is_v6 ? v6->sin6_port : v4->sin_port));
+    result.Set("cookie", Napi::BigInt::New(env, cookie));
+    return result;
+}
+
+Napi::Value peer_credentials(const Napi::CallbackInfo &info) {
+    auto env = info.Env();
+    int fd = fd_argument(info, 0);
+    ucred credentials = {};
+    socklen_t length = sizeof(credentials);
+
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &credentials, &length))
+        throw kernel_error(env, errno, "getsockopt", "asking for a peer's credentials");
+    auto result = Napi::Object::New(env);
+    result.Set("pid", credentials.pid);
+    result.Set("uid", credentials.uid);
+    result.Set("gid", credentials.gid);
+
+    int pidfd = -1;
+    length = sizeof(pidfd);
+    // ENOPROTOOPT: an older kernel; ESRCH or ENODATA: the peer has gone. The credentials stand without it.
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERPIDFD, &pidfd, &length) == 0)
+        result.Set("pidfd", pidfd);
+    return result;
+}
+
+} // namespace
+
+void define_sockets(Napi::Env env, Napi::Object exports) {
+    exports.Set("pidfdOpen", Napi::Function::New(env, pidfd_open));
+    exports.Set("pidfdGetfd", Napi::Function::New(env, pidfd_getfd));
+    exports.Set("setTransparent", Napi::Function::New(env, set_transparent));
+    exports.Set("socketInfo", Napi::Function::New(env, socket_info));
+    exports.Set("peerCredentials", Napi::Function::New(env, peer_credentials));
+}
+
+} // namespace ns

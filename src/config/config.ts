@@ -1,0 +1,72 @@
+/** The configuration as the rest of the program reads it: complete, checked, addresses parsed. */
+
+import type { EnrolMode } from '../pods/annotations.js';
+import type { FailurePolicy, RuntimeKind } from '../pods/pod.js';
+
+export interface Config {
+  readonly node: string;
+  readonly trustDomain: string;
+  readonly interception: {
+    readonly mark: Mark;
+    readonly table: number;
+    readonly rulePriority: number;
+    readonly failure: FailurePolicy;
+    readonly enrol: EnrolMode;
+  };
+  readonly sources: {
+    /** Absolute path. */
+    readonly static?: { readonly file: string };
+    readonly cri?: { readonly endpoint: string };
+  };
+  /** In order of precedence. */
+  readonly instances: readonly Instance[];
+  /** What the file adds; `runtimeKindOf` knows the built-in names. */
+  readonly runtimes: { readonly handlers: Readonly<Record<string, RuntimeKind>> };
+  readonly api: { readonly allow: readonly AllowedCaller[] };
+  readonly log: { readonly level: LogLevel };
+}
+
+export interface Mark {
+  readonly value: number;
+  /** Contains every bit of `value`. */
+  readonly mask: number;
+}
+
+export interface Instance {
+  readonly name: string;
+  /** Undefined: every app. */
+  readonly apps: readonly string[] | undefined;
+  /** At most one address per family; no address of a family: the failure policy applies to it. */
+  readonly outbound: readonly ListenerAddress[];
+  readonly inbound: readonly ListenerAddress[];
+}
+
+export interface ListenerAddress {
+  readonly host: string;
+  readonly port: number;
+  readonly family: 4 | 6;
+  /** Canonical `host:port` or `[host]:port`. */
+  readonly text: string;
+}
+
+export type AllowedCaller = { readonly uid: number } | { readonly gid: number } | { readonly exe: string };
+
+export const LOG_LEVELS = ['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent'] as const;
+export type LogLevel = (typeof LOG_LEVELS)[number];
+
+/** The proxy instance that serves an app, and its place in the list: the first that matches. */
+export function instanceFor(
+  config: Pick<Config, 'instances'>,
+  app: string | undefined,
+): { name: string; index: number } | undefined {
+  const index = config.instances.findIndex(
+    ({ apps }) => apps === undefined || (app !== undefined && apps.includes(app)),
+  );
+  const instance = config.instances[index];
+  return instance === undefined ? undefined : { name: instance.name, index };
+}
+
+/** Whether an address without a family of its own also takes IPv4: `[::]`, alone in its list. */
+export function servesBothFamilies(list: readonly ListenerAddress[]): boolean {
+  return list.length === 1 && list[0]?.host === '::';
+}

@@ -1,0 +1,78 @@
+/** Listener addresses: how they are written, and when two of them would be one socket. */
+
+import { familyOf, formatSocketAddress, parseSocketAddress } from '../pods/ip.js';
+import { type Instance, type ListenerAddress, servesBothFamilies } from './config.js';
+
+/** Undefined where the text is not an address with a port other than 0. */
+export function parseListenerAddress(text: string): ListenerAddress | undefined {
+  const address = parseSocketAddress(text);
+  if (address === undefined || address.port === 0) {
+    return undefined;
+  }
+  return {
+    host: address.ip,
+    port: address.port,
+    family: familyOf(address.ip),
+    text: formatSocketAddress(address),
+  };
+}
+
+export interface Overlap {
+  readonly path: readonly (string | number)[];
+  readonly message: string;
+}
+
+interface Claim {
+  readonly path: readonly (string | number)[];
+  readonly list: readonly ListenerAddress[];
+  readonly text: string;
+  readonly owner: string;
+  readonly port: number;
+  readonly hosts: readonly { readonly family: 4 | 6; readonly host: string }[];
+}
+
+/** Every address that another list has claimed before it. One socket can serve one instance and direction. */
+export function findOverlaps(instances: readonly Instance[]): Overlap[] {
+  const claims = instances.flatMap((instance, index) =>
+    (['outbound', 'inbound'] as const).flatMap((direction) =>
+      instance[direction].map(
+        (address, place, list): Claim => ({
+          path: ['instances', index, direction, ...(list.length > 1 ? [place] : [])],
+          list,
+          text: address.text,
+          owner: `${direction} of instance ${instance.name}`,
+          port: address.port,
+          hosts: [
+            { family: address.family, host: address.host },
+            ...(servesBothFamilies(list) ? [{ family: 4, host: '0.0.0.0' } as const] : []),
+          ],
+        }),
+      ),
+    ),
+  );
+  return claims.flatMap((claim, index) => {
+    const earlier = claims
+      .slice(0, index)
+      .find((other) => other.list !== claim.list && overlap(other, claim));
+    return earlier === undefined
+      ? []
+      : [{ path: claim.path, message: `${claim.text} overlaps ${earlier.text}, the ${earlier.owner}` }];
+  });
+}
+
+function overlap(a: Claim, b: Claim): boolean {
+  return (
+    a.port === b.port &&
+    a.hosts.some((left) =>
+      b.hosts.some(
+        (right) =>
+          left.family === right.family &&
+          (left.host === right.host || isWildcard(left.host) || isWildcard(right.host)),
+      ),
+    )
+  );
+}
+
+function isWildcard(host: string): boolean {
+  return host === '0.0.0.0' || host === '::';
+}

@@ -1,0 +1,64 @@
+/** From a file to a `Config`, or to every mistake in it. */
+
+import { readFileSync } from 'node:fs';
+import { hostname } from 'node:os';
+import { dirname, resolve } from 'node:path';
+import { checkYaml, type FieldPath, type Problem } from '../pods/checked-yaml.js';
+import type { Config } from './config.js';
+import { ConfigError } from './errors.js';
+import { findOverlaps } from './listeners.js';
+import { configSchema } from './schema.js';
+
+/** Reads and checks a configuration file. Throws ConfigError with every problem found. */
+export function loadConfig(path: string): Config {
+  let text: string;
+  try {
+    text = readFileSync(path, 'utf8');
+  } catch (error) {
+    const message = `the configuration cannot be read: ${(error as Error).message}`;
+    throw new ConfigError([{ file: path, line: 0, field: '', message }], { cause: error });
+  }
+  return parseConfig(text, path);
+}
+
+/** `path` stands in messages, and its folder is where a relative `sources.static.file` starts. */
+export function parseConfig(text: string, path: string): Config {
+  const checked = checkYaml(path, text, configSchema(hostname()));
+  if (!checked.ok) {
+    throw new ConfigError(checked.problems);
+  }
+  const { sources, ...rest } = checked.value;
+  const problems: Problem[] = [];
+  const report = (field: FieldPath, message: string): void => {
+    problems.push(checked.problemAt(field, message));
+  };
+  for (const kind of ['kubernetes', 'cni'] as const) {
+    if (sources[kind] !== undefined) {
+      report(['sources', kind], 'not available in this version');
+    }
+  }
+  if (Object.values(sources).every((source) => source === undefined)) {
+    report(['sources'], 'at least one source is needed: static or cri');
+  }
+  const names = rest.instances.map((instance) => instance.name);
+  names.forEach((name, index) => {
+    if (names.indexOf(name) !== index) {
+      report(['instances', index, 'name'], `${name} is the name of an instance before it`);
+    }
+  });
+  for (const { path: field, message } of findOverlaps(rest.instances)) {
+    report(field, message);
+  }
+  if (problems.length > 0) {
+    throw new ConfigError(problems);
+  }
+  return {
+    ...rest,
+    sources: {
+      ...(sources.static === undefined
+        ? {}
+        : { static: { file: resolve(dirname(path), sources.static.file) } }),
+      ...(sources.cri === undefined ? {} : { cri: sources.cri }),
+    },
+  };
+}

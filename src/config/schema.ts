@@ -1,0 +1,165 @@
+/** The configuration file: every key, its default, and what a wrong value is told. */
+
+import { z } from 'zod';
+import { RUNTIME_KINDS } from '../pods/pod.js';
+import { type ListenerAddress, LOG_LEVELS, type Mark } from './config.js';
+import { parseListenerAddress } from './listeners.js';
+
+/** 1024 listener slots in the kernel map, four per instance: two directions, two families. */
+const MAX_INSTANCES = 256;
+const MAX_ID = 0xffff_fffe;
+
+const name = (what: string) => z.string({ error: what }).min(1, { error: what });
+const oneOf = <const T extends readonly string[]>(values: T) =>
+  z.enum(values, { error: values.length === 2 ? values.join(' or ') : `one of ${values.join(', ')}` });
+const section = <T extends z.core.$ZodLooseShape>(shape: T) => z.strictObject(shape, { error: 'a mapping' });
+const integer = (min: number, max: number) => {
+  const error = `a whole number from ${min} to ${max}`;
+  return z.int({ error }).min(min, { error }).max(max, { error });
+};
+
+const MARK = /^(0x[0-9a-fA-F]{1,8}|\d{1,10})\/(0x[0-9a-fA-F]{1,8}|\d{1,10})$/;
+const MARK_EXPECTED = 'value/mask such as 0x40/0x40, both of 1 to 32 bits and the value within the mask';
+
+const mark = z
+  .string({ error: MARK_EXPECTED })
+  .regex(MARK, { error: MARK_EXPECTED, abort: true })
+  .transform((text, context): Mark => {
+    const [value = 0, mask = 0] = text.split('/').map(Number);
+    if (value === 0 || value > 0xffff_ffff || mask > 0xffff_ffff || (value & ~mask) !== 0) {
+      context.addIssue({ code: 'custom', message: MARK_EXPECTED });
+      return z.NEVER;
+    }
+    return { value, mask };
+  });
+
+const TABLE_EXPECTED =
+  'a routing table from 1 to 4294967295 that is none of the kernel’s own (253, 254, 255)';
+const table = z
+  .int({ error: TABLE_EXPECTED })
+  .min(1, { error: TABLE_EXPECTED })
+  .max(0xffff_ffff, { error: TABLE_EXPECTED })
+  .refine((id) => id < 253 || id > 255, { error: TABLE_EXPECTED });
+
+const ADDRESS_EXPECTED = 'an address and a port such as 127.0.0.1:15001 or [::1]:15001';
+const LISTENERS_EXPECTED = `${ADDRESS_EXPECTED}, or a list of one per family`;
+
+const listeners = z
+  .union([z.string(), z.array(z.string(), { error: LISTENERS_EXPECTED })], { error: LISTENERS_EXPECTED })
+  .transform((given, context): readonly ListenerAddress[] => {
+    const texts = typeof given === 'string' ? [given] : given;
+    if (texts.length === 0) {
+      context.addIssue({ code: 'custom', message: LISTENERS_EXPECTED });
+    }
+    return texts.flatMap((text, index, all) => {
+      const path = typeof given === 'string' ? [] : [index];
+      const address = parseListenerAddress(text);
+      if (address === undefined) {
+        context.addIssue({ code: 'custom', message: ADDRESS_EXPECTED, path });
+        return [];
+      }
+      if (all.slice(0, index).some((other) => parseListenerAddress(other)?.family === address.family)) {
+        const message = `one address per family, but ${address.text} is the second of IPv${address.family}`;
+        context.addIssue({ code: 'custom', message, path, params: { whole: true } });
+        return [];
+      }
+      return [address];
+    });
+  });
+
+const INSTANCE_NAME = /^[a-z0-9](?:[a-z0-9.-]{0,61}[a-z0-9])?$/;
+const INSTANCE_NAME_EXPECTED = 'a name of at most 63 small letters, digits, dashes and dots';
+
+const instance = section({
+  name: z.string({ error: INSTANCE_NAME_EXPECTED }).regex(INSTANCE_NAME, { error: INSTANCE_NAME_EXPECTED }),
+  apps: z
+    .array(name('the name of an app'), { error: 'a list of app names' })
+    .min(1, { error: 'at least one app (leave apps out to serve every app)' })
+    .optional(),
+  outbound: listeners.optional(),
+  inbound: listeners.optional(),
+}).transform((given, context) => {
+  if (given.outbound === undefined && given.inbound === undefined) {
+    const message = 'an instance needs at least one of outbound and inbound';
+    context.addIssue({ code: 'custom', message, params: { whole: true } });
+  }
+  return {
+    name: given.name,
+    apps: given.apps,
+    outbound: given.outbound ?? [],
+    inbound: given.inbound ?? [],
+  };
+});
+
+const ENDPOINT_EXPECTED = 'a Unix socket such as unix:///run/containerd/containerd.sock';
+
+const sources = section({
+  static: section({ file: name('the path of a YAML file') }).optional(),
+  cri: section({
+    endpoint: z
+      .string({ error: ENDPOINT_EXPECTED })
+      .regex(/^unix:\/\/\/.+$/, { error: ENDPOINT_EXPECTED })
+      .default('unix:///run/containerd/containerd.sock'),
+  }).optional(),
+  kubernetes: section({ kubeconfig: name('the path of a kubeconfig file').optional() }).optional(),
+  cni: section({}).optional(),
+});
+
+const CALLER_EXPECTED = 'exactly one of uid, gid and exe';
+const caller = z.union(
+  [
+    z.strictObject({ uid: integer(0, MAX_ID) }),
+    z.strictObject({ gid: integer(0, MAX_ID) }),
+    z.strictObject({ exe: z.string().regex(/^\//, { error: 'the absolute path of an executable' }) }),
+  ],
+  { error: `${CALLER_EXPECTED}: a whole number, or the absolute path of an executable` },
+);
+
+const NODE_EXPECTED = 'a node name';
+/** SPIFFE ID specification, section 2.1. */
+const TRUST_DOMAIN_EXPECTED =
+  'a trust domain: at most 255 small letters, digits, dots, dashes and underscores';
+
+/** `hostname` is the default of `node`. */
+export function configSchema(hostname: string) {
+  return section({
+    node: z
+      .string({ error: NODE_EXPECTED })
+      .regex(/^[^\s/]+$/, { error: NODE_EXPECTED })
+      .default(hostname),
+    trustDomain: z
+      .string({ error: TRUST_DOMAIN_EXPECTED })
+      .regex(/^[a-z0-9._-]{1,255}$/, { error: TRUST_DOMAIN_EXPECTED })
+      .default('cluster.local'),
+    interception: section({
+      mark: mark.prefault('0x40/0x40'),
+      table: table.default(7340),
+      rulePriority: integer(1, 32765).default(90),
+      failure: oneOf(['closed', 'open']).default('closed'),
+      enrol: oneOf(['labelled', 'all']).default('labelled'),
+    }).prefault({}),
+    sources: sources.prefault({}),
+    instances: z
+      .array(instance, { error: 'a list of instances' })
+      .min(1, { error: 'at least one instance' })
+      .max(MAX_INSTANCES, { error: `at most ${MAX_INSTANCES} instances` })
+      .prefault([{ name: 'default', outbound: '127.0.0.1:15001', inbound: '127.0.0.1:15006' }]),
+    runtimes: section({
+      handlers: z
+        .record(z.string(), oneOf(RUNTIME_KINDS), { error: 'a mapping of handler or runtime type to kind' })
+        .prefault({}),
+    }).prefault({}),
+    api: section({
+      allow: z
+        .array(caller, { error: 'a list of callers' })
+        .min(1, { error: 'at least one caller' })
+        .prefault([{ uid: 0 }]),
+    }).prefault({}),
+    log: section({ level: oneOf(LOG_LEVELS).default('info') }).prefault({}),
+  });
+}
+
+/** What `nodesentry config schema` prints (JSON Schema 2020-12), for editors. */
+export function configJsonSchema(): object {
+  return z.toJSONSchema(configSchema('(the hostname)'), { io: 'input' });
+}

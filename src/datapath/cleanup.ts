@@ -1,0 +1,86 @@
+/**
+ * Leaves the node as it was found. Needs no memory of what was done: rules and routes are known by their protocol,
+ * the table by its name, programs and maps by their pins; only sysctls were written down.
+ */
+
+import { execFile } from 'node:child_process';
+import { existsSync, readdirSync, readFileSync, rmdirSync, rmSync } from 'node:fs';
+import { join } from 'node:path';
+import { promisify } from 'node:util';
+import { tcxSupported } from '../native/bpf.js';
+import { RouteSocket } from './netlink.js';
+import { removeTable } from './nftables.js';
+import { removePolicyRoutes } from './policy-routes.js';
+import { LAYOUT } from './programs.js';
+import { Redirect } from './redirect.js';
+import { InterfaceSysctls } from './sysctls.js';
+
+export interface CleanupOptions {
+  readonly runDir: string;
+  readonly bpffs: string;
+}
+
+export interface CleanupReport {
+  /** What was found and taken away, in words. */
+  readonly removed: readonly string[];
+}
+
+export async function cleanup(options: CleanupOptions): Promise<CleanupReport> {
+  const removed: string[] = [];
+  const socket = new RouteSocket();
+  try {
+    // Programs first: from here on nothing is marked, so nothing misses its route.
+    removed.push(...(await detachAll(options, socket)));
+    removed.push(...(await removePolicyRoutes(socket)));
+    removed.push(...(await removeTable()));
+    removed.push(...new InterfaceSysctls(options.runDir).restore());
+    removed.push(...(await removePins(options.bpffs)));
+  } finally {
+    socket.close();
+  }
+  return { removed };
+}
+
+async function detachAll(options: CleanupOptions, socket: RouteSocket): Promise<string[]> {
+  const tcx = tcxSupported();
+  const redirect = new Redirect({ linksPath: join(options.bpffs, LAYOUT, 'links'), tcx });
+  const links = await socket.links();
+  redirect.adoptFilters(links.map((link) => link.index));
+  const names = new Map(links.map((link) => [link.index, link.name]));
+  return redirect.list().map((attachment) => {
+    redirect.detach(attachment);
+    return `program ${attachment.role} at ${names.get(attachment.ifindex) ?? `ifindex ${attachment.ifindex} (gone)`}`;
+  });
+}
+
+async function removePins(bpffs: string): Promise<string[]> {
+  const root = join(bpffs, LAYOUT);
+  const removed: string[] = [];
+  if (existsSync(root)) {
+    for (const folder of readdirSync(root)) {
+      for (const pin of readdirSync(join(root, folder))) {
+        rmSync(join(root, folder, pin));
+        removed.push(`pin ${folder}/${pin}`);
+      }
+      rmdirSync(join(root, folder));
+    }
+    rmdirSync(root);
+  }
+  if (isMountPoint(bpffs)) {
+    await promisify(execFile)('umount', [bpffs]);
+    removed.push(`bpffs mounted at ${bpffs}`);
+  } else if (existsSync(bpffs) && readdirSync(bpffs).length === 0) {
+    rmdirSync(bpffs);
+  }
+  return removed;
+}
+
+/** Only our own mount: the agent mounts at its folder where that is not below /sys/fs/bpf. */
+function isMountPoint(path: string): boolean {
+  return readFileSync('/proc/self/mounts', 'utf8')
+    .split('\n')
+    .some((line) => {
+      const [, target, type] = line.split(' ');
+      return type === 'bpf' && target === path;
+    });
+}

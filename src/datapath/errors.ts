@@ -1,0 +1,20 @@
+export type DatapathErrorCode =
+  | 'LAYOUT_MISMATCH'
+  | 'LAYOUT_NEWER'
+  | 'LISTENER_LIMIT'
+  | 'NFT_FAILED'
+  | 'OBJECT_MISSING'
+  | 'ROUTE_CONFLICT'
+  | 'RULE_CONFLICT';
+
+/** Why the datapath could not be put in place; the message says what to do next. */
+export class DatapathError extends Error {
+  override readonly name = 'DatapathError';
+  constructor(
+    readonly code: DatapathErrorCode,
+    message: string,
+    cause?: unknown,
+  ) {
+    super(message, { cause });
+  }
+}

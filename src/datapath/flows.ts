@@ -1,0 +1,126 @@
+/** The kernel's record of who sent each flow: looked up, listed, and delivered as events. */
+
+import { type BpfMap, openRingBuffer, type RingBuffer } from '../native/bpf.js';
+import { bytesToIp, ipToBytes } from '../pods/ip.js';
+import type { Layouts } from './layouts.js';
+import type { FlowEvent, FlowRecord, SocketAddress } from './status.js';
+
+const IPPROTO_TCP = 6;
+
+export interface FlowsOptions {
+  readonly layouts: Layouts;
+  readonly flows: BpfMap;
+  readonly events: BpfMap;
+  /** Name of an instance by its position in the configuration. */
+  readonly instanceName: (index: number) => string;
+}
+
+/** CLOCK_MONOTONIC, which the datapath stamps with, as Unix time. */
+function unixMs(monotonicNs: number): number {
+  const nowNs = Number(process.hrtime.bigint());
+  return Math.round(Date.now() - (nowNs - monotonicNs) / 1e6);
+}
+
+export class Flows {
+  readonly #options: FlowsOptions;
+  readonly #listeners = new Set<(event: FlowEvent) => void>();
+  #ring: RingBuffer | undefined;
+
+  constructor(options: FlowsOptions) {
+    this.#options = options;
+  }
+
+  /** Starts delivering events. Records that nobody listens to are read and dropped. */
+  open(): void {
+    const { event } = this.#options.layouts;
+    this.#ring ??= openRingBuffer(this.#options.events, (records) => {
+      if (this.#listeners.size === 0) {
+        return;
+      }
+      for (const record of records.filter((candidate) => candidate.length >= event.size)) {
+        const decoded = this.#decodeEvent(record);
+        for (const listener of this.#listeners) {
+          listener(decoded);
+        }
+      }
+    });
+  }
+
+  onEvent(listener: (event: FlowEvent) => void): () => void {
+    this.#listeners.add(listener);
+    return () => this.#listeners.delete(listener);
+  }
+
+  /** Events dropped between the kernel's ring and JavaScript. */
+  lost(): number {
+    return Number(this.#ring?.lost ?? 0n);
+  }
+
+  lookup(src: SocketAddress, dst: SocketAddress): FlowRecord | undefined {
+    const key = this.#options.layouts.flowKey.encode({
+      src: ipToBytes(src.ip),
+      dst: ipToBytes(dst.ip),
+      sport: src.port,
+      dport: dst.port,
+      protocol: IPPROTO_TCP,
+    });
+    const value = this.#options.flows.get(key);
+    return value === undefined
+      ? undefined
+      : this.#decode(src, dst, value, 'started_ns', this.#options.layouts.flow);
+  }
+
+  /** The newest flows first. Reads the whole map: for people, not for the path of a request. */
+  list(limit: number): FlowRecord[] {
+    const { flowKey, flow } = this.#options.layouts;
+    return this.#options.flows
+      .entries()
+      .map(([key, value]) => ({ key, value, started: value.readBigUInt64LE(0) }))
+      .sort((a, b) => (a.started < b.started ? 1 : a.started > b.started ? -1 : 0))
+      .slice(0, limit)
+      .map(({ key, value }) => {
+        const [src, dst] = this.#addresses(key, flowKey);
+        return this.#decode(src, dst, value, 'started_ns', flow);
+      });
+  }
+
+  close(): void {
+    this.#ring?.close();
+    this.#ring = undefined;
+    this.#listeners.clear();
+  }
+
+  #addresses(key: Buffer, flowKey: Layouts['flowKey']): [SocketAddress, SocketAddress] {
+    return [
+      { ip: bytesToIp(flowKey.bytes(key, 'src')), port: flowKey.number(key, 'sport') },
+      { ip: bytesToIp(flowKey.bytes(key, 'dst')), port: flowKey.number(key, 'dport') },
+    ];
+  }
+
+  #decode(
+    src: SocketAddress,
+    dst: SocketAddress,
+    value: Buffer,
+    time: 'started_ns' | 'time_ns',
+    struct: Layouts['flow'],
+  ): FlowRecord {
+    return {
+      protocol: 'tcp',
+      src,
+      dst,
+      endpointId: struct.number(value, 'endpoint'),
+      generation: struct.number(value, 'generation'),
+      ifindex: struct.number(value, 'ifindex'),
+      instance: this.#options.instanceName(struct.number(value, 'instance')),
+      direction: struct.number(value, 'direction') === 0 ? 'EGRESS' : 'INGRESS',
+      startedMs: unixMs(struct.number(value, time)),
+    };
+  }
+
+  #decodeEvent(record: Buffer): FlowEvent {
+    const { event, flowKey, verdicts } = this.#options.layouts;
+    const [src, dst] = this.#addresses(event.bytes(record, 'key'), flowKey);
+    const verdict = verdicts[event.number(record, 'verdict')] ?? 'UNKNOWN';
+    return { ...this.#decode(src, dst, record, 'time_ns', event), verdict };
+  }
+}

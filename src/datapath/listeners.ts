@@ -1,0 +1,294 @@
+/**
+ * The proxies' listening sockets: found by address, adopted from whichever process owns them, put where the
+ * datapath looks. The proxy need not know. When it closes a socket the kernel takes it out of the map by itself;
+ * the next look adopts its successor.
+ */
+
+import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
+import type { BpfMap } from '../native/bpf.js';
+import { isKernelError } from '../native/errors.js';
+import {
+  closeFd,
+  pidfdGetfd,
+  pidfdOpen,
+  setTransparent,
+  socketInfo,
+  tcpListeners,
+} from '../native/kernel.js';
+import { DatapathError } from './errors.js';
+import { u32 } from './layouts.js';
+import type { Family } from './netlink.js';
+import type { ListenerStatus } from './status.js';
+
+export interface WantedListener {
+  readonly host: string;
+  readonly port: number;
+  readonly family: Family;
+}
+
+export interface WantedInstance {
+  readonly name: string;
+  readonly outbound: readonly WantedListener[];
+  readonly inbound: readonly WantedListener[];
+}
+
+type Socket = ReturnType<typeof tcpListeners>[number];
+
+interface Slot {
+  readonly index: number;
+  readonly instance: string;
+  readonly direction: 'outbound' | 'inbound';
+  readonly family: Family;
+  /** Undefined where the configuration names no address for this family. */
+  readonly wanted: WantedListener | undefined;
+}
+
+interface Adopted {
+  readonly cookie: bigint;
+  readonly pid: number;
+  readonly process: string;
+}
+
+export interface ListenersLog {
+  info(fields: object, message: string): void;
+  warn(fields: object, message: string): void;
+}
+
+const WILDCARD: Readonly<Record<Family, string>> = { 4: '0.0.0.0', 6: '::' };
+
+export function slotIndex(instance: number, direction: 'outbound' | 'inbound', family: Family): number {
+  return instance * 4 + (direction === 'inbound' ? 2 : 0) + (family === 6 ? 1 : 0);
+}
+
+/** An IPv6 wildcard that is not v6-only serves IPv4 as well (RFC 3493, 5.3). */
+function slotsOf(instance: WantedInstance, position: number): Slot[] {
+  const slots: Slot[] = [];
+  for (const direction of ['outbound', 'inbound'] as const) {
+    const addresses = instance[direction];
+    for (const family of [4, 6] as const) {
+      const wanted =
+        addresses.find((address) => address.family === family) ??
+        (family === 4 ? addresses.find((address) => address.host === WILDCARD[6]) : undefined);
+      slots.push({
+        index: slotIndex(position, direction, family),
+        instance: instance.name,
+        direction,
+        family,
+        wanted,
+      });
+    }
+  }
+  return slots;
+}
+
+function serves(socket: Socket, slot: Slot): boolean {
+  const { wanted } = slot;
+  if (wanted === undefined || socket.port !== wanted.port || socket.address !== wanted.host) {
+    return false;
+  }
+  return socket.family === slot.family || (slot.family === 4 && socket.family === 6 && !socket.v6only);
+}
+
+/** Keeps the SOCKMAP in step with the sockets that listen in the current network namespace. */
+export class Listeners {
+  readonly #map: BpfMap;
+  readonly #log: ListenersLog;
+  readonly #slots: readonly Slot[];
+  readonly #adopted = new Map<number, Adopted>();
+  readonly #complaints = new Map<number, string>();
+
+  constructor(map: BpfMap, instances: readonly WantedInstance[], log: ListenersLog) {
+    if (instances.length * 4 > map.maxEntries) {
+      throw new DatapathError(
+        'LISTENER_LIMIT',
+        `instances: at most ${map.maxEntries / 4} are possible, ${instances.length} are configured`,
+      );
+    }
+    this.#map = map;
+    this.#log = log;
+    this.#slots = instances.flatMap(slotsOf);
+  }
+
+  /** One look: drops what is not wanted, adopts what is there and not adopted. Returns true if anything changed. */
+  refresh(): boolean {
+    const sockets = tcpListeners();
+    let changed = this.#dropForeignSlots();
+    let owners: ReadonlyMap<number, { pid: number; fd: number }> | undefined;
+    for (const slot of this.#slots) {
+      const candidates = sockets.filter((socket) => serves(socket, slot));
+      const inMap = this.#cookieIn(slot.index);
+      if (inMap !== undefined && candidates.some((socket) => socket.cookie === inMap)) {
+        if (this.#adopted.has(slot.index)) {
+          continue;
+        }
+      } else if (inMap !== undefined) {
+        this.#map.delete(u32(slot.index)); // alive, but no longer at the configured address
+        changed = true;
+      }
+      if (candidates.length === 0) {
+        this.#lost(slot);
+        continue;
+      }
+      owners ??= socketOwners(new Set(sockets.map((socket) => socket.inode)));
+      changed = this.#adoptAny(slot, candidates, inMap, owners) || changed;
+    }
+    return changed;
+  }
+
+  status(): ListenerStatus[] {
+    return this.#slots
+      .filter((slot) => slot.wanted !== undefined || slot.direction === 'outbound')
+      .map((slot) => {
+        const adopted = this.#cookieIn(slot.index) === undefined ? undefined : this.#adopted.get(slot.index);
+        const base = {
+          instance: slot.instance,
+          direction: slot.direction,
+          family: slot.family,
+          address: slot.wanted === undefined ? 'not configured' : textOf(slot.wanted),
+          adopted: adopted !== undefined,
+        };
+        return adopted === undefined ? base : { ...base, pid: adopted.pid, process: adopted.process };
+      });
+  }
+
+  #cookieIn(index: number): bigint | undefined {
+    const value = this.#map.get(u32(index));
+    return value === undefined || value.length < 8 ? undefined : value.readBigUInt64LE(0);
+  }
+
+  #dropForeignSlots(): boolean {
+    const known = new Set(this.#slots.map((slot) => slot.index));
+    let dropped = false;
+    for (const [key] of this.#map.entries()) {
+      if (!known.has(key.readUInt32LE(0))) {
+        dropped = this.#map.delete(key) || dropped;
+      }
+    }
+    return dropped;
+  }
+
+  #adoptAny(
+    slot: Slot,
+    candidates: readonly Socket[],
+    inMap: bigint | undefined,
+    owners: ReadonlyMap<number, { pid: number; fd: number }>,
+  ): boolean {
+    // Taken over from the agent before us: only its owner's name is not known yet.
+    const ordered = [...candidates].sort((a, b) => Number(b.cookie === inMap) - Number(a.cookie === inMap));
+    for (const socket of ordered) {
+      const owner = owners.get(socket.inode);
+      if (owner === undefined) {
+        continue; // closed since, or held by a process that has just died
+      }
+      try {
+        if (socket.cookie !== inMap) {
+          adopt(this.#map, slot.index, socket, owner);
+        }
+        const adopted = { cookie: socket.cookie, pid: owner.pid, process: processName(owner.pid) };
+        this.#adopted.set(slot.index, adopted);
+        this.#complaints.delete(slot.index);
+        this.#log.info(
+          {
+            instance: slot.instance,
+            direction: slot.direction,
+            family: slot.family,
+            pid: adopted.pid,
+            process: adopted.process,
+          },
+          'listener adopted',
+        );
+        return true;
+      } catch (error) {
+        this.#complain(slot, error);
+      }
+    }
+    return false;
+  }
+
+  #lost(slot: Slot): void {
+    const adopted = this.#adopted.get(slot.index);
+    if (adopted !== undefined) {
+      this.#adopted.delete(slot.index);
+      this.#log.warn(
+        { instance: slot.instance, direction: slot.direction, family: slot.family, pid: adopted.pid },
+        'listener gone: new connections meet the failure policy',
+      );
+    }
+  }
+
+  /** Once per slot and reason: the look is repeated several times a second. */
+  #complain(slot: Slot, error: unknown): void {
+    const reason = error instanceof Error ? error.message : String(error);
+    if (this.#complaints.get(slot.index) !== reason) {
+      this.#complaints.set(slot.index, reason);
+      this.#log.warn(
+        { instance: slot.instance, direction: slot.direction, family: slot.family, reason },
+        'listener not adopted',
+      );
+    }
+  }
+}
+
+function textOf(listener: WantedListener): string {
+  return listener.family === 6 ? `[${listener.host}]:${listener.port}` : `${listener.host}:${listener.port}`;
+}
+
+/**
+ * Copies the socket out of its owner, makes it transparent and puts it into the map. The copy is closed at once:
+ * kept, it would hold the listener open after its owner has died.
+ */
+function adopt(map: BpfMap, index: number, socket: Socket, owner: { pid: number; fd: number }): void {
+  const pidfd = pidfdOpen(owner.pid);
+  try {
+    const fd = pidfdGetfd(pidfd, owner.fd);
+    try {
+      const info = socketInfo(fd);
+      if (!info.listening || info.cookie !== socket.cookie) {
+        throw new Error(`descriptor ${owner.fd} of process ${owner.pid} is not the listener any more`);
+      }
+      if (!info.transparent) {
+        setTransparent(fd);
+      }
+      map.setSocket(u32(index), fd);
+    } finally {
+      closeFd(fd);
+    }
+  } finally {
+    closeFd(pidfd);
+  }
+}
+
+/** Which process and descriptor hold each of these socket inodes. Walks /proc: done only when a listener is new. */
+function socketOwners(inodes: ReadonlySet<number>): Map<number, { pid: number; fd: number }> {
+  const owners = new Map<number, { pid: number; fd: number }>();
+  for (const pid of readdirSync('/proc')) {
+    if (!/^\d+$/.test(pid)) {
+      continue;
+    }
+    for (const fd of readable(() => readdirSync(`/proc/${pid}/fd`)) ?? []) {
+      const target = readable(() => readlinkSync(`/proc/${pid}/fd/${fd}`)) ?? '';
+      const inode = Number(/^socket:\[(\d+)\]$/.exec(target)?.[1] ?? Number.NaN);
+      if (inodes.has(inode) && !owners.has(inode)) {
+        owners.set(inode, { pid: Number(pid), fd: Number(fd) });
+      }
+    }
+  }
+  return owners;
+}
+
+function processName(pid: number): string {
+  return readable(() => readFileSync(`/proc/${pid}/comm`, 'utf8').trim()) ?? 'unknown';
+}
+
+/** Processes and descriptors vanish while /proc is read; that is no error. */
+function readable<T>(read: () => T): T | undefined {
+  try {
+    return read();
+  } catch (error) {
+    const { code } = error as { code?: string };
+    if (code === 'ENOENT' || code === 'ESRCH' || code === 'EACCES' || isKernelError(error)) {
+      return undefined;
+    }
+    throw error;
+  }
+}

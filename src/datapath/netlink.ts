@@ -1,0 +1,287 @@
+/**
+ * The only user of the `netlink` package: routes, rules, addresses and links, by request and response.
+ *
+ * The package answers one request at a time per socket (EBUSY otherwise), has no default time limit, gives errors
+ * without a code and does not filter dumps; all of that is made good here. Link events are not taken from it: an
+ * overrun multicast buffer aborts the process (see src/native/kernel.ts for ours).
+ */
+
+import netlink from 'netlink';
+import type { Link } from '../runtimes/runtime.js';
+
+export type Family = 4 | 6;
+
+const AF: Readonly<Record<Family, number>> = { 4: 2, 6: 10 };
+const LOOPBACK_INDEX = 1;
+const RECEIVE_BYTES = 1 << 20;
+const SEND_BYTES = 1 << 16;
+const RTM_GETNSID = 90;
+const NETNSA_NSID = 1;
+const NETNSA_FD = 3;
+const IFLA_INFO_KIND = 1;
+/** Marks rules and routes as ours in `ip rule` and `ip route` (`proto 73`); rtnetlink(7), RTPROT values above 4 are free. */
+export const ROUTE_PROTOCOL = 73;
+
+export class NetlinkError extends Error {
+  override readonly name = 'NetlinkError';
+  constructor(
+    /** Symbolic errno such as `EEXIST`, `TIMEOUT`, `CLOSED` or `UNKNOWN`. */
+    readonly code: string,
+    doing: string,
+    cause?: unknown,
+  ) {
+    super(`${doing}: ${code}`, { cause });
+  }
+}
+
+export interface Rule {
+  readonly family: Family;
+  readonly priority: number;
+  readonly table: number;
+  readonly mark: number;
+  readonly mask: number;
+  readonly protocol: number;
+  /** Anything the rule matches besides the mark; a rule of ours has none. */
+  readonly narrowed: boolean;
+}
+
+export interface Route {
+  readonly family: Family;
+  readonly table: number;
+  readonly type: string;
+  readonly prefixLength: number;
+  readonly interfaceIndex: number | undefined;
+  readonly protocol: number;
+}
+
+export interface RouteSocketOptions {
+  /** Limit for one request, waiting time in the queue not counted; milliseconds. */
+  readonly timeoutMs?: number;
+}
+
+/** A netlink route socket in the network namespace that was current when it was opened. */
+export class RouteSocket {
+  readonly #socket: ReturnType<typeof netlink.createRtNetlink>;
+  readonly #timeoutMs: number;
+  #tail: Promise<unknown> = Promise.resolve();
+  #closed = false;
+
+  constructor(options: RouteSocketOptions = {}) {
+    this.#timeoutMs = options.timeoutMs ?? 5_000;
+    this.#socket = netlink.createRtNetlink({
+      ref: false,
+      recvBufferSize: RECEIVE_BYTES,
+      sendBufferSize: SEND_BYTES,
+    });
+  }
+
+  links(): Promise<Link[]> {
+    return this.#queue('listing links', async (options) =>
+      (await this.#socket.getLinks({}, {}, options)).map(toLink),
+    );
+  }
+
+  rules(family: Family): Promise<Rule[]> {
+    return this.#queue(`listing IPv${family} rules`, async (options) =>
+      (await this.#socket.getRules({ family: AF[family] }, {}, options)).map((message) =>
+        toRule(family, message),
+      ),
+    );
+  }
+
+  addRule(rule: Omit<Rule, 'narrowed'>): Promise<void> {
+    return this.#queue(`adding the IPv${rule.family} rule at priority ${rule.priority}`, async (options) => {
+      const flags = netlink.FlagsNew.CREATE | netlink.FlagsNew.EXCL;
+      await this.#socket.newRule({ family: AF[rule.family], action: 'toTbl' }, ruleAttrs(rule), {
+        ...options,
+        flags,
+      });
+    });
+  }
+
+  deleteRule(rule: Omit<Rule, 'narrowed'>): Promise<void> {
+    return this.#queue(
+      `deleting the IPv${rule.family} rule at priority ${rule.priority}`,
+      async (options) => {
+        await this.#socket.delRule({ family: AF[rule.family], action: 'toTbl' }, ruleAttrs(rule), options);
+      },
+    );
+  }
+
+  routes(family: Family, table: number): Promise<Route[]> {
+    return this.#queue(`listing IPv${family} routes`, async (options) =>
+      (await this.#socket.getRoutes({ family: AF[family] }, {}, options))
+        .map((message) => toRoute(family, message))
+        .filter((route) => route.table === table),
+    );
+  }
+
+  /** `local default dev lo`: whatever is looked up in `table` is delivered on this node. */
+  addLocalDefault(family: Family, table: number): Promise<void> {
+    return this.#queue(`adding the IPv${family} local route to table ${table}`, async (options) => {
+      const flags = netlink.FlagsNew.CREATE | netlink.FlagsNew.EXCL;
+      await this.#socket.newRoute(
+        localDefault(family),
+        { table, oif: LOOPBACK_INDEX },
+        { ...options, flags },
+      );
+    });
+  }
+
+  deleteLocalDefault(family: Family, table: number): Promise<void> {
+    return this.#queue(`deleting the IPv${family} local route from table ${table}`, async (options) => {
+      await this.#socket.delRoute(localDefault(family), { table, oif: LOOPBACK_INDEX }, options);
+    });
+  }
+
+  /** The id by which this socket's namespace knows the one behind `netnsFd`; undefined while it has none. */
+  namespaceId(netnsFd: number): Promise<number | undefined> {
+    return this.#queue('asking for a namespace id', async (options) => {
+      const request = Buffer.alloc(12);
+      request.writeUInt16LE(8, 4);
+      request.writeUInt16LE(NETNSA_FD, 6);
+      request.writeUInt32LE(netnsFd, 8);
+      const [messages] = await this.#socket.socket.request(RTM_GETNSID, request, options);
+      const reply = messages[0]?.data;
+      if (reply === undefined || reply.length < 12) {
+        return undefined;
+      }
+      for (const attribute of attributes(reply.subarray(4))) {
+        if (attribute.type === NETNSA_NSID && attribute.data.length >= 4) {
+          const id = attribute.data.readInt32LE(0);
+          return id < 0 ? undefined : id;
+        }
+      }
+      return undefined;
+    });
+  }
+
+  close(): void {
+    if (!this.#closed) {
+      this.#closed = true;
+      this.#socket.socket.close();
+    }
+  }
+
+  #queue<T>(doing: string, request: (options: { timeout: number }) => Promise<T>): Promise<T> {
+    const run = this.#tail.then(async () => {
+      if (this.#closed) {
+        throw new NetlinkError('CLOSED', doing);
+      }
+      try {
+        return await request({ timeout: this.#timeoutMs });
+      } catch (error) {
+        throw new NetlinkError(codeOf(error), doing, error);
+      }
+    });
+    this.#tail = run.catch(() => undefined);
+    return run;
+  }
+}
+
+function codeOf(error: unknown): string {
+  const message = error instanceof Error ? error.message : String(error);
+  if (/timeout|timed out/i.test(message)) {
+    return 'TIMEOUT';
+  }
+  return /\b(E[A-Z0-9]{2,})\b/.exec(message)?.[1] ?? 'UNKNOWN';
+}
+
+function ruleAttrs(rule: Omit<Rule, 'narrowed'>): netlink.rt.RuleAttrs {
+  return {
+    table: rule.table,
+    priority: rule.priority,
+    fwmark: rule.mark,
+    fwmask: rule.mask,
+    protocol: rule.protocol,
+  };
+}
+
+function localDefault(family: Family): netlink.rt.Route {
+  return {
+    family: AF[family],
+    dstLen: 0,
+    srcLen: 0,
+    table: 0,
+    protocol: ROUTE_PROTOCOL as netlink.rt.RouteProtocol,
+    scope: family === 4 ? 'HOST' : 'UNIVERSE',
+    type: 'LOCAL',
+  };
+}
+
+function toRule(family: Family, message: netlink.rt.RuleMessage): Rule {
+  const { data, attrs } = message;
+  const narrowed =
+    data.action !== 'toTbl' ||
+    (data.dstLen ?? 0) !== 0 ||
+    (data.srcLen ?? 0) !== 0 ||
+    (data.tos ?? 0) !== 0 ||
+    data.flags?.invert === true ||
+    attrs.iifname !== undefined ||
+    attrs.oifname !== undefined ||
+    attrs.uidRange !== undefined ||
+    attrs.ipProto !== undefined ||
+    attrs.sportRange !== undefined ||
+    attrs.dportRange !== undefined ||
+    attrs.l3Mdev !== undefined;
+  return {
+    family,
+    priority: attrs.priority ?? 0,
+    table: attrs.table ?? data.table ?? 0,
+    mark: attrs.fwmark ?? 0,
+    mask: attrs.fwmask ?? 0,
+    protocol: attrs.protocol ?? 0,
+    narrowed,
+  };
+}
+
+function toRoute(family: Family, message: netlink.rt.RouteMessage): Route {
+  const { data, attrs } = message;
+  return {
+    family,
+    table: attrs.table ?? data.table ?? 0,
+    type: String(data.type ?? 'UNSPEC'),
+    prefixLength: data.dstLen ?? 0,
+    interfaceIndex: attrs.oif,
+    protocol: Number(data.protocol ?? 0),
+  };
+}
+
+function toLink(message: netlink.rt.LinkMessage): Link {
+  const { data, attrs } = message;
+  return {
+    index: data.index ?? 0,
+    name: attrs.ifname ?? '',
+    kind: linkKind(attrs.linkinfo),
+    loopback: data.flags?.loopback === true,
+    ethernet: data.type === 'ETHER',
+    peerIndex: attrs.link !== undefined && attrs.link.length >= 4 ? attrs.link.readUInt32LE(0) : undefined,
+    peerNamespaceId: typeof attrs.linkNetnsid === 'number' ? attrs.linkNetnsid : undefined,
+    master: attrs.master ?? 0,
+  };
+}
+
+/** The package leaves IFLA_LINKINFO unparsed: nested attributes, of which IFLA_INFO_KIND is a C string. */
+function linkKind(info: Buffer | undefined): string {
+  for (const attribute of attributes(info ?? Buffer.alloc(0))) {
+    if (attribute.type === IFLA_INFO_KIND) {
+      return attribute.data.toString('latin1').replace(/\0.*$/s, '');
+    }
+  }
+  return '';
+}
+
+/** Netlink attributes: length (header included) and type, host byte order, each padded to 4 bytes (netlink(7)). */
+function* attributes(buffer: Buffer): Generator<{ type: number; data: Buffer }> {
+  for (let offset = 0; offset + 4 <= buffer.length; ) {
+    const length = buffer.readUInt16LE(offset);
+    if (length < 4 || offset + length > buffer.length) {
+      return;
+    }
+    yield {
+      type: buffer.readUInt16LE(offset + 2) & 0x3fff,
+      data: buffer.subarray(offset + 4, offset + length),
+    };
+    offset += (length + 3) & ~3;
+  }
+}

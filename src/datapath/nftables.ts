@@ -1,0 +1,143 @@
+/**
+ * Our own nftables table, beside everybody else's. It does one thing: intercepted packets and their replies are
+ * left out of connection tracking, so that a DNAT rule in `nat PREROUTING` (kube-proxy's) does not change the
+ * destination that the proxy sees. Replies are found by what they are: they go to an enrolled pod's address, from
+ * a transparent socket of this node.
+ */
+
+import { execFile } from 'node:child_process';
+import { promisify } from 'node:util';
+import { DatapathError } from './errors.js';
+
+const run = promisify(execFile);
+
+export const TABLE = 'nodesentry';
+
+export interface NftSettings {
+  readonly mark: { readonly value: number; readonly mask: number };
+  readonly pods4: readonly string[];
+  readonly pods6: readonly string[];
+}
+
+interface NftObject {
+  readonly chain?: { name: string; hook?: string; prio?: number };
+  readonly rule?: { chain: string; comment?: string };
+  readonly set?: { name: string; elem?: unknown[] };
+}
+
+interface Observed {
+  readonly chains: string;
+  readonly rules: string;
+  readonly elements: Readonly<Record<string, string>>;
+}
+
+const CHAINS = 'output/output/-300 prerouting/prerouting/-300';
+
+function hex(value: number): string {
+  return `0x${value.toString(16)}`;
+}
+
+/** Rule comments double as fingerprints: they name all that the rule depends on. */
+function ruleComments(settings: NftSettings): string[] {
+  const mark = `${hex(settings.mark.value)}/${hex(settings.mark.mask)}`;
+  return ['output replies IPv4', 'output replies IPv6', `prerouting intercepted ${mark}`];
+}
+
+function ruleset(settings: NftSettings): string {
+  const [replies4, replies6, intercepted] = ruleComments(settings);
+  const { value, mask } = settings.mark;
+  const elements = (ips: readonly string[]) => (ips.length === 0 ? '' : `elements = { ${ips.join(', ')} };`);
+  return `
+add table inet ${TABLE}
+delete table inet ${TABLE}
+table inet ${TABLE} {
+  set pods4 { type ipv4_addr; ${elements(settings.pods4)} }
+  set pods6 { type ipv6_addr; ${elements(settings.pods6)} }
+  chain prerouting {
+    type filter hook prerouting priority -300; policy accept;
+    meta mark and ${hex(mask)} == ${hex(value)} notrack comment "${intercepted}"
+  }
+  chain output {
+    type filter hook output priority -300; policy accept;
+    meta l4proto tcp ip daddr @pods4 socket transparent 1 notrack comment "${replies4}"
+    meta l4proto tcp ip6 daddr @pods6 socket transparent 1 notrack comment "${replies6}"
+  }
+}
+`;
+}
+
+async function nft(args: readonly string[], input?: string): Promise<string> {
+  try {
+    const child = run('nft', [...args], { maxBuffer: 64 << 20, timeout: 10_000 });
+    child.child.stdin?.end(input ?? '');
+    return (await child).stdout;
+  } catch (error) {
+    const { stderr, code } = error as { stderr?: string; code?: string | number };
+    const why =
+      code === 'ENOENT'
+        ? 'the nft command is not installed (Debian package nftables)'
+        : (stderr ?? '').trim();
+    throw new DatapathError('NFT_FAILED', `nft ${args.join(' ')}: ${why || String(error)}`, error);
+  }
+}
+
+function observe(listing: string): Observed {
+  const objects = (JSON.parse(listing) as { nftables: NftObject[] }).nftables;
+  const chains: string[] = [];
+  const rules: string[] = [];
+  const elements: Record<string, string> = {};
+  for (const { chain, rule, set } of objects) {
+    if (chain !== undefined) {
+      chains.push(`${chain.name}/${chain.hook ?? ''}/${chain.prio ?? ''}`);
+    }
+    if (rule !== undefined) {
+      rules.push(rule.comment ?? `unknown rule in ${rule.chain}`);
+    }
+    if (set !== undefined) {
+      elements[set.name] = (set.elem ?? []).map(String).sort().join(' ');
+    }
+  }
+  return { chains: chains.sort().join(' '), rules: rules.sort().join('\n'), elements };
+}
+
+async function read(): Promise<Observed | undefined> {
+  try {
+    return observe(await nft(['-j', 'list', 'table', 'inet', TABLE]));
+  } catch (error) {
+    if (error instanceof DatapathError && /No such file or directory/.test(error.message)) {
+      return undefined;
+    }
+    throw error;
+  }
+}
+
+function matches(observed: Observed | undefined, settings: NftSettings): boolean {
+  return (
+    observed !== undefined &&
+    observed.chains === CHAINS &&
+    observed.rules === ruleComments(settings).sort().join('\n') &&
+    observed.elements.pods4 === [...settings.pods4].sort().join(' ') &&
+    observed.elements.pods6 === [...settings.pods6].sort().join(' ')
+  );
+}
+
+/** Compares the table with what is wanted and, where it differs, replaces it in one transaction. */
+export async function ensureTable(settings: NftSettings): Promise<{ readonly repaired: readonly string[] }> {
+  const before = await read();
+  if (matches(before, settings)) {
+    return { repaired: [] };
+  }
+  await nft(['-f', '-'], ruleset(settings));
+  if (!matches(await read(), settings)) {
+    throw new DatapathError('NFT_FAILED', `the table inet ${TABLE} was accepted but does not read back`);
+  }
+  return { repaired: [before === undefined ? `table inet ${TABLE}` : `contents of table inet ${TABLE}`] };
+}
+
+export async function removeTable(): Promise<string[]> {
+  if ((await read()) === undefined) {
+    return [];
+  }
+  await nft(['delete', 'table', 'inet', TABLE]);
+  return [`table inet ${TABLE}`];
+}

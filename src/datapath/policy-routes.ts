@@ -1,0 +1,128 @@
+/**
+ * One rule and one route per address family, whatever the number of pods:
+ *
+ *   ip rule add priority 90 fwmark 0x40/0x40 lookup 7340   a packet that a socket was assigned to …
+ *   ip route add local default dev lo table 7340           … is delivered on this node, whatever its destination
+ *
+ * Priority 90 comes after `local` (0) and before the rules that CNIs are known to add from 9 to 110 with marks of
+ * their own; ours matches nothing without our bit. Both carry protocol 73, so that clean-up needs no memory.
+ */
+
+import { DatapathError } from './errors.js';
+import { type Family, ROUTE_PROTOCOL, type Route, type RouteSocket, type Rule } from './netlink.js';
+
+export interface PolicyRoutesSettings {
+  readonly mark: { readonly value: number; readonly mask: number };
+  readonly table: number;
+  readonly rulePriority: number;
+}
+
+export interface PolicyRoutesReport {
+  /** What had to be put (back) in place, in words; empty when everything was there. */
+  readonly repaired: readonly string[];
+}
+
+export const FAMILIES: readonly Family[] = [4, 6];
+
+function isOurs(entry: { protocol: number }): boolean {
+  return entry.protocol === ROUTE_PROTOCOL;
+}
+
+function isWanted(rule: Rule, settings: PolicyRoutesSettings): boolean {
+  return (
+    !rule.narrowed &&
+    rule.table === settings.table &&
+    rule.priority === settings.rulePriority &&
+    rule.mark === settings.mark.value &&
+    rule.mask === settings.mark.mask
+  );
+}
+
+function isLocalDefault(route: Route): boolean {
+  return route.type === 'LOCAL' && route.prefixLength === 0;
+}
+
+/** Puts rule and route in place for both families and reads them back. Route first: a rule alone would drop. */
+export async function ensurePolicyRoutes(
+  socket: RouteSocket,
+  settings: PolicyRoutesSettings,
+): Promise<PolicyRoutesReport> {
+  const repaired: string[] = [];
+  for (const family of FAMILIES) {
+    const routes = await socket.routes(family, settings.table);
+    const foreign = routes.find((route) => !isOurs(route));
+    if (foreign !== undefined) {
+      throw new DatapathError(
+        'ROUTE_CONFLICT',
+        `routing table ${settings.table} already holds an IPv${family} route of somebody else (protocol ${foreign.protocol}): set interception.table to a free one`,
+      );
+    }
+    if (!routes.some(isLocalDefault)) {
+      await socket.addLocalDefault(family, settings.table);
+      repaired.push(`IPv${family} route in table ${settings.table}`);
+    }
+
+    const rules = await socket.rules(family);
+    const clash = rules.find((rule) => !isOurs(rule) && rule.table === settings.table);
+    if (clash !== undefined) {
+      throw new DatapathError(
+        'RULE_CONFLICT',
+        `an IPv${family} rule of somebody else at priority ${clash.priority} uses table ${settings.table}: set interception.table to a free one`,
+      );
+    }
+    const ours = rules.filter(isOurs);
+    if (!ours.some((rule) => isWanted(rule, settings))) {
+      await socket.addRule({
+        family,
+        priority: settings.rulePriority,
+        table: settings.table,
+        mark: settings.mark.value,
+        mask: settings.mark.mask,
+        protocol: ROUTE_PROTOCOL,
+      });
+      repaired.push(`IPv${family} rule at priority ${settings.rulePriority}`);
+    }
+    for (const rule of ours.filter((candidate) => !isWanted(candidate, settings))) {
+      await socket.deleteRule(rule);
+      repaired.push(`stale IPv${family} rule at priority ${rule.priority} removed`);
+    }
+  }
+  if (repaired.length > 0) {
+    await readBack(socket, settings);
+  }
+  return { repaired };
+}
+
+async function readBack(socket: RouteSocket, settings: PolicyRoutesSettings): Promise<void> {
+  for (const family of FAMILIES) {
+    const [rules, routes] = [await socket.rules(family), await socket.routes(family, settings.table)];
+    if (!rules.some((rule) => isOurs(rule) && isWanted(rule, settings))) {
+      throw new DatapathError('RULE_CONFLICT', `the IPv${family} rule was accepted but does not read back`);
+    }
+    if (!routes.some(isLocalDefault)) {
+      throw new DatapathError('ROUTE_CONFLICT', `the IPv${family} route was accepted but does not read back`);
+    }
+  }
+}
+
+/** Rules before routes: without a route the mark would blackhole. Finds its own by protocol, in any table. */
+export async function removePolicyRoutes(socket: RouteSocket): Promise<string[]> {
+  const removed: string[] = [];
+  for (const family of FAMILIES) {
+    const tables = new Set<number>();
+    for (const rule of (await socket.rules(family)).filter(isOurs)) {
+      await socket.deleteRule(rule);
+      tables.add(rule.table);
+      removed.push(`IPv${family} rule at priority ${rule.priority}`);
+    }
+    for (const table of tables) {
+      for (const route of (await socket.routes(family, table)).filter(isOurs)) {
+        if (isLocalDefault(route)) {
+          await socket.deleteLocalDefault(family, table);
+          removed.push(`IPv${family} route in table ${table}`);
+        }
+      }
+    }
+  }
+  return removed;
+}

@@ -1,0 +1,180 @@
+/**
+ * The BPF objects: loaded, pinned under `<bpffs>/v1`, taken over by the next agent.
+ *
+ * A program's pin bears its tag (a hash of its instructions) and the mark it was built with: an agent that brings
+ * the very same program keeps the one that is running and changes nothing; another one is pinned beside it, the
+ * links are moved over one by one (each atomically), and the old pin goes.
+ */
+
+import { existsSync, mkdirSync, readdirSync, rmSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { BpfMap, BpfObject, BpfProgram, isBpffs, mountBpffs } from '../native/bpf.js';
+import { DatapathError } from './errors.js';
+import { type Layouts, readLayouts } from './layouts.js';
+
+export const LAYOUT = 'v1';
+const KERNEL_BPFFS = '/sys/fs/bpf';
+
+/** One object file each, and the program in it. */
+const PROGRAMS = { pod_egress: 'intercept', bridge_steer: 'steer', reuse: 'reuse' } as const;
+export type ProgramName = keyof typeof PROGRAMS;
+
+const MAPS = ['endpoints', 'sources', 'workloads', 'listeners', 'flows', 'counters', 'events'] as const;
+export type MapName = (typeof MAPS)[number];
+
+export interface ProgramsOptions {
+  /** Folder below a bpffs, such as /sys/fs/bpf/nodesentry; mounted where it is not on one. */
+  readonly bpffs: string;
+  /** Folder with the compiled objects, `<name>.bpf.o`. */
+  readonly objects: string;
+  readonly mark: { readonly value: number; readonly mask: number };
+}
+
+export interface Programs {
+  readonly layouts: Layouts;
+  readonly maps: Readonly<Record<MapName, BpfMap>>;
+  readonly programs: Readonly<Record<ProgramName, BpfProgram>>;
+  readonly linksPath: string;
+  /** True where every map was found pinned: flows, endpoints and listeners were taken over. */
+  readonly takenOver: boolean;
+  /** Drops the pins of programs that no link uses any more; call it after the links have been moved. */
+  removeStalePrograms(): readonly string[];
+  close(): void;
+}
+
+/** The folders under `bpffs`; mounts a bpffs there, or at /sys/fs/bpf, where none is. */
+export function prepareBpffs(bpffs: string): void {
+  const mountPoint = bpffs.startsWith(`${KERNEL_BPFFS}/`) ? KERNEL_BPFFS : bpffs;
+  const existing = [bpffs, dirname(bpffs)].find((path) => existsSync(path));
+  if (existing === undefined || !isBpffs(existing)) {
+    mountBpffs(mountPoint);
+  }
+  for (const folder of ['maps', 'programs', 'links']) {
+    mkdirSync(join(bpffs, LAYOUT, folder), { recursive: true, mode: 0o700 });
+  }
+}
+
+/** Refuses to work beside a layout that a newer agent left behind. */
+export function refuseNewerLayout(bpffs: string): void {
+  const versions = existsSync(bpffs) ? readdirSync(bpffs) : [];
+  const newer = versions.find(
+    (name) => /^v\d+$/.test(name) && Number(name.slice(1)) > Number(LAYOUT.slice(1)),
+  );
+  if (newer !== undefined) {
+    throw new DatapathError(
+      'LAYOUT_NEWER',
+      `${join(bpffs, newer)} belongs to a newer agent: run that one, or its "nodesentry cleanup" first`,
+    );
+  }
+}
+
+function u32Bytes(value: number): Buffer {
+  const bytes = Buffer.alloc(4);
+  bytes.writeUInt32LE(value >>> 0);
+  return bytes;
+}
+
+function openObject(options: ProgramsOptions, file: string, maps: ReadonlyMap<MapName, BpfMap>): BpfObject {
+  const path = join(options.objects, `${file}.bpf.o`);
+  if (!existsSync(path)) {
+    throw new DatapathError('OBJECT_MISSING', `${path} does not exist: run "make build"`);
+  }
+  const object = BpfObject.open(path);
+  try {
+    object.setReadOnlyData('mark_value', u32Bytes(options.mark.value));
+    object.setReadOnlyData('mark_mask', u32Bytes(options.mark.mask));
+    for (const [name, map] of maps) {
+      object.reuseMap(name, map);
+    }
+    object.load();
+    return object;
+  } catch (error) {
+    object.close();
+    throw error;
+  }
+}
+
+/** Pinned maps are reused as they are; libbpf refuses one whose key, value or size differs from the object's. */
+function openPinnedMaps(folder: string): Map<MapName, BpfMap> {
+  const maps = new Map<MapName, BpfMap>();
+  for (const name of MAPS) {
+    const path = join(folder, name);
+    if (existsSync(path)) {
+      maps.set(name, BpfMap.openPinned(path));
+    }
+  }
+  return maps;
+}
+
+function pinName(program: BpfProgram, name: string, mark: ProgramsOptions['mark']): string {
+  return `${name}-${program.tag}-${mark.value.toString(16)}-${mark.mask.toString(16)}`;
+}
+
+export function openPrograms(options: ProgramsOptions): Programs {
+  refuseNewerLayout(options.bpffs);
+  prepareBpffs(options.bpffs);
+  const root = join(options.bpffs, LAYOUT);
+  const mapsPath = join(root, 'maps');
+  const programsPath = join(root, 'programs');
+  const closers: (() => void)[] = [];
+  const close = () => {
+    for (const closer of closers.splice(0).reverse()) {
+      closer();
+    }
+  };
+  try {
+    const maps = openPinnedMaps(mapsPath);
+    const takenOver = maps.size === MAPS.length;
+    let layouts: Layouts | undefined;
+    const programs = new Map<ProgramName, BpfProgram>();
+    const current = new Set<string>();
+    for (const name of Object.keys(PROGRAMS) as ProgramName[]) {
+      const object = openObject(options, PROGRAMS[name], maps);
+      closers.push(() => object.close());
+      layouts ??= readLayouts(object);
+      for (const mapName of MAPS) {
+        if (!maps.has(mapName)) {
+          const map = object.map(mapName);
+          map.pin(join(mapsPath, mapName));
+          maps.set(mapName, map);
+        }
+      }
+      const fresh = object.program(name);
+      const pin = pinName(fresh, name, options.mark);
+      current.add(pin);
+      const path = join(programsPath, pin);
+      if (existsSync(path) && takenOver) {
+        fresh.close();
+        programs.set(name, BpfProgram.openPinned(path));
+      } else {
+        rmSync(path, { force: true });
+        fresh.pin(path);
+        programs.set(name, fresh);
+      }
+    }
+    for (const handle of [...maps.values(), ...programs.values()]) {
+      closers.push(() => handle.close());
+    }
+    if (layouts === undefined) {
+      throw new DatapathError('LAYOUT_MISMATCH', 'no BPF object was loaded');
+    }
+    return {
+      layouts,
+      maps: Object.fromEntries(maps) as Record<MapName, BpfMap>,
+      programs: Object.fromEntries(programs) as Record<ProgramName, BpfProgram>,
+      linksPath: join(root, 'links'),
+      takenOver,
+      removeStalePrograms: () => {
+        const stale = readdirSync(programsPath).filter((pin) => !current.has(pin));
+        for (const pin of stale) {
+          rmSync(join(programsPath, pin), { force: true });
+        }
+        return stale;
+      },
+      close,
+    };
+  } catch (error) {
+    close();
+    throw error;
+  }
+}

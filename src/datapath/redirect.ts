@@ -1,0 +1,167 @@
+/**
+ * Attaching our programs to interfaces: tcx links where the kernel has them (6.6), a clsact filter of our own
+ * where it does not. Links are pinned by ifindex, so that they outlive the agent.
+ */
+
+import { existsSync, readdirSync, rmSync } from 'node:fs';
+import { join } from 'node:path';
+import {
+  attachClsact,
+  attachTcx,
+  BpfLink,
+  type BpfProgram,
+  detachClsact,
+  programInfo,
+  queryClsact,
+  queryTcx,
+} from '../native/bpf.js';
+import { isKernelError } from '../native/errors.js';
+
+/** Our place among the filters of a clsact hook: 0x4e53 is "NS". */
+export const CLSACT = { priority: 0x4e53, handle: 0x4e53 } as const;
+
+export type Role = 'egress' | 'steer';
+
+export interface Attachment {
+  readonly role: Role;
+  readonly ifindex: number;
+}
+
+export interface RedirectOptions {
+  readonly linksPath: string;
+  /** False for kernels before 6.6. */
+  readonly tcx: boolean;
+}
+
+const ROLE_OF: Readonly<Record<string, Role>> = { pod_egress: 'egress', bridge_steer: 'steer' };
+
+function pinName({ role, ifindex }: Attachment): string {
+  return `${role}-${ifindex}`;
+}
+
+function parsePinName(name: string): Attachment | undefined {
+  const match = /^(egress|steer)-(\d+)$/.exec(name);
+  return match === null ? undefined : { role: match[1] as Role, ifindex: Number(match[2]) };
+}
+
+export class Redirect {
+  readonly #options: RedirectOptions;
+  /** Without tcx nothing is pinned: these are the interfaces that carry a filter of ours. */
+  readonly #filters = new Map<string, Attachment>();
+
+  constructor(options: RedirectOptions) {
+    this.#options = options;
+  }
+
+  /** Finds the filters of an agent before us: without tcx nothing is pinned that would name their interfaces. */
+  adoptFilters(ifindexes: readonly number[]): void {
+    if (this.#options.tcx) {
+      return;
+    }
+    for (const ifindex of ifindexes) {
+      const filter = queryClsact(ifindex, 'ingress', CLSACT);
+      const role = filter === undefined ? undefined : ROLE_OF[programInfo(filter.programId)?.name ?? ''];
+      if (role !== undefined) {
+        const attachment: Attachment = { role, ifindex };
+        this.#filters.set(pinName(attachment), attachment);
+      }
+    }
+  }
+
+  /** Attached, and running exactly `program`. Read from the kernel, not remembered. */
+  isAttached(attachment: Attachment, program: BpfProgram): boolean {
+    try {
+      return this.#options.tcx
+        ? queryTcx(attachment.ifindex, 'ingress').some((entry) => entry.programId === program.id)
+        : queryClsact(attachment.ifindex, 'ingress', CLSACT)?.programId === program.id;
+    } catch (error) {
+      if (isGone(error)) {
+        return false;
+      }
+      throw error;
+    }
+  }
+
+  /** Idempotent. Returns what was done: nothing, a fresh attachment, or an exchange of the program in place. */
+  attach(attachment: Attachment, program: BpfProgram): 'kept' | 'attached' | 'updated' {
+    if (this.isAttached(attachment, program)) {
+      this.#filters.set(pinName(attachment), attachment);
+      return 'kept';
+    }
+    if (!this.#options.tcx) {
+      const before = queryClsact(attachment.ifindex, 'ingress', CLSACT);
+      attachClsact(program, attachment.ifindex, 'ingress', CLSACT);
+      this.#filters.set(pinName(attachment), attachment);
+      return before === undefined ? 'attached' : 'updated';
+    }
+    const path = join(this.#options.linksPath, pinName(attachment));
+    if (existsSync(path)) {
+      const link = BpfLink.openPinned(path);
+      try {
+        if (queryTcx(attachment.ifindex, 'ingress').some((entry) => entry.linkId === link.id)) {
+          link.update(program);
+          return 'updated';
+        }
+      } finally {
+        link.close();
+      }
+      rmSync(path); // of an interface that is gone, whose ifindex has come back
+    }
+    const link = attachTcx(program, attachment.ifindex, 'ingress');
+    try {
+      link.pin(path);
+    } catch (error) {
+      link.detach();
+      throw error;
+    } finally {
+      link.close();
+    }
+    return 'attached';
+  }
+
+  /** Takes our program off; an interface that is gone has taken it along. */
+  detach(attachment: Attachment): void {
+    const path = join(this.#options.linksPath, pinName(attachment));
+    if (existsSync(path)) {
+      const link = BpfLink.openPinned(path);
+      try {
+        link.detach();
+      } catch (error) {
+        if (!isGone(error)) {
+          throw error;
+        }
+      } finally {
+        link.close();
+      }
+      rmSync(path, { force: true });
+    }
+    if (this.#filters.delete(pinName(attachment)) && !this.#options.tcx) {
+      try {
+        detachClsact(attachment.ifindex, 'ingress', CLSACT);
+      } catch (error) {
+        if (!isGone(error)) {
+          throw error;
+        }
+      }
+    }
+  }
+
+  /** Every attachment that we hold, by pin or by filter. */
+  list(): Attachment[] {
+    const pinned = existsSync(this.#options.linksPath) ? readdirSync(this.#options.linksPath) : [];
+    const found = new Map(this.#filters);
+    for (const name of pinned) {
+      const attachment = parsePinName(name);
+      if (attachment !== undefined) {
+        found.set(name, attachment);
+      }
+    }
+    return [...found.values()];
+  }
+}
+
+function isGone(error: unknown): boolean {
+  return (
+    isKernelError(error) && (error.code === 'ENODEV' || error.code === 'ENOLINK' || error.code === 'ENOENT')
+  );
+}

@@ -1,0 +1,70 @@
+/** The datapath as the later stages see it: one read-only face over tables, flows, listeners and reconciler. */
+
+import type { PodUid } from '../pods/pod.js';
+import type { EndpointTables } from './endpoints.js';
+import type { Flows } from './flows.js';
+import type { Listeners } from './listeners.js';
+import type { Reconciler } from './reconciler.js';
+import type {
+  DatapathView,
+  EndpointCounters,
+  EndpointStatus,
+  FlowEvent,
+  FlowRecord,
+  ListenerStatus,
+  SocketAddress,
+} from './status.js';
+
+export interface DatapathParts {
+  readonly tables: EndpointTables;
+  readonly flows: Flows;
+  readonly listeners: Listeners;
+  readonly reconciler: Reconciler;
+}
+
+export class Datapath implements DatapathView {
+  readonly #parts: DatapathParts;
+
+  constructor(parts: DatapathParts) {
+    this.#parts = parts;
+  }
+
+  lookupFlow(src: SocketAddress, dst: SocketAddress): FlowRecord | undefined {
+    return this.#parts.flows.lookup(src, dst);
+  }
+
+  listFlows(limit: number): FlowRecord[] {
+    return this.#parts.flows.list(limit);
+  }
+
+  onFlowEvent(listener: (event: FlowEvent) => void): () => void {
+    return this.#parts.flows.onEvent(listener);
+  }
+
+  endpoints(): readonly EndpointStatus[] {
+    return this.#parts.reconciler.statuses();
+  }
+
+  endpointOf(uid: PodUid): EndpointStatus | undefined {
+    return this.#parts.reconciler.statusOf(uid);
+  }
+
+  /** An id stands for one pod for ever; a generation after the row's current one was never given out. */
+  podOfEndpoint(endpointId: number, generation: number): PodUid | undefined {
+    const row = this.#parts.tables.rowById(endpointId);
+    return row === undefined || generation > row.generation ? undefined : row.uid;
+  }
+
+  listeners(): readonly ListenerStatus[] {
+    return this.#parts.listeners.status();
+  }
+
+  counters(): readonly EndpointCounters[] {
+    return this.#parts.tables.counters();
+  }
+
+  eventsLost(): { readonly kernel: number; readonly agent: number } {
+    const kernel = this.counters().reduce((sum, { packets }) => sum + (packets.EVENT_LOST ?? 0), 0);
+    return { kernel, agent: this.#parts.flows.lost() };
+  }
+}

@@ -1,0 +1,62 @@
+/** What a pod's own labels and annotations ask of us. */
+
+import type { FailurePolicy, Pod } from './pod.js';
+
+/** labelled: pods that say `enabled`. all: every pod that does not say `disabled`. */
+export type EnrolMode = 'labelled' | 'all';
+
+export interface InterceptionDefaults {
+  readonly enrol: EnrolMode;
+  readonly failure: FailurePolicy;
+}
+
+export interface Interception {
+  readonly enrolled: boolean;
+  readonly failure: FailurePolicy;
+  /** One sentence per key whose value could not be followed; the default of that key applies. */
+  readonly problems: readonly string[];
+}
+
+const PREFIX = 'nodesentry.io/';
+
+/** An annotation wins over the label of the same key; a bad value is reported and counts as not given. */
+export function interceptionOf(
+  pod: Pick<Pod, 'labels' | 'annotations'>,
+  defaults: InterceptionDefaults,
+): Interception {
+  const problems: string[] = [];
+  const intercept = choice(pod, 'intercept', ['enabled', 'disabled'], problems);
+  const failure = choice(pod, 'failure', ['closed', 'open'], problems);
+  for (const key of ['outbound', 'inbound', 'exclude-outbound-cidrs']) {
+    const value = given(pod, key);
+    if (value === undefined || (value === 'all' && key !== 'exclude-outbound-cidrs')) {
+      continue;
+    }
+    problems.push(
+      `${PREFIX}${key}: ${JSON.stringify(value)} is not available in this version and has no effect`,
+    );
+  }
+  return {
+    enrolled: defaults.enrol === 'all' ? intercept !== 'disabled' : intercept === 'enabled',
+    failure: failure ?? defaults.failure,
+    problems,
+  };
+}
+
+function choice<T extends string>(
+  pod: Pick<Pod, 'labels' | 'annotations'>,
+  key: string,
+  allowed: readonly T[],
+  problems: string[],
+): T | undefined {
+  const value = given(pod, key);
+  const match = allowed.find((candidate) => candidate === value);
+  if (value !== undefined && match === undefined) {
+    problems.push(`${PREFIX}${key}: expected ${allowed.join(' or ')}, got ${JSON.stringify(value)}`);
+  }
+  return match;
+}
+
+function given(pod: Pick<Pod, 'labels' | 'annotations'>, key: string): string | undefined {
+  return pod.annotations[PREFIX + key] ?? pod.labels[PREFIX + key];
+}

@@ -1,0 +1,42 @@
+/** The one model of a pod that every source speaks and every later stage reads. */
+
+export type PodUid = string & { readonly __brand: 'PodUid' };
+
+export const RUNTIME_KINDS = ['runc', 'runsc', 'rund', 'unknown'] as const;
+export type RuntimeKind = (typeof RUNTIME_KINDS)[number];
+
+export type SourceName = 'static' | 'cri' | 'kubernetes' | 'cni';
+
+export type FailurePolicy = 'closed' | 'open';
+
+/** A pod as the sources describe it: desired state, nothing observed in the kernel. */
+export interface Pod {
+  readonly uid: PodUid;
+  readonly namespace: string;
+  readonly name: string;
+  readonly serviceAccount: string;
+  readonly labels: Readonly<Record<string, string>>;
+  readonly annotations: Readonly<Record<string, string>>;
+  /** Canonical text form (RFC 5952 for IPv6), without prefix length. */
+  readonly ips: readonly string[];
+  readonly runtime: RuntimeKind;
+  /** The CRI handler, such as `gvisor`; empty for the default one or where the source does not know. */
+  readonly runtimeHandler: string;
+  readonly sandboxId: string;
+  readonly hostNetwork: boolean;
+  /** Path that can be opened as the pod's network namespace, such as `/run/netns/web-0`. */
+  readonly netns?: string;
+  /** Name of the host-side interface where a source names it outright. */
+  readonly interface?: string;
+  readonly sources: readonly SourceName[];
+}
+
+/** The application a pod belongs to: `nodesentry.io/app`, else `app.kubernetes.io/name`, else `app`. */
+export function appOf(pod: Pod): string | undefined {
+  return pod.labels['nodesentry.io/app'] ?? pod.labels['app.kubernetes.io/name'] ?? pod.labels.app;
+}
+
+/** `spiffe://<trust domain>/ns/<namespace>/sa/<service account>` (SPIFFE ID specification, section 2). */
+export function spiffeIdOf(pod: Pod, trustDomain: string): string {
+  return `spiffe://${trustDomain}/ns/${pod.namespace}/sa/${pod.serviceAccount}`;
+}

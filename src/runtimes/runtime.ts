@@ -1,0 +1,65 @@
+/** One interface per container runtime: where a pod's host-side interface is, what may be done there, when to refuse. */
+
+import type { Pod, RuntimeKind } from '../pods/pod.js';
+
+/** A network interface as netlink reports it. */
+export interface Link {
+  readonly index: number;
+  readonly name: string;
+  /** `veth`, `macvlan`, `bridge`, …; empty for a physical or loopback device. */
+  readonly kind: string;
+  readonly loopback: boolean;
+  readonly ethernet: boolean;
+  /** ifindex of the peer (veth) or the lower device (macvlan), in the namespace `peerNamespaceId` names. */
+  readonly peerIndex: number | undefined;
+  readonly peerNamespaceId: number | undefined;
+  /** ifindex of the bridge or bond that this interface is a port of; 0 without one. */
+  readonly master: number;
+}
+
+/** What strategies may ask about links; implemented over netlink by the datapath. */
+export interface LinkReader {
+  hostLinks(): Promise<readonly Link[]>;
+  /** Links inside the network namespace at `netns`; ENOENT where it is gone. */
+  podLinks(netns: string): Promise<readonly Link[]>;
+  /** The id under which the agent's namespace knows the one at `netns`, as `peerNamespaceId` gives it. */
+  namespaceId(netns: string): Promise<number | undefined>;
+  /** True where `netns` is the agent's own network namespace. */
+  isHost(netns: string): Promise<boolean>;
+}
+
+export type RefusalCode =
+  | 'HOST_NETWORK'
+  | 'NO_INTERFACE'
+  | 'INTERFACE_GONE'
+  | 'UNSUPPORTED_INTERFACE'
+  | 'NO_ADDRESS'
+  | 'NETNS_UNKNOWN'
+  | 'NETNS_GONE';
+
+/** Where the pod's packets pass on the host, or why they cannot be intercepted there. */
+export type Location =
+  | { readonly kind: 'routed'; readonly link: Link; readonly others: readonly string[] }
+  | {
+      readonly kind: 'bridge';
+      readonly link: Link;
+      readonly bridge: Link;
+      readonly others: readonly string[];
+    }
+  | {
+      readonly kind: 'refused';
+      readonly code: RefusalCode;
+      readonly reason: string;
+      readonly retry: boolean;
+    };
+
+export interface Capabilities {
+  /** Whether a sockops splice can ever see this runtime's sockets: they must live in the host's kernel. */
+  readonly splice: boolean;
+}
+
+export interface Runtime {
+  readonly kind: RuntimeKind;
+  readonly capabilities: Capabilities;
+  locate(pod: Pod, links: LinkReader): Promise<Location>;
+}

@@ -1,0 +1,343 @@
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { hostname, tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { instanceFor } from '../../src/config/config.js';
+import { ConfigError } from '../../src/config/errors.js';
+import { loadConfig, parseConfig } from '../../src/config/load.js';
+import { configJsonSchema } from '../../src/config/schema.js';
+
+const FILE = '/etc/nodesentry/config.yaml';
+
+/** The example of design.md; `kubernetes` and `cni` come with a later version. */
+const CONTRACT = `
+node: node-a                       # default: the hostname
+trustDomain: cluster.local
+interception: {mark: 0x40/0x40, table: 7340, rulePriority: 90, failure: closed, enrol: labelled}
+sources:
+  static: {file: pods.yaml}
+  cri: {endpoint: "unix:///run/containerd/containerd.sock"}
+instances:
+  - {name: payments, apps: [payments], outbound: "127.0.0.1:16001", inbound: "127.0.0.1:16006"}
+  - {name: default, outbound: "127.0.0.1:15001", inbound: "127.0.0.1:15006"}
+runtimes: {handlers: {my-gvisor: runsc}}
+api: {allow: [{uid: 0}]}
+log: {level: info}
+`;
+
+/** Every problem as the user sees it, the file's name left out. */
+function mistakes(text: string): string[] {
+  try {
+    parseConfig(text, FILE);
+  } catch (error) {
+    expect(error).toBeInstanceOf(ConfigError);
+    expect(error).toMatchObject({ code: 'CONFIG_INVALID' });
+    return (error as ConfigError).message.split('\n').map((line) => line.replace(`${FILE}:`, ''));
+  }
+  return [];
+}
+
+/** A configuration that is right but for `line`, which stands in line 2. */
+function withLine(line: string): string[] {
+  return mistakes(`sources: {cri: {}}\n${line}\n`);
+}
+
+const local = (port: number) => ({ host: '127.0.0.1', port, family: 4, text: `127.0.0.1:${port}` });
+
+describe('a configuration', () => {
+  it('as the contract shows it is read in full', () => {
+    expect(parseConfig(CONTRACT, FILE)).toEqual({
+      node: 'node-a',
+      trustDomain: 'cluster.local',
+      interception: {
+        mark: { value: 0x40, mask: 0x40 },
+        table: 7340,
+        rulePriority: 90,
+        failure: 'closed',
+        enrol: 'labelled',
+      },
+      sources: {
+        static: { file: '/etc/nodesentry/pods.yaml' },
+        cri: { endpoint: 'unix:///run/containerd/containerd.sock' },
+      },
+      instances: [
+        { name: 'payments', apps: ['payments'], outbound: [local(16001)], inbound: [local(16006)] },
+        { name: 'default', apps: undefined, outbound: [local(15001)], inbound: [local(15006)] },
+      ],
+      runtimes: { handlers: { 'my-gvisor': 'runsc' } },
+      api: { allow: [{ uid: 0 }] },
+      log: { level: 'info' },
+    });
+  });
+
+  it('with one source has the defaults of the contract for all the rest', () => {
+    const defaults = parseConfig('sources: {cri: {}}', FILE);
+    const contract = parseConfig(CONTRACT, FILE);
+    expect(defaults).toEqual({
+      ...contract,
+      node: hostname(),
+      sources: { cri: contract.sources.cri },
+      instances: contract.instances.slice(1),
+      runtimes: { handlers: {} },
+    });
+  });
+
+  it('takes one address or a list, one per family, in both directions or one', () => {
+    const { instances } = parseConfig(
+      `sources: {cri: {}}
+instances:
+  - {name: a, outbound: ["127.0.0.1:1", "[::1]:1"]}
+  - {name: b, inbound: "[::]:15001"}
+`,
+      FILE,
+    );
+    expect(instances).toEqual([
+      {
+        name: 'a',
+        apps: undefined,
+        outbound: [local(1), { host: '::1', port: 1, family: 6, text: '[::1]:1' }],
+        inbound: [],
+      },
+      {
+        name: 'b',
+        apps: undefined,
+        outbound: [],
+        inbound: [{ host: '::', port: 15001, family: 6, text: '[::]:15001' }],
+      },
+    ]);
+  });
+
+  it('takes callers by uid, gid and executable', () => {
+    const { api } = parseConfig(
+      'sources: {cri: {}}\napi: {allow: [{uid: 1}, {gid: 2}, {exe: /usr/sbin/envoy}]}',
+      FILE,
+    );
+    expect(api.allow).toEqual([{ uid: 1 }, { gid: 2 }, { exe: '/usr/sbin/envoy' }]);
+  });
+
+  it('asking for sources of a later version says so', () => {
+    expect(mistakes('sources:\n  kubernetes: {kubeconfig: /k}\n  cni: {}\n')).toEqual([
+      '2: sources.kubernetes: not available in this version',
+      '3: sources.cni: not available in this version',
+    ]);
+  });
+});
+
+describe('a mistake is told with its line and field', () => {
+  it.each([
+    ['nodes: a', '2: nodes: unknown key'],
+    ['log: {levle: info}', '2: log.levle: unknown key'],
+    ['node: 7', '2: node: expected a node name, got 7'],
+    [
+      'trustDomain: Cluster.local',
+      '2: trustDomain: expected a trust domain: at most 255 small letters, digits, dots, dashes and underscores, got "Cluster.local"',
+    ],
+    ['interception: {failure: ajar}', '2: interception.failure: expected closed or open, got "ajar"'],
+    ['interception: {enrol: some}', '2: interception.enrol: expected labelled or all, got "some"'],
+    [
+      'interception: {rulePriority: 0}',
+      '2: interception.rulePriority: expected a whole number from 1 to 32765, got 0',
+    ],
+    [
+      'interception: {rulePriority: 32766}',
+      '2: interception.rulePriority: expected a whole number from 1 to 32765, got 32766',
+    ],
+    [
+      'log: {level: loud}',
+      '2: log.level: expected one of fatal, error, warn, info, debug, trace, silent, got "loud"',
+    ],
+    [
+      'runtimes: {handlers: {my-gvisor: gvisor}}',
+      '2: runtimes.handlers.my-gvisor: expected one of runc, runsc, rund, unknown, got "gvisor"',
+    ],
+    ['instances: []', '2: instances: expected at least one instance, got an empty list'],
+    ['instances: [{name: a}]', '2: instances[0]: an instance needs at least one of outbound and inbound'],
+    [
+      'instances: [{outbound: "127.0.0.1:1"}]',
+      '2: instances[0].name: expected a name of at most 63 small letters, digits, dashes and dots, got nothing',
+    ],
+    [
+      'instances: [{name: a, apps: [], outbound: "127.0.0.1:1"}]',
+      '2: instances[0].apps: expected at least one app (leave apps out to serve every app), got an empty list',
+    ],
+    [
+      'instances: [{name: a, outbound: "127.0.0.1:0"}]',
+      '2: instances[0].outbound: expected an address and a port such as 127.0.0.1:15001 or [::1]:15001, got "127.0.0.1:0"',
+    ],
+    [
+      'instances: [{name: a, outbound: ["127.0.0.1:1", "localhost:2"]}]',
+      '2: instances[0].outbound[1]: expected an address and a port such as 127.0.0.1:15001 or [::1]:15001, got "localhost:2"',
+    ],
+    [
+      'instances: [{name: a, inbound: ["127.0.0.1:1", "127.0.0.2:2"]}]',
+      '2: instances[0].inbound[1]: one address per family, but 127.0.0.2:2 is the second of IPv4',
+    ],
+    [
+      'instances: [{name: a, inbound: 15001}]',
+      '2: instances[0].inbound: expected an address and a port such as 127.0.0.1:15001 or [::1]:15001, or a list of one per family, got 15001',
+    ],
+    ['api: {allow: []}', '2: api.allow: expected at least one caller, got an empty list'],
+    [
+      'api: {allow: [{uid: 0, gid: 0}]}',
+      '2: api.allow[0]: expected exactly one of uid, gid and exe: a whole number, or the absolute path of an executable, got a mapping',
+    ],
+    [
+      'api: {allow: [{exe: envoy}]}',
+      '2: api.allow[0].exe: expected the absolute path of an executable, got "envoy"',
+    ],
+    [
+      'api: {allow: [{uid: root}]}',
+      '2: api.allow[0]: expected exactly one of uid, gid and exe: a whole number, or the absolute path of an executable, got a mapping',
+    ],
+  ])('%s', (line, expected) => {
+    expect(withLine(line)).toEqual([expected]);
+  });
+
+  it.each([
+    '0x80/0x40',
+    '0x40',
+    '0/0',
+    '0x40/0',
+    '0x1ffffffff/0x1ffffffff',
+    '4294967296/4294967296',
+    '-1/0x40',
+    'x/y',
+  ])('mark %s', (mark) => {
+    expect(withLine(`interception: {mark: "${mark}"}`)).toEqual([
+      `2: interception.mark: expected value/mask such as 0x40/0x40, both of 1 to 32 bits and the value within the mask, got "${mark}"`,
+    ]);
+  });
+
+  it.each([0, 253, 254, 255, 4294967296, 1.5])('table %s', (table) => {
+    expect(withLine(`interception: {table: ${table}}`)).toEqual([
+      expect.stringMatching(
+        /^2: interception\.table: expected a routing table from 1 to 4294967295 .*, got [\d.]+$/,
+      ),
+    ]);
+  });
+
+  it.each([
+    ['"127.0.0.1:7"', '"127.0.0.1:7"', '127.0.0.1:7 overlaps 127.0.0.1:7'],
+    ['"0.0.0.0:7"', '"127.0.0.1:7"', '127.0.0.1:7 overlaps 0.0.0.0:7'],
+    ['"127.0.0.1:7"', '"[::]:7"', '[::]:7 overlaps 127.0.0.1:7'],
+    ['"[::1]:7"', '"[::]:7"', '[::]:7 overlaps [::1]:7'],
+  ])('%s and %s in two instances', (first, second, expected) => {
+    expect(withLine(`instances:\n- {name: a, inbound: ${first}}\n- {name: b, outbound: ${second}}`)).toEqual([
+      `4: instances[1].outbound: ${expected}, the inbound of instance a`,
+    ]);
+  });
+
+  it.each([
+    ['"127.0.0.1:7"', '"127.0.0.2:7"'],
+    ['["0.0.0.0:7", "[::]:7"]', '["0.0.0.0:8", "[::]:8"]'],
+    ['"127.0.0.1:7"', '["127.0.0.1:8", "[::]:7"]'],
+  ])('but not %s and %s, which are different sockets', (first, second) => {
+    expect(withLine(`instances:\n- {name: a, inbound: ${first}}\n- {name: b, outbound: ${second}}`)).toEqual(
+      [],
+    );
+  });
+
+  it('names of instances are given once', () => {
+    expect(
+      withLine('instances:\n- {name: a, inbound: "127.0.0.1:1"}\n- {name: a, inbound: "127.0.0.1:2"}'),
+    ).toEqual(['4: instances[1].name: a is the name of an instance before it']);
+  });
+
+  it('a source is needed', () => {
+    const none = 'sources: at least one source is needed: static or cri';
+    expect(mistakes('node: a\n')).toEqual([`1: ${none}`]);
+    expect(mistakes('node: a\nsources: {}\n')).toEqual([`2: ${none}`]);
+    expect(mistakes('')).toEqual([expect.stringContaining('expected a mapping, got nothing')]);
+    expect(mistakes('sources: {static: {}}')).toEqual([
+      '1: sources.static.file: expected the path of a YAML file, got nothing',
+    ]);
+    expect(mistakes('sources: {cri: {endpoint: /run/x.sock}}')).toEqual([
+      '1: sources.cri.endpoint: expected a Unix socket such as unix:///run/containerd/containerd.sock, got "/run/x.sock"',
+    ]);
+  });
+
+  it('several at once come in the order of the file', () => {
+    expect(
+      mistakes('sources: {cri: {}}\nlog: {level: loud}\n\nnode: ""\ninterception:\n  table: 254\n'),
+    ).toEqual([
+      expect.stringMatching(/^2: log\.level: /),
+      expect.stringMatching(/^4: node: /),
+      expect.stringMatching(/^6: interception\.table: /),
+    ]);
+  });
+
+  it('YAML that is none is told by its line', () => {
+    expect(mistakes('sources: {cri: {}}\nlog: {level: info\n')).toEqual([expect.stringMatching(/^[23]: \S/)]);
+    expect(mistakes('node: a\nnode: b\nsources: {cri: {}}')).toEqual([
+      expect.stringMatching(/^2: Map keys must be unique/),
+    ]);
+  });
+});
+
+describe('a configuration file', () => {
+  let folder: string;
+  beforeEach(() => {
+    folder = mkdtempSync(join(tmpdir(), 'nodesentry-config-'));
+  });
+  afterEach(() => {
+    rmSync(folder, { recursive: true, force: true });
+  });
+
+  it('is read, and a static file beside it is found', () => {
+    const path = join(folder, 'config.yaml');
+    writeFileSync(path, CONTRACT);
+    expect(loadConfig(path).sources.static).toEqual({ file: join(folder, 'pods.yaml') });
+  });
+
+  it('that is missing is one clear error', () => {
+    const path = join(folder, 'none.yaml');
+    expect(() => loadConfig(path)).toThrow(
+      `${path}: the configuration cannot be read: ENOENT: no such file or directory, open '${path}'`,
+    );
+  });
+});
+
+describe('instanceFor', () => {
+  const config = parseConfig(
+    `sources: {cri: {}}
+instances:
+  - {name: payments, apps: [payments, ledger], outbound: "127.0.0.1:1"}
+  - {name: default, outbound: "127.0.0.1:2"}
+  - {name: late, apps: [web], outbound: "127.0.0.1:3"}
+`,
+    FILE,
+  );
+
+  it('takes the first that matches', () => {
+    expect(instanceFor(config, 'ledger')).toEqual({ name: 'payments', index: 0 });
+    expect(instanceFor(config, 'web')).toEqual({ name: 'default', index: 1 });
+    expect(instanceFor(config, undefined)).toEqual({ name: 'default', index: 1 });
+  });
+
+  it('finds none where every instance is for other apps', () => {
+    const instances = config.instances.slice(0, 1);
+    expect(instanceFor({ instances }, 'web')).toBeUndefined();
+    expect(instanceFor({ instances }, undefined)).toBeUndefined();
+  });
+});
+
+it('the JSON schema describes the file as it is written', () => {
+  const schema = configJsonSchema() as {
+    properties: Record<string, { properties?: object }>;
+    additionalProperties: boolean;
+  };
+  expect(Object.keys(schema.properties)).toEqual([
+    'node',
+    'trustDomain',
+    'interception',
+    'sources',
+    'instances',
+    'runtimes',
+    'api',
+    'log',
+  ]);
+  expect(schema.additionalProperties).toBe(false);
+  expect(schema.properties.interception?.properties).toMatchObject({
+    mark: { type: 'string', default: '0x40/0x40' },
+  });
+});

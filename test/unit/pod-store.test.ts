@@ -1,0 +1,241 @@
+import { describe, expect, it } from 'vitest';
+import { interceptionOf } from '../../src/pods/annotations.js';
+import type { Pod, PodUid, SourceName } from '../../src/pods/pod.js';
+import { type PodChange, PodStore } from '../../src/pods/pod-store.js';
+import { runtimeKindOf } from '../../src/pods/runtime-kind.js';
+
+function pod(uid: string, fields: Partial<Pod> = {}, source: SourceName = 'static'): Pod {
+  return {
+    uid: uid as PodUid,
+    namespace: 'default',
+    name: uid,
+    serviceAccount: '',
+    labels: {},
+    annotations: {},
+    ips: [],
+    runtime: 'unknown',
+    runtimeHandler: '',
+    sandboxId: '',
+    hostNetwork: false,
+    sources: [source],
+    ...fields,
+  };
+}
+
+const uid = (text: string) => text as PodUid;
+
+describe('PodStore', () => {
+  it('grows its revision by one per true difference, and only then', () => {
+    const store = new PodStore();
+    const seen: (readonly PodChange[])[] = [];
+    store.subscribe((changes) => seen.push(changes));
+    store.replaceSource('static', []);
+    expect(store.revision).toBe(0);
+    store.replaceSource('static', [pod('a', { labels: { x: '1', y: '2' } }), pod('b')]);
+    store.replaceSource('static', [pod('b'), pod('a', { labels: { y: '2', x: '1' } })]);
+    expect(store.revision).toBe(1);
+    store.replaceSource('static', [pod('a', { labels: { x: '1' } })]);
+    expect(store.revision).toBe(2);
+    expect(seen.map((changes) => changes.map(({ kind, pod }) => `${pod.uid} ${kind}`).sort())).toEqual([
+      ['a upsert', 'b upsert'],
+      ['a upsert', 'b remove'],
+    ]);
+  });
+
+  it('has an epoch of its own each time', () => {
+    expect(new PodStore().epoch).not.toBe(new PodStore().epoch);
+  });
+
+  it('knows which sources have delivered, even nothing', () => {
+    const store = new PodStore();
+    expect([...store.syncedSources()]).toEqual([]);
+    store.replaceSource('cri', []);
+    expect([...store.syncedSources()]).toEqual(['cri']);
+  });
+
+  it('joins sources by UID: the stronger one wins where it says something, addresses are united', () => {
+    const store = new PodStore();
+    const told = pod('a', {
+      namespace: 'typo',
+      serviceAccount: 'web',
+      labels: { app: 'web' },
+      ips: ['10.0.0.1', 'fd00::1'],
+      runtime: 'runc',
+      interface: 'veth1',
+    });
+    const observed = pod(
+      'a',
+      {
+        ips: ['10.0.0.2', '10.0.0.1'],
+        runtime: 'runsc',
+        runtimeHandler: 'gvisor',
+        sandboxId: 's1',
+        netns: '/run/netns/a',
+      },
+      'cri',
+    );
+    store.replaceSource('cri', [observed]);
+    expect(store.get(uid('a'))?.serviceAccount).toBe('default');
+    store.replaceSource('static', [told]);
+    expect(store.get(uid('a'))).toEqual({
+      ...told,
+      ...observed,
+      serviceAccount: 'web',
+      labels: { app: 'web' },
+      ips: ['10.0.0.2', '10.0.0.1', 'fd00::1'],
+      sources: ['static', 'cri'],
+    });
+    store.replaceSource('cri', []);
+    expect(store.get(uid('a'))).toEqual(told);
+  });
+
+  it('finds every pod that claims an address, and follows when the address moves', () => {
+    const store = new PodStore();
+    store.replaceSource('static', [
+      pod('a', { ips: ['10.0.0.1'] }),
+      pod('b', { ips: ['10.0.0.1', '10.0.0.2'] }),
+    ]);
+    expect(store.byIp('10.0.0.1').map((one) => one.uid)).toEqual(['a', 'b']);
+    store.replaceSource('static', [pod('a', { ips: ['10.0.0.2'] })]);
+    expect(store.byIp('10.0.0.1')).toEqual([]);
+    expect(store.byIp('10.0.0.2').map((one) => one.uid)).toEqual(['a']);
+  });
+
+  it('never finds a pod on the host network by address', () => {
+    const store = new PodStore();
+    store.replaceSource('static', [pod('a', { ips: ['10.0.0.1'] })]);
+    store.replaceSource('cri', [pod('a', { hostNetwork: true }, 'cri')]);
+    expect(store.get(uid('a'))?.hostNetwork).toBe(true);
+    expect(store.byIp('10.0.0.1')).toEqual([]);
+  });
+
+  it('remembers a removed pod for 60 seconds, unless it comes back', () => {
+    let nowMs = 1000;
+    const store = new PodStore({ nowMs: () => nowMs });
+    store.replaceSource('static', [pod('a', { ips: ['10.0.0.1'] }), pod('b')]);
+    store.replaceSource('static', []);
+    expect(store.removed(uid('a'))).toMatchObject({ pod: { ips: ['10.0.0.1'] }, atMs: 1000 });
+    nowMs += 59_999;
+    expect(store.removed(uid('a'))).toBeDefined();
+    store.replaceSource('static', [pod('a')]);
+    expect(store.removed(uid('a'))).toBeUndefined();
+    nowMs += 1;
+    expect(store.removed(uid('b'))).toBeUndefined();
+  });
+
+  it('gives out pods that nobody can change', () => {
+    const store = new PodStore();
+    store.replaceSource('static', [pod('a', { labels: { app: 'web' }, ips: ['10.0.0.1'] })]);
+    const one = store.get(uid('a')) as unknown as {
+      name: string;
+      labels: Record<string, string>;
+      ips: string[];
+    };
+    expect(() => {
+      one.name = 'other';
+    }).toThrow(TypeError);
+    expect(() => {
+      one.labels.app = 'other';
+    }).toThrow(TypeError);
+    expect(() => one.ips.push('10.0.0.2')).toThrow(TypeError);
+  });
+
+  it('stops telling a listener that has left', () => {
+    const store = new PodStore();
+    let calls = 0;
+    const leave = store.subscribe(() => {
+      calls += 1;
+    });
+    store.replaceSource('static', [pod('a')]);
+    leave();
+    store.replaceSource('static', []);
+    expect(calls).toBe(1);
+  });
+
+  it('refuses a snapshot with one UID twice', () => {
+    const store = new PodStore();
+    expect(() => store.replaceSource('static', [pod('a'), pod('a')])).toThrow(RangeError);
+    expect(store.list()).toEqual([]);
+  });
+});
+
+describe('interceptionOf', () => {
+  const intercept = (value: string) => ({ 'nodesentry.io/intercept': value });
+
+  it.each([
+    ['labelled', {}, {}, false],
+    ['labelled', intercept('enabled'), {}, true],
+    ['labelled', {}, intercept('enabled'), true],
+    ['labelled', intercept('enabled'), intercept('disabled'), false],
+    ['all', {}, {}, true],
+    ['all', intercept('disabled'), {}, false],
+    ['all', intercept('disabled'), intercept('enabled'), true],
+  ] as const)('enrol %s, labels %o, annotations %o: %s', (enrol, labels, annotations, enrolled) => {
+    expect(interceptionOf({ labels, annotations }, { enrol, failure: 'closed' })).toEqual({
+      enrolled,
+      failure: 'closed',
+      problems: [],
+    });
+  });
+
+  it('reports a bad value and keeps to the default of that key alone', () => {
+    const annotations = { 'nodesentry.io/failure': 'ajar', 'nodesentry.io/intercept': 'enabled' };
+    expect(interceptionOf({ labels: {}, annotations }, { enrol: 'labelled', failure: 'open' })).toEqual({
+      enrolled: true,
+      failure: 'open',
+      problems: ['nodesentry.io/failure: expected closed or open, got "ajar"'],
+    });
+    expect(
+      interceptionOf(
+        { labels: intercept('yes'), annotations: { 'nodesentry.io/failure': 'open' } },
+        { enrol: 'all', failure: 'closed' },
+      ),
+    ).toEqual({
+      enrolled: true,
+      failure: 'open',
+      problems: ['nodesentry.io/intercept: expected enabled or disabled, got "yes"'],
+    });
+  });
+
+  it('says which wishes this version cannot fulfil', () => {
+    const annotations = {
+      'nodesentry.io/outbound': '80,443',
+      'nodesentry.io/inbound': 'all',
+      'nodesentry.io/exclude-outbound-cidrs': '10.0.0.0/8',
+    };
+    expect(interceptionOf({ labels: {}, annotations }, { enrol: 'all', failure: 'closed' }).problems).toEqual(
+      [
+        'nodesentry.io/outbound: "80,443" is not available in this version and has no effect',
+        'nodesentry.io/exclude-outbound-cidrs: "10.0.0.0/8" is not available in this version and has no effect',
+      ],
+    );
+  });
+});
+
+describe('runtimeKindOf', () => {
+  it.each([
+    ['', '', 'runc'],
+    ['', 'io.containerd.runc.v2', 'runc'],
+    ['', 'io.containerd.kata.v2', 'rund'],
+    ['', 'io.containerd.other.v1', 'unknown'],
+    ['runc', 'io.containerd.runc.v2', 'runc'],
+    ['crun', '', 'runc'],
+    ['gvisor', 'io.containerd.runc.v2', 'runsc'],
+    ['sandboxed', 'io.containerd.runsc.v1', 'runsc'],
+    ['kata-fc', '', 'rund'],
+    ['secure', 'io.containerd.rund.v2', 'rund'],
+    ['secure', 'io.containerd.runc.v2', 'unknown'],
+    ['secure', '', 'unknown'],
+    ['constructor', '', 'unknown'],
+  ])('handler %j of type %j is %s', (handler, type, kind) => {
+    expect(runtimeKindOf({}, handler, type)).toBe(kind);
+  });
+
+  it('believes the configuration first, for handlers and for types', () => {
+    expect(runtimeKindOf({ kata: 'runc' }, 'kata', '')).toBe('runc');
+    expect(runtimeKindOf({ 'io.containerd.runc.v2': 'runc' }, 'secure', 'io.containerd.runc.v2')).toBe(
+      'runc',
+    );
+    expect(runtimeKindOf({ 'my-gvisor': 'runsc' }, 'my-gvisor', 'io.containerd.runc.v2')).toBe('runsc');
+  });
+});
