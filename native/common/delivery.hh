@@ -62,7 +62,11 @@ template <typename Item> class Delivery : public std::enable_shared_from_this<De
         auto array = Napi::Array::New(env, items.size());
         for (size_t i = 0; i < items.size(); i++)
             array.Set(static_cast<uint32_t>(i), to_js_(env, items[i]));
-        callback.Call({array});
+        try {
+            callback.Call({array});
+        } catch (const Napi::Error &error) {
+            napi_fatal_exception(env, error.Value()); // as any other uncaught exception
+        }
     }
 
     std::mutex mutex_;

@@ -47,10 +47,12 @@ async function detachAll(options: CleanupOptions, socket: RouteSocket): Promise<
   const links = await socket.links();
   redirect.adoptFilters(links.map((link) => link.index));
   const names = new Map(links.map((link) => [link.index, link.name]));
-  return redirect.list().map((attachment) => {
+  const lookup = redirect.detachLookup() ? ['program for socket lookup'] : [];
+  const attached = redirect.list().map((attachment) => {
     redirect.detach(attachment);
     return `program ${attachment.role} at ${names.get(attachment.ifindex) ?? `ifindex ${attachment.ifindex} (gone)`}`;
   });
+  return [...lookup, ...attached];
 }
 
 async function removePins(bpffs: string): Promise<string[]> {

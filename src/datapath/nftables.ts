@@ -69,7 +69,8 @@ table inet ${TABLE} {
 async function nft(args: readonly string[], input?: string): Promise<string> {
   try {
     const child = run('nft', [...args], { maxBuffer: 64 << 20, timeout: 10_000 });
-    child.child.stdin?.end(input ?? '');
+    // nft may end before it has read everything (EPIPE); its exit status and stderr say why.
+    child.child.stdin?.on('error', () => undefined).end(input ?? '');
     return (await child).stdout;
   } catch (error) {
     const { stderr, code } = error as { stderr?: string; code?: string | number };

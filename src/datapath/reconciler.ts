@@ -230,7 +230,7 @@ export class Reconciler {
   }
 
   async #ensureNode(desired: readonly Desired[]): Promise<void> {
-    const { socket, settings, log } = this.#options;
+    const { socket, settings, redirect, programs, log } = this.#options;
     try {
       const ips = [...new Set(desired.flatMap((entry) => entry.pod.ips))];
       const routes = await ensurePolicyRoutes(socket, settings);
@@ -239,7 +239,9 @@ export class Reconciler {
         pods4: ips.filter((ip) => !ip.includes(':')),
         pods6: ips.filter((ip) => ip.includes(':')),
       });
-      for (const what of [...routes.repaired, ...table.repaired]) {
+      const lookup = redirect.attachLookup(programs.programs.reuse);
+      const lookups = lookup === 'kept' ? [] : [`socket lookup ${lookup}`];
+      for (const what of [...routes.repaired, ...table.repaired, ...lookups]) {
         log.info({ what }, 'put in place');
       }
       this.#nodeProblem = undefined;

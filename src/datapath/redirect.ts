@@ -7,6 +7,7 @@ import { existsSync, readdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import {
   attachClsact,
+  attachSkLookup,
   attachTcx,
   BpfLink,
   type BpfProgram,
@@ -16,6 +17,7 @@ import {
   queryTcx,
 } from '../native/bpf.js';
 import { isKernelError } from '../native/errors.js';
+import { closeFd, openNamespace } from '../native/kernel.js';
 
 /** Our place among the filters of a clsact hook: 0x4e53 is "NS". */
 export const CLSACT = { priority: 0x4e53, handle: 0x4e53 } as const;
@@ -33,6 +35,7 @@ export interface RedirectOptions {
   readonly tcx: boolean;
 }
 
+const LOOKUP_PIN = 'lookup';
 const ROLE_OF: Readonly<Record<string, Role>> = { pod_egress: 'egress', bridge_steer: 'steer' };
 
 function pinName({ role, ifindex }: Attachment): string {
@@ -119,22 +122,45 @@ export class Redirect {
     return 'attached';
   }
 
-  /** Takes our program off; an interface that is gone has taken it along. */
-  detach(attachment: Attachment): void {
-    const path = join(this.#options.linksPath, pinName(attachment));
+  /**
+   * Attaches `program` to socket lookup in the current network namespace. Returns what was done, as `attach` does.
+   */
+  attachLookup(program: BpfProgram): 'kept' | 'attached' | 'updated' {
+    const path = join(this.#options.linksPath, LOOKUP_PIN);
     if (existsSync(path)) {
-      const link = BpfLink.openPinned(path);
+      const pinned = BpfLink.openPinned(path);
       try {
-        link.detach();
-      } catch (error) {
-        if (!isGone(error)) {
-          throw error;
+        if (pinned.programId === program.id) {
+          return 'kept';
         }
+        pinned.update(program);
+        return 'updated';
+      } finally {
+        pinned.close();
+      }
+    }
+    const netns = openNamespace('/proc/thread-self/ns/net');
+    try {
+      const link = attachSkLookup(program, netns);
+      try {
+        link.pin(path);
       } finally {
         link.close();
       }
-      rmSync(path, { force: true });
+    } finally {
+      closeFd(netns);
     }
+    return 'attached';
+  }
+
+  /** True where there was something to take off. */
+  detachLookup(): boolean {
+    return this.#detachPinned(join(this.#options.linksPath, LOOKUP_PIN));
+  }
+
+  /** Takes our program off; an interface that is gone has taken it along. */
+  detach(attachment: Attachment): void {
+    this.#detachPinned(join(this.#options.linksPath, pinName(attachment)));
     if (this.#filters.delete(pinName(attachment)) && !this.#options.tcx) {
       try {
         detachClsact(attachment.ifindex, 'ingress', CLSACT);
@@ -157,6 +183,24 @@ export class Redirect {
       }
     }
     return [...found.values()];
+  }
+
+  #detachPinned(path: string): boolean {
+    if (!existsSync(path)) {
+      return false;
+    }
+    const link = BpfLink.openPinned(path);
+    try {
+      link.detach();
+    } catch (error) {
+      if (!isGone(error)) {
+        throw error;
+      }
+    } finally {
+      link.close();
+    }
+    rmSync(path, { force: true });
+    return true;
   }
 }
 

@@ -86,25 +86,23 @@ function send(bytes: Buffer, gsoSize = 0) {
 }
 
 function record(options: { src: string; dst: string; generation: number; id: number }) {
-  object
-    .map('flows')
-    .set(
-      layouts.flowKey.encode({
-        src: ipToBytes(options.src),
-        dst: ipToBytes(options.dst),
-        sport: 40000,
-        dport: 80,
-        protocol: 6,
-      }),
-      layouts.flow.encode({
-        started_ns: 1,
-        endpoint: options.id,
-        generation: options.generation,
-        ifindex,
-        instance: 0,
-        direction: 0,
-      }),
-    );
+  object.map('flows').set(
+    layouts.flowKey.encode({
+      src: ipToBytes(options.src),
+      dst: ipToBytes(options.dst),
+      sport: 40000,
+      dport: 80,
+      protocol: 6,
+    }),
+    layouts.flow.encode({
+      started_ns: 1,
+      endpoint: options.id,
+      generation: options.generation,
+      ifindex,
+      instance: 0,
+      direction: 0,
+    }),
+  );
 }
 
 describe.each([4, 6] as const)('a packet of IPv%i', (family) => {

@@ -1,0 +1,255 @@
+/** Wires the stages together; the only place that builds things. */
+
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import type { Logger } from 'pino';
+import { startHttpApi } from './api/http.js';
+import { type Config, instanceFor } from './config/config.js';
+import { loadConfig } from './config/load.js';
+import { missingCapabilities } from './datapath/capabilities.js';
+import { EndpointTables } from './datapath/endpoints.js';
+import { Flows } from './datapath/flows.js';
+import { Listeners } from './datapath/listeners.js';
+import { RouteSocket } from './datapath/netlink.js';
+import { PodLinks } from './datapath/pod-links.js';
+import { openPrograms, type Programs } from './datapath/programs.js';
+import { Reconciler } from './datapath/reconciler.js';
+import { Redirect } from './datapath/redirect.js';
+import { InterfaceSysctls } from './datapath/sysctls.js';
+import { Datapath } from './datapath/view.js';
+import { IdentityService } from './identity/resolve.js';
+import { tcxSupported } from './native/bpf.js';
+import { openLinkEvents, peerCredentials } from './native/kernel.js';
+import { type PodSource, PodStore } from './pods/pod-store.js';
+import { CriSource } from './pods/sources/cri.js';
+import { StaticSource } from './pods/sources/static.js';
+import { takeLock } from './run-lock.js';
+import { createLogger } from './telemetry/log.js';
+import { Metrics } from './telemetry/metrics.js';
+import { packageVersion } from './telemetry/version.js';
+
+const LISTENER_LOOK_MS = 100;
+const RECONCILE_MS = 2_000;
+
+export interface AgentOptions {
+  readonly config: string;
+  readonly runDir: string;
+  readonly bpffs: string;
+}
+
+/** Closes in reverse order of opening, also what was opened before a failure half way. */
+class Opened {
+  readonly #closers: (() => void | Promise<void>)[] = [];
+
+  add<T>(resource: T, close: (resource: T) => void | Promise<void>): T {
+    this.#closers.push(() => close(resource));
+    return resource;
+  }
+
+  async close(): Promise<void> {
+    for (const closer of this.#closers.splice(0).reverse()) {
+      await closer();
+    }
+  }
+}
+
+export class StartError extends Error {
+  override readonly name = 'StartError';
+}
+
+/** Runs until SIGTERM or SIGINT. What is in the kernel stays when it ends: flows go on, the next agent takes over. */
+export async function runAgent(options: AgentOptions): Promise<void> {
+  const config = loadConfig(options.config);
+  const missing = missingCapabilities();
+  const [first] = missing;
+  if (first !== undefined) {
+    throw new StartError(
+      `missing ${missing.map(({ name }) => name).join(', ')} (${first.name}: ${first.why}): run as root`,
+    );
+  }
+  const log = createLogger(config.log.level);
+  const opened = new Opened();
+  const stop = new AbortController();
+  for (const signal of ['SIGTERM', 'SIGINT'] as const) {
+    process.once(signal, () => {
+      log.info({ signal }, 'stopping; the datapath stays in place');
+      stop.abort();
+    });
+  }
+  try {
+    opened.add(takeLock(options.runDir), (lock) => lock.release());
+    await start(config, options, opened, stop.signal, log);
+    await new Promise<void>((resolve) => {
+      if (stop.signal.aborted) {
+        resolve();
+      }
+      stop.signal.addEventListener('abort', () => resolve(), { once: true });
+    });
+  } finally {
+    stop.abort();
+    await opened.close();
+  }
+}
+
+async function start(
+  config: Config,
+  options: AgentOptions,
+  opened: Opened,
+  signal: AbortSignal,
+  log: Logger,
+): Promise<void> {
+  const programs = opened.add(
+    openPrograms({ bpffs: options.bpffs, objects: objectsPath(), mark: config.interception.mark }),
+    (handle) => handle.close(),
+  );
+  log.info({ takenOver: programs.takenOver, bpffs: options.bpffs }, 'BPF programs ready');
+  const socket = opened.add(new RouteSocket(), (handle) => handle.close());
+  const store = new PodStore();
+  const sources = openSources(config, store, log);
+  const expected = new Set(sources.map((source) => source.name));
+  const synced = () => [...expected].every((name) => store.syncedSources().has(name));
+
+  const tables = new EndpointTables(programs.maps, programs.layouts);
+  const listeners = new Listeners(
+    programs.maps.listeners,
+    config.instances,
+    log.child({ part: 'listeners' }),
+  );
+  const reconciler = createReconciler({ config, options, programs, socket, store, tables, synced, log });
+  const flows = opened.add(
+    new Flows({
+      layouts: programs.layouts,
+      flows: programs.maps.flows,
+      events: programs.maps.events,
+      instanceName: (index) => config.instances[index]?.name ?? `#${index}`,
+    }),
+    (handle) => handle.close(),
+  );
+  const datapath = new Datapath({ tables, flows, listeners, reconciler });
+
+  // Listeners before the first program: an enrolled pod must not meet an empty map for want of a look.
+  listeners.refresh();
+  const look = setInterval(
+    () => guarded(log, 'looking for listeners', () => listeners.refresh()),
+    LISTENER_LOOK_MS,
+  );
+  opened.add(look, clearInterval);
+  flows.open();
+
+  const reconcile = () =>
+    void reconciler.reconcile().catch((error: unknown) => log.error({ err: error }, 'reconciling failed'));
+  opened.add(store.subscribe(reconcile), (unsubscribe) => unsubscribe());
+  const pokes = () => {
+    reconcile();
+    for (const source of sources) {
+      source.poke?.();
+    }
+  };
+  opened.add(openLinkEvents(pokes, pokes), (events) => events.close());
+  const timer = setInterval(reconcile, RECONCILE_MS);
+  opened.add(timer, clearInterval);
+
+  const identity = new IdentityService({
+    store,
+    datapath,
+    trustDomain: config.trustDomain,
+    node: config.node,
+    synced,
+    clock: Date.now,
+  });
+  const blockers = () => [
+    ...[...expected]
+      .filter((name) => !store.syncedSources().has(name))
+      .map((name) => `source ${name} has not synced`),
+    ...(reconciler.nodeProblem() === undefined ? [] : [`datapath: ${reconciler.nodeProblem()}`]),
+  ];
+  opened.add(
+    await startHttpApi({
+      runDir: options.runDir,
+      config,
+      store,
+      datapath,
+      identity,
+      sources,
+      blockers,
+      metrics: new Metrics({ store, datapath, version: packageVersion() }),
+      version: packageVersion(),
+      credentials: peerCredentials,
+      log: log.child({ part: 'api' }),
+    }),
+    (api) => api.close(),
+  );
+  await Promise.all(sources.map((source) => source.start(signal)));
+  await reconciler.reconcile();
+  log.info({ node: config.node, runDir: options.runDir, blockers: blockers() }, 'agent running');
+}
+
+function createReconciler(parts: {
+  readonly config: Config;
+  readonly options: AgentOptions;
+  readonly programs: Programs;
+  readonly socket: RouteSocket;
+  readonly store: PodStore;
+  readonly tables: EndpointTables;
+  readonly synced: () => boolean;
+  readonly log: Logger;
+}): Reconciler {
+  const { config, options, programs, socket, store, tables, synced, log } = parts;
+  const tcx = tcxSupported();
+  const { mark, table, rulePriority, enrol, failure } = config.interception;
+  return new Reconciler({
+    store,
+    links: new PodLinks(socket),
+    socket,
+    programs,
+    tables,
+    redirect: new Redirect({ linksPath: programs.linksPath, tcx }),
+    sysctls: new InterfaceSysctls(options.runDir),
+    settings: { mark, table, rulePriority },
+    defaults: { enrol, failure },
+    instanceFor: (app) => instanceFor(config, app),
+    synced,
+    log: log.child({ part: 'datapath' }),
+    now: Date.now,
+  });
+}
+
+type Source = PodSource & { poke?(): void };
+
+function openSources(config: Config, store: PodStore, log: Logger): Source[] {
+  const sources: Source[] = [];
+  if (config.sources.static !== undefined) {
+    sources.push(
+      new StaticSource({ file: config.sources.static.file, store, log: log.child({ part: 'static' }) }),
+    );
+  }
+  if (config.sources.cri !== undefined) {
+    sources.push(
+      new CriSource({
+        endpoint: config.sources.cri.endpoint,
+        handlers: config.runtimes.handlers,
+        store,
+        log: log.child({ part: 'cri' }),
+      }),
+    );
+  }
+  return sources;
+}
+
+/** build/bpf beside dist/ or src/. */
+function objectsPath(): string {
+  const path = join(fileURLToPath(new URL('..', import.meta.url)), 'build', 'bpf');
+  if (!existsSync(path)) {
+    throw new StartError(`${path} does not exist: run "make build"`);
+  }
+  return path;
+}
+
+function guarded(log: Logger, doing: string, step: () => unknown): void {
+  try {
+    step();
+  } catch (error) {
+    log.error({ err: error }, `${doing} failed`);
+  }
+}

@@ -1,0 +1,196 @@
+/** Asks the agent, over its Unix socket. What a proxy written in TypeScript would use. */
+
+import { join } from 'node:path';
+import { createInterface } from 'node:readline';
+import { Pool } from 'undici';
+import type { Resolution, ResolveQuery } from '../identity/resolve.js';
+import { formatSocketAddress, parseIp } from '../pods/ip.js';
+import type {
+  BatchMessage,
+  FlowMessage,
+  FlowsMessage,
+  StatusMessage,
+  WatchLine,
+  WorkloadMessage,
+  WorkloadsMessage,
+} from './messages.js';
+import type { ApiReason, Problem } from './problem.js';
+
+/** NO_AGENT: nobody listens. NO_PERMISSION: the socket may not be opened. CONNECTION_FAILED: it broke or timed out. */
+export type ApiErrorCode = ApiReason | 'NO_AGENT' | 'NO_PERMISSION' | 'CONNECTION_FAILED';
+
+export class ApiError extends Error {
+  override readonly name = 'ApiError';
+
+  constructor(
+    readonly code: ApiErrorCode,
+    /** HTTP status; undefined where no answer came. */
+    readonly status: number | undefined,
+    message: string,
+    options?: ErrorOptions,
+  ) {
+    super(message, options);
+  }
+}
+
+export interface ApiClientOptions {
+  readonly runDir: string;
+  /** Default 5000. */
+  readonly timeoutMs?: number;
+  /** Open at once; requests beyond it wait. Default 8. */
+  readonly connections?: number;
+}
+
+interface Ask {
+  readonly method?: 'GET' | 'POST';
+  readonly body?: string;
+  readonly signal?: AbortSignal | undefined;
+}
+
+const HEADERS = { 'nodesentry.io': 'true' };
+
+export class ApiClient {
+  readonly socketPath: string;
+  readonly #pool: Pool;
+
+  constructor({ runDir, timeoutMs = 5_000, connections = 8 }: ApiClientOptions) {
+    this.socketPath = join(runDir, 'http.sock');
+    this.#pool = new Pool('http://localhost', {
+      socketPath: this.socketPath,
+      connections,
+      connect: { timeout: timeoutMs },
+      headersTimeout: timeoutMs,
+      bodyTimeout: timeoutMs,
+    });
+  }
+
+  /** Every method throws ApiError. IPv4-mapped addresses, as dual-stack sockets report them, are understood. */
+  resolve(query: ResolveQuery, signal?: AbortSignal): Promise<Resolution> {
+    return this.#json(`/v1/resolve?${new URLSearchParams(wireQuery(query))}`, { signal });
+  }
+
+  /** At most 256 queries; the results stand in their order. */
+  resolveBatch(queries: readonly ResolveQuery[]): Promise<BatchMessage> {
+    return this.#json('/v1/resolve:batch', {
+      method: 'POST',
+      body: JSON.stringify({ queries: queries.map(wireQuery) }),
+    });
+  }
+
+  workloads(): Promise<WorkloadsMessage> {
+    return this.#json('/v1/workloads');
+  }
+
+  workload(uid: string): Promise<WorkloadMessage> {
+    return this.#json(`/v1/workloads/${encodeURIComponent(uid)}`);
+  }
+
+  /** The newest first. */
+  async flows(limit: number): Promise<readonly FlowMessage[]> {
+    return (await this.#json<FlowsMessage>(`/v1/flows?limit=${limit}`)).flows;
+  }
+
+  status(): Promise<StatusMessage> {
+    return this.#json('/v1/status');
+  }
+
+  /** Events from the call on, until `signal` aborts; throws when the agent ends the stream. */
+  async *followFlows(signal: AbortSignal, onOpen?: () => void): AsyncGenerator<WatchLine, void> {
+    try {
+      const { statusCode, body } = await this.#pool.request({
+        path: '/v1/flows/watch',
+        method: 'GET',
+        headers: HEADERS,
+        bodyTimeout: 0,
+        signal,
+      });
+      if (statusCode !== 200) {
+        throw refusal(statusCode, await body.text());
+      }
+      onOpen?.();
+      // A stream that breaks reports it by its own error event; readline only sees its end.
+      let failure: unknown;
+      body.on('error', (error) => {
+        failure = error;
+      });
+      for await (const line of createInterface({ input: body, crlfDelay: Number.POSITIVE_INFINITY })) {
+        yield JSON.parse(line) as WatchLine;
+      }
+      throw failure ?? new Error('the agent ended the stream');
+    } catch (error) {
+      if (!signal.aborted) {
+        throw this.#failure(error);
+      }
+    }
+  }
+
+  close(): Promise<void> {
+    return this.#pool.destroy();
+  }
+
+  async #json<T>(path: string, { method = 'GET', body, signal }: Ask = {}): Promise<T> {
+    try {
+      const response = await this.#pool.request({
+        path,
+        method,
+        headers: body === undefined ? HEADERS : { ...HEADERS, 'content-type': 'application/json' },
+        ...(body === undefined ? {} : { body }),
+        ...(signal === undefined ? {} : { signal }),
+      });
+      const text = await response.body.text();
+      if (response.statusCode !== 200) {
+        throw refusal(response.statusCode, text);
+      }
+      return JSON.parse(text) as T;
+    } catch (error) {
+      throw this.#failure(error);
+    }
+  }
+
+  #failure(cause: unknown): ApiError {
+    if (cause instanceof ApiError) {
+      return cause;
+    }
+    const { code, message } = cause as NodeJS.ErrnoException;
+    if (code === 'ENOENT' || code === 'ECONNREFUSED' || code === 'ENOTDIR') {
+      const hint = 'start it with "nodesentry agent" or name its --run-dir';
+      return new ApiError('NO_AGENT', undefined, `no agent answers at ${this.socketPath}: ${hint}`, {
+        cause,
+      });
+    }
+    if (code === 'EACCES' || code === 'EPERM') {
+      const hint = 'run as root, or as a caller that api.allow names';
+      return new ApiError('NO_PERMISSION', undefined, `${this.socketPath} may not be opened: ${hint}`, {
+        cause,
+      });
+    }
+    return new ApiError(
+      'CONNECTION_FAILED',
+      undefined,
+      `the agent at ${this.socketPath} did not answer: ${message}`,
+      {
+        cause,
+      },
+    );
+  }
+}
+
+function refusal(status: number, text: string): ApiError {
+  try {
+    const { reason, detail } = JSON.parse(text) as Problem;
+    return new ApiError(reason, status, detail);
+  } catch {
+    return new ApiError('CONNECTION_FAILED', status, `HTTP status ${status} without a reason`);
+  }
+}
+
+function wireQuery({ proto, src, dst, minAssurance }: ResolveQuery): Record<string, string> {
+  const text = ({ ip, port }: ResolveQuery['src']): string =>
+    formatSocketAddress({ ip: parseIp(ip) ?? ip, port });
+  return {
+    proto,
+    src: text(src),
+    dst: text(dst),
+    ...(minAssurance === undefined ? {} : { minAssurance }),
+  };
+}

@@ -1,0 +1,205 @@
+/** The HTTP API on the Unix socket: thin, every answer comes from one service. */
+
+import { mkdirSync } from 'node:fs';
+import { join } from 'node:path';
+import { performance } from 'node:perf_hooks';
+import fastify, { type FastifyInstance, type FastifyReply } from 'fastify';
+import type { Logger } from 'pino';
+import type { Config } from '../config/config.js';
+import type { DatapathView } from '../datapath/status.js';
+import { IdentityError } from '../identity/errors.js';
+import type { IdentityService, Resolution } from '../identity/resolve.js';
+import type { PodUid } from '../pods/pod.js';
+import type { PodSource, PodStore } from '../pods/pod-store.js';
+import type { Metrics } from '../telemetry/metrics.js';
+import { Callers, type PeerCredentials } from './callers.js';
+import { FlowWatch } from './flow-watch.js';
+import type { BatchItem, BatchMessage, FlowsMessage } from './messages.js';
+import { ApiProblem, PROBLEM_TYPE, problem, problemOf } from './problem.js';
+import { batchQueries, parseLimit, parseResolveQuery, refuseKeys } from './query.js';
+import { applyAccess, removeStaleSocket } from './unix-socket.js';
+import { Views } from './views.js';
+
+export interface HttpApiOptions {
+  readonly runDir: string;
+  readonly config: Pick<Config, 'api' | 'interception' | 'node'>;
+  readonly store: PodStore;
+  readonly datapath: DatapathView;
+  readonly identity: IdentityService;
+  readonly sources: readonly Pick<PodSource, 'name' | 'lastError'>[];
+  /** What keeps the agent from being ready, in words; empty: it is. */
+  readonly blockers: () => readonly string[];
+  readonly metrics: Metrics;
+  readonly version: string;
+  readonly credentials: (fd: number) => PeerCredentials;
+  readonly log: Pick<Logger, 'warn' | 'error'>;
+}
+
+export interface HttpApi {
+  readonly path: string;
+  close(): Promise<void>;
+}
+
+export const SOCKET_NAME = 'http.sock';
+/** Browsers cannot send it to another site unasked: a guard against request forgery. */
+export const GUARD_HEADER = 'nodesentry.io';
+
+/** 256 queries with room. */
+const BODY_LIMIT = 128 * 1024;
+const URL_LIMIT = 2_048;
+
+/** Listens on `<runDir>/http.sock`. Throws SocketInUseError where somebody else does. */
+export async function startHttpApi(options: HttpApiOptions): Promise<HttpApi> {
+  const { runDir, config } = options;
+  const path = join(runDir, SOCKET_NAME);
+  mkdirSync(runDir, { recursive: true, mode: 0o755 });
+  await removeStaleSocket(path);
+  const startedMs = performance.now();
+  const views = new Views({
+    ...options,
+    interception: config.interception,
+    node: config.node,
+    uptimeMs: () => performance.now() - startedMs,
+  });
+  const watch = new FlowWatch({
+    onFlowEvent: (listener) => options.datapath.onFlowEvent(listener),
+    describe: (event) => views.flow(event),
+  });
+  const app = fastify({
+    bodyLimit: BODY_LIMIT,
+    forceCloseConnections: true,
+    routerOptions: { maxParamLength: 253 },
+    frameworkErrors: (error, _request, reply) => void sendProblem(reply, error, options.log),
+  });
+  guard(app, options);
+  identityRoutes(app, options, views);
+  flowRoutes(app, views, watch);
+  operationRoutes(app, options, views);
+  try {
+    await app.listen({ path });
+    applyAccess(path, config.api.allow);
+  } catch (error) {
+    await app.close();
+    throw error;
+  }
+  return {
+    path,
+    close: async () => {
+      watch.close();
+      await app.close();
+    },
+  };
+}
+
+function guard(app: FastifyInstance, { config, credentials, log }: HttpApiOptions): void {
+  const callers = new Callers({ allow: config.api.allow, credentials, log, clock: Date.now });
+  app.addHook('onRequest', async (request) => {
+    const refusal = callers.refusal(request.raw.socket);
+    if (refusal !== undefined) {
+      throw new ApiProblem(403, 'CALLER_NOT_ALLOWED', refusal);
+    }
+    const { url } = request;
+    if (url.length > URL_LIMIT) {
+      throw new IdentityError(
+        'KEY_INVALID',
+        `the URL: expected at most ${URL_LIMIT} characters, got ${url.length}`,
+      );
+    }
+    if (url.startsWith('/v1/') && request.headers[GUARD_HEADER] !== 'true') {
+      throw new ApiProblem(400, 'HEADER_MISSING', `send the header "${GUARD_HEADER}: true"`);
+    }
+  });
+  app.setErrorHandler((error, _request, reply) => sendProblem(reply, error, log));
+  app.setNotFoundHandler((request, reply) => {
+    const detail = `there is no ${request.method} ${request.url.split('?', 1)[0]}`;
+    return sendProblem(reply, new ApiProblem(404, 'NOT_FOUND', detail), log);
+  });
+}
+
+function sendProblem(reply: FastifyReply, error: unknown, log: Pick<Logger, 'error'>): FastifyReply {
+  const known = problemOf(error);
+  if (known === undefined) {
+    log.error({ err: error, url: reply.request.url }, 'API request failed');
+  }
+  const body = known ?? problem(500, 'INTERNAL', 'the agent failed to answer; its log says why');
+  return reply.code(body.status).type(PROBLEM_TYPE).send(JSON.stringify(body));
+}
+
+function identityRoutes(app: FastifyInstance, { identity, metrics }: HttpApiOptions, views: Views): void {
+  const resolve = (given: unknown, place?: string): Resolution => {
+    const startedMs = performance.now();
+    let result = 'INTERNAL';
+    try {
+      const resolution = identity.resolve(parseResolveQuery(given, place));
+      result = resolution.assurance;
+      return resolution;
+    } catch (error) {
+      result = error instanceof IdentityError ? error.code : result;
+      throw error;
+    } finally {
+      metrics.observeResolve(result, (performance.now() - startedMs) / 1_000);
+    }
+  };
+  app.get('/v1/resolve', async (request) => resolve(request.query));
+  app.post('/v1/resolve::batch', async (request): Promise<BatchMessage> => {
+    refuseKeys(request.query);
+    const results = batchQueries(request.body).map((query, index): BatchItem => {
+      try {
+        return { resolution: resolve(query, `queries[${index}].`) };
+      } catch (error) {
+        const known = problemOf(error);
+        if (known === undefined) {
+          throw error;
+        }
+        return { problem: known };
+      }
+    });
+    return { results };
+  });
+  app.get('/v1/workloads', async (request) => {
+    refuseKeys(request.query);
+    return views.workloads();
+  });
+  app.get<{ Params: { uid: string } }>('/v1/workloads/:uid', async (request) => {
+    refuseKeys(request.query);
+    return views.workload(request.params.uid as PodUid);
+  });
+}
+
+function flowRoutes(app: FastifyInstance, views: Views, watch: FlowWatch): void {
+  app.get(
+    '/v1/flows',
+    async (request): Promise<FlowsMessage> => ({ flows: views.flows(parseLimit(request.query)) }),
+  );
+  app.get('/v1/flows/watch', (request, reply) => {
+    refuseKeys(request.query);
+    if (watch.full) {
+      throw new ApiProblem(
+        429,
+        'RATE_LIMITED',
+        'as many others follow the flows as are allowed to: try again later',
+      );
+    }
+    reply.hijack();
+    reply.raw.writeHead(200, { 'content-type': 'application/x-ndjson' });
+    reply.raw.flushHeaders();
+    watch.follow(reply.raw);
+  });
+}
+
+function operationRoutes(app: FastifyInstance, { blockers, metrics }: HttpApiOptions, views: Views): void {
+  app.get('/v1/status', async (request) => {
+    refuseKeys(request.query);
+    return views.status();
+  });
+  app.get('/livez', async () => ({ status: 'alive' }));
+  app.get('/readyz', async (_request, reply) => {
+    const waiting = blockers();
+    if (waiting.length === 0) {
+      return { status: 'ready' };
+    }
+    const body = { ...problem(503, 'NOT_READY', waiting.join('; ')), blockers: waiting };
+    return reply.code(503).type(PROBLEM_TYPE).send(JSON.stringify(body));
+  });
+  app.get('/metrics', async (_request, reply) => reply.type(metrics.contentType).send(await metrics.text()));
+}

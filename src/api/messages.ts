@@ -1,0 +1,77 @@
+/** The JSON that goes over the socket besides `Resolution`. */
+
+import type { EndpointState, ListenerStatus } from '../datapath/status.js';
+import type { Resolution } from '../identity/resolve.js';
+import type { InterceptionReport, Workload } from '../identity/workload.js';
+import type { FailurePolicy, SourceName } from '../pods/pod.js';
+import type { Problem } from './problem.js';
+
+export interface WorkloadMessage extends Workload {
+  readonly interception: InterceptionReport;
+}
+
+export interface WorkloadsMessage {
+  readonly epoch: string;
+  readonly revision: number;
+  readonly workloads: readonly WorkloadMessage[];
+}
+
+export type BatchItem = { readonly resolution: Resolution } | { readonly problem: Problem };
+
+export interface BatchMessage {
+  readonly results: readonly BatchItem[];
+}
+
+/** A flow, or a first packet that was refused. Names are empty where the pod is not known (any more). */
+export interface FlowMessage {
+  /** Unix time, milliseconds. */
+  readonly startedMs: number;
+  readonly protocol: 'tcp';
+  readonly src: string;
+  readonly dst: string;
+  readonly direction: 'EGRESS' | 'INGRESS';
+  readonly instance: string;
+  readonly verdict: string;
+  readonly namespace: string;
+  readonly podName: string;
+  readonly podUid: string;
+  readonly endpointId: number;
+  readonly generation: number;
+  readonly ifindex: number;
+}
+
+export interface FlowsMessage {
+  readonly flows: readonly FlowMessage[];
+}
+
+/** A line of `/v1/flows/watch`: an event, or how many were dropped here because the reader was slow. */
+export type WatchLine = FlowMessage | { readonly lost: number };
+
+export interface SourceMessage {
+  readonly name: SourceName;
+  readonly synced: boolean;
+  /** Empty while the source is followed. */
+  readonly lastError: string;
+}
+
+export interface ListenerMessage extends ListenerStatus {
+  /** What a new connection meets while nothing is adopted, unless its pod says otherwise. */
+  readonly failure: FailurePolicy;
+}
+
+export interface StatusMessage {
+  readonly version: string;
+  readonly node: string;
+  readonly pid: number;
+  readonly uptimeMs: number;
+  readonly epoch: string;
+  readonly revision: number;
+  readonly ready: boolean;
+  readonly blockers: readonly string[];
+  readonly sources: readonly SourceMessage[];
+  readonly listeners: readonly ListenerMessage[];
+  readonly endpoints: Readonly<Record<EndpointState, number>>;
+  /** By verdict, over all pods. */
+  readonly packets: Readonly<Record<string, number>>;
+  readonly eventsLost: { readonly kernel: number; readonly agent: number };
+}

@@ -1,0 +1,94 @@
+/** What callers send, checked key by key. */
+
+import { IdentityError } from '../identity/errors.js';
+import { ASSURANCES, type ResolveQuery } from '../identity/resolve.js';
+import { type IpAndPort, parseSocketAddress } from '../pods/ip.js';
+
+/** `[` 45 characters of IPv6 `]:65535`, and some room. */
+const MAX_TEXT = 64;
+export const MAX_BATCH = 256;
+export const MAX_FLOWS = 10_000;
+const DEFAULT_FLOWS = 100;
+
+/** Throws IdentityError KEY_INVALID, which names the key. */
+export function parseResolveQuery(given: unknown, place = ''): ResolveQuery {
+  const fields = checkedKeys(given, ['proto', 'src', 'dst', 'minAssurance'], place);
+  const { proto, minAssurance } = fields;
+  if (proto !== 'tcp') {
+    throw invalid(`${place}proto`, 'tcp', proto);
+  }
+  const assurance = ASSURANCES.find((candidate) => candidate === minAssurance);
+  if (minAssurance !== undefined && assurance === undefined) {
+    throw invalid(`${place}minAssurance`, `one of ${ASSURANCES.join(', ')}`, minAssurance);
+  }
+  return {
+    proto,
+    src: socketAddress(fields.src, `${place}src`),
+    dst: socketAddress(fields.dst, `${place}dst`),
+    ...(assurance === undefined ? {} : { minAssurance: assurance }),
+  };
+}
+
+/** The queries of a batch, unchecked: each is answered for itself. */
+export function batchQueries(body: unknown): readonly unknown[] {
+  const { queries } = checkedKeys(body, ['queries'], '');
+  if (!Array.isArray(queries) || queries.length > MAX_BATCH) {
+    throw invalid('queries', `a list of at most ${MAX_BATCH} queries`, queries);
+  }
+  return queries;
+}
+
+export function parseLimit(given: unknown): number {
+  const { limit } = checkedKeys(given, ['limit'], '');
+  if (limit === undefined) {
+    return DEFAULT_FLOWS;
+  }
+  const value = typeof limit === 'string' && /^\d{1,5}$/.test(limit) ? Number(limit) : 0;
+  if (value < 1 || value > MAX_FLOWS) {
+    throw invalid('limit', `a number from 1 to ${MAX_FLOWS}`, limit);
+  }
+  return value;
+}
+
+export function refuseKeys(given: unknown): void {
+  checkedKeys(given, [], '');
+}
+
+function checkedKeys(given: unknown, known: readonly string[], place: string): Record<string, unknown> {
+  if (typeof given !== 'object' || given === null || Array.isArray(given)) {
+    throw invalid(place === '' ? 'the request' : place.replace(/\.$/, ''), 'an object', given);
+  }
+  const unknown = Object.keys(given).find((key) => !known.includes(key));
+  if (unknown !== undefined) {
+    const allowed = known.length === 0 ? 'none is known here' : `known are ${known.join(', ')}`;
+    throw new IdentityError('KEY_INVALID', `${place}${unknown.slice(0, MAX_TEXT)}: unknown key; ${allowed}`);
+  }
+  return { ...given };
+}
+
+function socketAddress(given: unknown, key: string): IpAndPort {
+  const address =
+    typeof given === 'string' && given.length <= MAX_TEXT ? parseSocketAddress(given) : undefined;
+  if (address === undefined || address.port === 0) {
+    throw invalid(key, 'an address and port such as 10.66.0.3:41886 or [fd00::3]:41886', given);
+  }
+  return address;
+}
+
+function invalid(key: string, expected: string, given: unknown): IdentityError {
+  return new IdentityError('KEY_INVALID', `${key}: expected ${expected}, got ${show(given)}`);
+}
+
+function show(given: unknown): string {
+  if (given === undefined) {
+    return 'nothing';
+  }
+  if (Array.isArray(given)) {
+    return `a list of ${given.length}`;
+  }
+  if (typeof given === 'object' && given !== null) {
+    return 'an object';
+  }
+  const text = JSON.stringify(given);
+  return text.length > MAX_TEXT ? `${text.length} characters` : text;
+}

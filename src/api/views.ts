@@ -1,0 +1,121 @@
+/** Store and datapath, put together into what the API shows. */
+
+import type { DatapathView, EndpointState, FlowEvent } from '../datapath/status.js';
+import type { IdentityService } from '../identity/resolve.js';
+import { interceptionReport } from '../identity/workload.js';
+import type { InterceptionDefaults } from '../pods/annotations.js';
+import { formatSocketAddress } from '../pods/ip.js';
+import type { PodUid } from '../pods/pod.js';
+import type { PodSource, PodStore } from '../pods/pod-store.js';
+import type { FlowMessage, StatusMessage, WorkloadMessage, WorkloadsMessage } from './messages.js';
+
+export interface ViewsOptions {
+  readonly store: Pick<PodStore, 'epoch' | 'revision' | 'list' | 'get' | 'removed' | 'syncedSources'>;
+  readonly datapath: DatapathView;
+  readonly identity: Pick<IdentityService, 'workload'>;
+  readonly sources: readonly Pick<PodSource, 'name' | 'lastError'>[];
+  readonly blockers: () => readonly string[];
+  readonly interception: InterceptionDefaults;
+  readonly node: string;
+  readonly version: string;
+  /** Milliseconds since the agent started. */
+  readonly uptimeMs: () => number;
+}
+
+export class Views {
+  readonly #options: ViewsOptions;
+
+  constructor(options: ViewsOptions) {
+    this.#options = options;
+  }
+
+  /** Throws IdentityError. */
+  workload(uid: PodUid): WorkloadMessage {
+    const { identity, datapath, interception } = this.#options;
+    const { pod, workload } = identity.workload(uid);
+    return { ...workload, interception: interceptionReport(pod, datapath.endpointOf(uid), interception) };
+  }
+
+  workloads(): WorkloadsMessage {
+    const { epoch, revision } = this.#options.store;
+    const pods = [...this.#options.store.list()].sort(
+      (a, b) => compare(a.namespace, b.namespace) || compare(a.name, b.name) || compare(a.uid, b.uid),
+    );
+    return { epoch, revision, workloads: pods.map((pod) => this.workload(pod.uid)) };
+  }
+
+  /** The newest first. */
+  flows(limit: number): FlowMessage[] {
+    return this.#options.datapath
+      .listFlows(limit)
+      .map((flow) => this.flow({ ...flow, verdict: 'FLOW_STARTED' }));
+  }
+
+  flow(event: FlowEvent): FlowMessage {
+    const { datapath, store } = this.#options;
+    const uid = datapath.podOfEndpoint(event.endpointId, event.generation);
+    const pod = uid === undefined ? undefined : (store.get(uid) ?? store.removed(uid)?.pod);
+    return {
+      startedMs: event.startedMs,
+      protocol: event.protocol,
+      src: formatSocketAddress(event.src),
+      dst: formatSocketAddress(event.dst),
+      direction: event.direction,
+      instance: event.instance,
+      verdict: event.verdict,
+      namespace: pod?.namespace ?? '',
+      podName: pod?.name ?? '',
+      podUid: uid ?? '',
+      endpointId: event.endpointId,
+      generation: event.generation,
+      ifindex: event.ifindex,
+    };
+  }
+
+  status(): StatusMessage {
+    const { store, datapath, sources, interception, node, version, uptimeMs } = this.#options;
+    const blockers = this.#options.blockers();
+    const synced = store.syncedSources();
+    return {
+      version,
+      node,
+      pid: process.pid,
+      uptimeMs: Math.round(uptimeMs()),
+      epoch: store.epoch,
+      revision: store.revision,
+      ready: blockers.length === 0,
+      blockers,
+      sources: sources.map(({ name, lastError }) => ({
+        name,
+        synced: synced.has(name),
+        lastError: lastError ?? '',
+      })),
+      listeners: datapath.listeners().map((listener) => ({ ...listener, failure: interception.failure })),
+      endpoints: this.#endpointCounts(),
+      packets: this.#packetTotals(),
+      eventsLost: datapath.eventsLost(),
+    };
+  }
+
+  #endpointCounts(): Record<EndpointState, number> {
+    const counts = { INTERCEPTED: 0, PENDING: 0, REFUSED: 0, DEGRADED: 0, NOT_ENROLLED: 0 };
+    for (const { state } of this.#options.datapath.endpoints()) {
+      counts[state] += 1;
+    }
+    return counts;
+  }
+
+  #packetTotals(): Record<string, number> {
+    const totals: Record<string, number> = {};
+    for (const { packets } of this.#options.datapath.counters()) {
+      for (const [verdict, count] of Object.entries(packets)) {
+        totals[verdict] = (totals[verdict] ?? 0) + count;
+      }
+    }
+    return totals;
+  }
+}
+
+function compare(a: string, b: string): number {
+  return a < b ? -1 : a > b ? 1 : 0;
+}

@@ -1,0 +1,39 @@
+/** The command line, put together. */
+
+import { packageVersion } from '../telemetry/version.js';
+import { agentCommand } from './agent.js';
+import { cleanupCommand } from './cleanup.js';
+import { configCommand } from './config.js';
+import { doctorCommand } from './doctor.js';
+import { flowsCommand } from './flows.js';
+import { podsCommand } from './pods.js';
+import { runProgram } from './program.js';
+import { proxyCommand } from './proxy.js';
+import { resolveCommand } from './resolve.js';
+import { statusCommand } from './status.js';
+
+/** Resolves to the exit code. */
+export function main(args: readonly string[]): Promise<0 | 1 | 2> {
+  // A reader such as head(1) may leave early; that is no failure.
+  process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+    if (error.code !== 'EPIPE') {
+      throw error;
+    }
+    process.exit(0);
+  });
+  const commands = [
+    agentCommand(),
+    doctorCommand(),
+    podsCommand(),
+    flowsCommand(),
+    resolveCommand(),
+    statusCommand(),
+    cleanupCommand(),
+    proxyCommand(),
+    configCommand(),
+  ];
+  return runProgram(args, packageVersion(), commands, {
+    out: (text) => process.stdout.write(text),
+    err: (text) => process.stderr.write(text),
+  });
+}

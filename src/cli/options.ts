@@ -1,0 +1,37 @@
+/** The options that every subcommand understands, before or after its name. */
+
+import { type Command, InvalidArgumentError } from 'commander';
+
+export interface GlobalOptions {
+  readonly runDir: string;
+  readonly config: string;
+  readonly bpffs: string;
+}
+
+const DEFAULTS: GlobalOptions = {
+  runDir: '/run/nodesentry',
+  config: '/etc/nodesentry/config.yaml',
+  bpffs: '/sys/fs/bpf/nodesentry',
+};
+
+export function addGlobalOptions(program: Command): Command {
+  return program
+    .option('--run-dir <dir>', 'where the agent keeps its sockets', DEFAULTS.runDir)
+    .option('--config <file>', 'the configuration', DEFAULTS.config)
+    .option('--bpffs <dir>', 'where the agent pins its BPF programs and maps', DEFAULTS.bpffs);
+}
+
+export function globalOptions(command: Command): GlobalOptions {
+  return { ...DEFAULTS, ...command.optsWithGlobals<Partial<GlobalOptions>>() };
+}
+
+/** A parser for commander: a whole number within the bounds, else a usage error. */
+export function wholeNumber(min: number, max: number): (text: string) => number {
+  return (text) => {
+    const value = /^\d{1,15}$/.test(text) ? Number(text) : Number.NaN;
+    if (!(value >= min && value <= max)) {
+      throw new InvalidArgumentError(`expected a whole number from ${min} to ${max}.`);
+    }
+    return value;
+  };
+}

@@ -1,0 +1,89 @@
+import { Command, InvalidArgumentError } from 'commander';
+import { ApiClient } from '../api/client.js';
+import { type Address, parseAddress } from '../proxy/addresses.js';
+import { startProxy } from '../proxy/proxy.js';
+import { createLogger } from '../telemetry/log.js';
+import { globalOptions, wholeNumber } from './options.js';
+
+interface ProxyCommandOptions {
+  readonly outbound?: Address;
+  readonly outbound6?: Address;
+  readonly listen: readonly Address[];
+  readonly allowUnidentified?: true;
+  readonly connectTimeoutMs: number;
+  readonly resolveTimeoutMs: number;
+  readonly idleTimeoutMs: number;
+  readonly logLevel: string;
+}
+
+const DEFAULT_OUTBOUND: Address = { ip: '127.0.0.1', port: 15_001 };
+const DAY_MS = 86_400_000;
+
+export function proxyCommand(): Command {
+  const milliseconds = wholeNumber(1, DAY_MS);
+  return new Command('proxy')
+    .description(
+      'run the reference proxy: accept, ask whose it is, log a line, pass on to the original destination',
+    )
+    .option(
+      '--outbound <address:port>',
+      'listen here (default: 127.0.0.1:15001, unless --listen is given)',
+      address,
+    )
+    .option('--outbound6 <[address]:port>', 'and here for IPv6, such as [::1]:15001', address)
+    .option('--listen <address:port>', 'and here; may be repeated', repeatedAddress, [])
+    .option('--allow-unidentified', 'pass flows on whose pod is not known, instead of resetting them')
+    .option('--connect-timeout-ms <ms>', 'for reaching the original destination', milliseconds, 5_000)
+    .option('--resolve-timeout-ms <ms>', 'for an answer of the agent, restarts included', milliseconds, 5_000)
+    .option(
+      '--idle-timeout-ms <ms>',
+      'for flows on which nothing is said; 0: none',
+      wholeNumber(0, DAY_MS),
+      3_600_000,
+    )
+    .option('--log-level <level>', 'info: one line per flow; debug: another at its end', 'info')
+    .action(run);
+}
+
+/** Until SIGTERM or SIGINT. */
+async function run(options: ProxyCommandOptions, command: Command): Promise<void> {
+  const log = createLogger(options.logLevel).child({ part: 'proxy' });
+  const client = new ApiClient({ runDir: globalOptions(command).runDir });
+  const stopped = new Promise<NodeJS.Signals>((resolve) => {
+    process.once('SIGTERM', resolve);
+    process.once('SIGINT', resolve);
+  });
+  try {
+    const proxy = await startProxy({
+      listen: listenAddresses(options),
+      client,
+      log,
+      allowUnidentified: options.allowUnidentified ?? false,
+      connectTimeoutMs: options.connectTimeoutMs,
+      resolveTimeoutMs: options.resolveTimeoutMs,
+      idleTimeoutMs: options.idleTimeoutMs,
+    });
+    log.info({ addresses: proxy.addresses }, 'proxy running');
+    log.info({ signal: await stopped, active: proxy.active() }, 'proxy stopping');
+    await proxy.close();
+  } finally {
+    await client.close();
+  }
+}
+
+function listenAddresses({ outbound, outbound6, listen }: ProxyCommandOptions): Address[] {
+  const first = outbound ?? (listen.length === 0 ? DEFAULT_OUTBOUND : undefined);
+  return [first, outbound6, ...listen].filter((given) => given !== undefined);
+}
+
+function address(text: string): Address {
+  const parsed = parseAddress(text);
+  if (parsed === undefined) {
+    throw new InvalidArgumentError('expected an address and port such as 127.0.0.1:15001 or [::1]:15001.');
+  }
+  return parsed;
+}
+
+function repeatedAddress(text: string, before: readonly Address[]): Address[] {
+  return [...before, address(text)];
+}

@@ -1,0 +1,56 @@
+import { Command, InvalidArgumentError } from 'commander';
+import type { Resolution } from '../identity/resolve.js';
+import { type IpAndPort, parseSocketAddress } from '../pods/ip.js';
+import { json, oneLine, type Print, printToStdout } from './output.js';
+import { withAgent } from './with-agent.js';
+
+interface ResolveOptions {
+  readonly src: IpAndPort;
+  readonly dst: IpAndPort;
+  readonly json?: true;
+}
+
+export function resolveCommand(print: Print = printToStdout): Command {
+  return new Command('resolve')
+    .description('which pod a TCP flow belongs to')
+    .requiredOption(
+      '--src <address:port>',
+      'where the flow comes from, such as 10.66.0.3:41886',
+      socketAddress,
+    )
+    .requiredOption('--dst <address:port>', 'where it was going, such as [fd00::1]:80', socketAddress)
+    .option('--json', 'print JSON')
+    .action(({ src, dst, json: asJson }: ResolveOptions, command: Command) =>
+      withAgent(command, async (client) => {
+        const resolution = await client.resolve({ proto: 'tcp', src, dst });
+        print(asJson ? json(resolution) : describe(resolution));
+      }),
+    );
+}
+
+function socketAddress(text: string): IpAndPort {
+  const address = parseSocketAddress(text);
+  if (address === undefined || address.port === 0) {
+    throw new InvalidArgumentError(
+      'expected an address and port such as 10.66.0.3:41886 or [fd00::3]:41886.',
+    );
+  }
+  return address;
+}
+
+function describe({ workload, direction, original, instance, assurance }: Resolution): string {
+  const lines: readonly (readonly [string, string])[] = [
+    ['Pod', `${workload.namespace}/${workload.podName}`],
+    ['SPIFFE ID', workload.spiffeId],
+    ['App', workload.app],
+    ['Runtime', [workload.runtime, workload.runtimeHandler].filter((text) => text !== '').join(', handler ')],
+    ['UID', `${workload.podUid} (generation ${workload.generation})`],
+    ['State', workload.state],
+    ['Flow', `${direction} ${original.src} -> ${original.dst}`],
+    ['Instance', instance],
+    ['Assurance', assurance],
+  ];
+  return lines
+    .map(([name, value]) => `${`${name}:`.padEnd(11)}${value === '' ? '-' : oneLine(value)}`)
+    .join('\n');
+}

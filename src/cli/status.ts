@@ -1,0 +1,70 @@
+import { Command } from 'commander';
+import type { ListenerMessage, StatusMessage } from '../api/messages.js';
+import { duration, json, oneLine, type Print, printToStdout, table } from './output.js';
+import { withAgent } from './with-agent.js';
+
+export function statusCommand(print: Print = printToStdout): Command {
+  return new Command('status')
+    .description('what the agent knows, what it has in place, and what is missing')
+    .option('--json', 'print JSON')
+    .action((options: { json?: true }, command: Command) =>
+      withAgent(command, async (client) => {
+        const status = await client.status();
+        print(options.json ? json(status) : describe(status));
+      }),
+    );
+}
+
+function describe(status: StatusMessage): string {
+  const ready = status.ready ? 'yes' : `NO: ${status.blockers.join('; ')}`;
+  const { kernel, agent } = status.eventsLost;
+  const lost =
+    kernel + agent === 0
+      ? 'none'
+      : `${kernel} (the kernel's buffer was full), ${agent} (the agent was behind)`;
+  return [
+    `Agent:       nodesentry ${status.version}, pid ${status.pid}, up ${duration(status.uptimeMs)}`,
+    `Node:        ${status.node}`,
+    `Ready:       ${oneLine(ready)}`,
+    `Revision:    ${status.revision} of epoch ${status.epoch}`,
+    `Events lost: ${lost}`,
+    ...section('Sources', table(['NAME', 'SYNCED', 'LAST ERROR'], status.sources.map(sourceRow))),
+    ...section('Listeners', table(LISTENER_HEADER, status.listeners.map(listenerRow))),
+    ...section('Pods by state', table(['STATE', 'PODS'], countRows(status.endpoints))),
+    ...section('Packets by verdict', packets(status.packets)),
+  ].join('\n');
+}
+
+const LISTENER_HEADER = ['INSTANCE', 'DIRECTION', 'FAMILY', 'ADDRESS', 'ADOPTED', 'NEW CONNECTIONS'];
+
+function listenerRow(listener: ListenerMessage): string[] {
+  const { instance, direction, family, address, adopted, pid, process: name, failure } = listener;
+  const without =
+    failure === 'open' ? 'pass, not intercepted (failure: open)' : 'are reset (failure: closed)';
+  const owner = [name ?? '', pid === undefined ? '' : `pid ${pid}`].filter((text) => text !== '').join(', ');
+  return [
+    instance,
+    direction,
+    `IPv${family}`,
+    address,
+    adopted ? 'yes' : 'NO',
+    adopted ? `reach ${owner === '' ? 'the proxy' : owner}` : without,
+  ];
+}
+
+function sourceRow({ name, synced, lastError }: StatusMessage['sources'][number]): string[] {
+  return [name, synced ? 'yes' : 'NO', lastError];
+}
+
+function packets(totals: Readonly<Record<string, number>>): string {
+  const rows = countRows(totals).filter(([, count]) => count !== '0');
+  return rows.length === 0 ? 'none yet' : table(['VERDICT', 'PACKETS'], rows);
+}
+
+function countRows(counts: Readonly<Record<string, number>>): string[][] {
+  return Object.entries(counts).map(([name, count]) => [name, String(count)]);
+}
+
+function section(title: string, body: string): string[] {
+  return ['', `${title}:`, ...body.split('\n').map((line) => `  ${line}`)];
+}

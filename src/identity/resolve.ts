@@ -1,0 +1,158 @@
+/** Whose flow is this? Answered from what the datapath recorded, else from the source address, never by a guess. */
+
+import type { DatapathView, FlowRecord, SocketAddress } from '../datapath/status.js';
+import { formatSocketAddress } from '../pods/ip.js';
+import type { Pod, PodUid } from '../pods/pod.js';
+import type { PodStore } from '../pods/pod-store.js';
+import { IdentityError } from './errors.js';
+import { type Workload, type WorkloadPlace, type WorkloadState, workloadOf } from './workload.js';
+
+/** Weakest first. */
+export const ASSURANCES = ['IP_ONLY', 'IP_AND_IFACE', 'DATAPATH_RECORDED'] as const;
+
+/**
+ * DATAPATH_RECORDED: the hook saw this flow enter by the pod's interface. IP_AND_IFACE: only the address says so,
+ * but the datapath lets nobody else send from it. IP_ONLY: only the address says so.
+ */
+export type Assurance = (typeof ASSURANCES)[number];
+
+export interface ResolveQuery {
+  readonly proto: 'tcp';
+  readonly src: SocketAddress;
+  readonly dst: SocketAddress;
+  readonly minAssurance?: Assurance;
+}
+
+export interface Resolution {
+  readonly workload: Workload;
+  readonly direction: 'EGRESS' | 'INGRESS';
+  readonly original: { readonly src: string; readonly dst: string };
+  /** Empty where no instance serves the pod. */
+  readonly instance: string;
+  readonly assurance: Assurance;
+  readonly epoch: string;
+  readonly revision: number;
+  /** How long a caller may keep this answer for this flow. */
+  readonly ttlMs: number;
+}
+
+export interface IdentityOptions extends WorkloadPlace {
+  readonly store: Pick<PodStore, 'epoch' | 'revision' | 'get' | 'byIp' | 'removed'>;
+  readonly datapath: Pick<DatapathView, 'lookupFlow' | 'endpointOf' | 'podOfEndpoint'>;
+  /** Whether every configured source has delivered at least once. */
+  readonly synced: () => boolean;
+  /** Unix time, milliseconds. */
+  readonly clock: () => number;
+}
+
+export const TTL_MS = 1_000;
+const TERMINATING_MS = 60_000;
+
+interface Answer {
+  readonly workload: Workload;
+  readonly direction: 'EGRESS' | 'INGRESS';
+  readonly instance: string;
+  readonly assurance: Assurance;
+}
+
+export class IdentityService {
+  readonly #options: IdentityOptions;
+
+  constructor(options: IdentityOptions) {
+    this.#options = options;
+  }
+
+  /** Throws IdentityError. A flow that was recorded is never answered from its address instead. */
+  resolve(query: ResolveQuery): Resolution {
+    const { store, datapath } = this.#options;
+    const { src, dst, minAssurance } = query;
+    const flow = datapath.lookupFlow(src, dst);
+    const answer = flow === undefined ? this.#byAddress(src.ip) : this.#byRecord(flow);
+    if (minAssurance !== undefined && rank(answer.assurance) < rank(minAssurance)) {
+      throw new IdentityError(
+        'ASSURANCE_TOO_LOW',
+        `the flow is known with ${answer.assurance}, which is less than ${minAssurance}`,
+      );
+    }
+    return {
+      workload: answer.workload,
+      direction: answer.direction,
+      original: { src: formatSocketAddress(src), dst: formatSocketAddress(dst) },
+      instance: answer.instance,
+      assurance: answer.assurance,
+      epoch: store.epoch,
+      revision: store.revision,
+      ttlMs: TTL_MS,
+    };
+  }
+
+  /** A pod by its UID, also for 60 s after it went. Throws IdentityError. */
+  workload(uid: PodUid): { readonly pod: Pod; readonly workload: Workload } {
+    const found = this.#podNow(uid);
+    if (found === undefined) {
+      throw this.#unknown(`no pod of this node has the UID ${uid}`);
+    }
+    const generation = this.#options.datapath.endpointOf(uid)?.generation ?? 0;
+    return { pod: found.pod, workload: workloadOf(found.pod, generation, found.state, this.#options) };
+  }
+
+  #byRecord(flow: FlowRecord): Answer {
+    const uid = this.#options.datapath.podOfEndpoint(flow.endpointId, flow.generation);
+    const found = uid === undefined ? undefined : this.#podNow(uid);
+    if (found === undefined) {
+      throw this.#unknown(
+        `the flow was recorded for endpoint ${flow.endpointId} (generation ${flow.generation}), whose pod is not known`,
+      );
+    }
+    return {
+      workload: workloadOf(found.pod, flow.generation, found.state, this.#options),
+      direction: flow.direction,
+      instance: flow.instance,
+      assurance: 'DATAPATH_RECORDED',
+    };
+  }
+
+  #byAddress(ip: string): Answer {
+    const { store, datapath } = this.#options;
+    const [pod, ...others] = store.byIp(ip);
+    if (pod === undefined) {
+      throw this.#unknown(`the flow was not recorded, and no pod of this node has the address ${ip}`);
+    }
+    if (others.length > 0) {
+      const names = [pod, ...others].map(({ namespace, name }) => `${namespace}/${name}`).join(', ');
+      throw new IdentityError(
+        'AMBIGUOUS',
+        `the flow was not recorded, and ${ip} is the address of ${others.length + 1} pods: ${names}`,
+      );
+    }
+    const endpoint = datapath.endpointOf(pod.uid);
+    return {
+      workload: workloadOf(pod, endpoint?.generation ?? 0, 'LIVE', this.#options),
+      direction: 'EGRESS',
+      instance: endpoint?.instance ?? '',
+      assurance: endpoint?.state === 'INTERCEPTED' ? 'IP_AND_IFACE' : 'IP_ONLY',
+    };
+  }
+
+  #podNow(uid: PodUid): { readonly pod: Pod; readonly state: WorkloadState } | undefined {
+    const { store, clock } = this.#options;
+    const live = store.get(uid);
+    if (live !== undefined) {
+      return { pod: live, state: 'LIVE' };
+    }
+    const removed = store.removed(uid);
+    return removed === undefined || clock() - removed.atMs > TERMINATING_MS
+      ? undefined
+      : { pod: removed.pod, state: 'TERMINATING' };
+  }
+
+  #unknown(message: string): IdentityError {
+    return this.#options.synced()
+      ? new IdentityError('WORKLOAD_NOT_FOUND', message)
+      : new IdentityError('NOT_SYNCED', `${message}; not every pod source has answered yet`);
+  }
+}
+
+function rank(assurance: Assurance): number {
+  return ASSURANCES.indexOf(assurance);
+}

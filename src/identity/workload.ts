@@ -1,0 +1,103 @@
+/** A pod as callers of the API see it. */
+
+import type { EndpointStatus } from '../datapath/status.js';
+import { type InterceptionDefaults, interceptionOf } from '../pods/annotations.js';
+import { appOf, type FailurePolicy, type Pod, type RuntimeKind, spiffeIdOf } from '../pods/pod.js';
+
+/** TERMINATING: the pod has gone less than 60 s ago. */
+export type WorkloadState = 'LIVE' | 'TERMINATING';
+
+/** What is not known is an empty text; a pod that was never enrolled has generation 0. */
+export interface Workload {
+  readonly uid: string;
+  readonly generation: number;
+  readonly spiffeId: string;
+  readonly namespace: string;
+  readonly podName: string;
+  readonly podUid: string;
+  readonly serviceAccount: string;
+  readonly app: string;
+  readonly runtime: RuntimeKind;
+  readonly runtimeHandler: string;
+  readonly sandboxId: string;
+  readonly ips: readonly string[];
+  readonly labels: Readonly<Record<string, string>>;
+  readonly node: string;
+  readonly state: WorkloadState;
+}
+
+export interface WorkloadPlace {
+  readonly trustDomain: string;
+  readonly node: string;
+}
+
+export function workloadOf(
+  pod: Pod,
+  generation: number,
+  state: WorkloadState,
+  { trustDomain, node }: WorkloadPlace,
+): Workload {
+  return {
+    uid: pod.uid,
+    generation,
+    spiffeId: spiffeIdOf(pod, trustDomain),
+    namespace: pod.namespace,
+    podName: pod.name,
+    podUid: pod.uid,
+    serviceAccount: pod.serviceAccount,
+    app: appOf(pod) ?? '',
+    runtime: pod.runtime,
+    runtimeHandler: pod.runtimeHandler,
+    sandboxId: pod.sandboxId,
+    ips: pod.ips,
+    labels: pod.labels,
+    node,
+    state,
+  };
+}
+
+/** How far the interception of a pod has come: desired, programmed, verified. */
+export interface InterceptionReport {
+  readonly desired: boolean;
+  readonly programmed: boolean;
+  readonly verified: boolean;
+  readonly state: EndpointStatus['state'];
+  /** Empty where there is nothing to explain. */
+  readonly reason: string;
+  readonly interface: string;
+  readonly topology: 'routed' | 'bridge' | '';
+  readonly instance: string;
+  readonly failure: FailurePolicy;
+  /** What of the pod's own wishes, or of its runtime, could not be understood. */
+  readonly problems: readonly string[];
+}
+
+/** `endpoint` is undefined until the datapath has looked at the pod. */
+export function interceptionReport(
+  pod: Pod,
+  endpoint: EndpointStatus | undefined,
+  defaults: InterceptionDefaults,
+): InterceptionReport {
+  const wanted = interceptionOf(pod, defaults);
+  const unseen = { state: wanted.enrolled ? 'PENDING' : 'NOT_ENROLLED', reason: '' } as const;
+  return {
+    desired: wanted.enrolled,
+    programmed: endpoint?.programmed ?? false,
+    verified: endpoint?.verified ?? false,
+    state: endpoint?.state ?? unseen.state,
+    reason: endpoint?.reason ?? unseen.reason,
+    interface: endpoint?.interface ?? '',
+    topology: endpoint?.topology ?? '',
+    instance: endpoint?.instance ?? '',
+    failure: endpoint?.failure ?? wanted.failure,
+    problems: [...wanted.problems, ...runtimeProblems(pod)],
+  };
+}
+
+function runtimeProblems(pod: Pod): string[] {
+  return pod.runtime === 'unknown' && pod.runtimeHandler !== ''
+    ? [
+        `runtime handler ${JSON.stringify(pod.runtimeHandler)} is not known: name its kind in runtimes.handlers`,
+      ]
+    : [];
+}

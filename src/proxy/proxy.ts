@@ -1,0 +1,251 @@
+/**
+ * The reference proxy: takes what the node hands over, asks whose it is, and passes it on to where it was going.
+ *
+ * It does nothing special to listen: the agent makes the listening socket transparent, and from then on the local
+ * address of an accepted connection is the original destination.
+ */
+
+import { createServer, connect as netConnect, type Server, type Socket } from 'node:net';
+import type { Logger } from 'pino';
+import { type ApiClient, ApiError } from '../api/client.js';
+import { type Address, formatAddress, leadsBack, plainIp } from './addresses.js';
+import { reset, tunnel } from './tunnel.js';
+import { type Resolved, whoIs } from './who.js';
+
+export interface ProxyOptions {
+  readonly listen: readonly Address[];
+  /** Closed by its owner, after the proxy. */
+  readonly client: Pick<ApiClient, 'resolve'>;
+  readonly log: Pick<Logger, 'info' | 'warn' | 'error' | 'debug'>;
+  /** Pass flows on whose pod is not known. Default false. */
+  readonly allowUnidentified?: boolean;
+  /** Default 5000. */
+  readonly connectTimeoutMs?: number;
+  /** How long to keep asking while the agent is away. Default 5000. */
+  readonly resolveTimeoutMs?: number;
+  /** Default one hour; 0 for never. */
+  readonly idleTimeoutMs?: number;
+  /** Where an accepted connection was going. Default its local address, as on a transparent socket. */
+  readonly destinationOf?: (client: Socket) => Address | undefined;
+}
+
+export interface Proxy {
+  /** Where it listens, in the order asked for. */
+  readonly addresses: readonly Address[];
+  /** Flows at this moment. */
+  readonly active: () => number;
+  close(): Promise<void>;
+}
+
+const BACKLOG = 4_096;
+const KEEP_ALIVE_MS = 60_000;
+
+/** Throws where an address cannot be listened at; nothing stays open then. */
+export async function startProxy(options: ProxyOptions): Promise<Proxy> {
+  const running = new RunningProxy(options);
+  try {
+    for (const address of options.listen) {
+      await running.listen(address);
+    }
+  } catch (error) {
+    await running.close();
+    throw error;
+  }
+  return running;
+}
+
+type Outcome<T> = { readonly value: T } | { readonly error: unknown };
+
+class RunningProxy implements Proxy {
+  readonly addresses: Address[] = [];
+  readonly #options: Required<ProxyOptions>;
+  readonly #servers: Server[] = [];
+  readonly #clients = new Set<Socket>();
+
+  constructor(options: ProxyOptions) {
+    this.#options = {
+      allowUnidentified: false,
+      connectTimeoutMs: 5_000,
+      resolveTimeoutMs: 5_000,
+      idleTimeoutMs: 3_600_000,
+      destinationOf: localAddressOf,
+      ...options,
+    };
+  }
+
+  active = (): number => this.#clients.size;
+
+  async listen({ ip, port }: Address): Promise<void> {
+    const server = createServer({ allowHalfOpen: true, pauseOnConnect: true, noDelay: true }, (client) =>
+      this.#accept(client),
+    );
+    this.#servers.push(server);
+    // `[::]` takes IPv4 too, unless IPv4 on that port is asked for by itself.
+    const ipv6Only = this.#options.listen.some((other) => other.port === port && !other.ip.includes(':'));
+    await new Promise<void>((resolve, reject) => {
+      server.once('error', reject);
+      server.listen({ host: ip, port, backlog: BACKLOG, ipv6Only }, () => {
+        server.off('error', reject);
+        resolve();
+      });
+    });
+    server.on('error', (error) => this.#options.log.error({ err: error }, 'accepting failed'));
+    const bound = server.address();
+    if (bound !== null && typeof bound === 'object') {
+      this.addresses.push({ ip, port: bound.port });
+    }
+  }
+
+  async close(): Promise<void> {
+    const closed = this.#servers.map(
+      (server) => new Promise<void>((resolve) => server.close(() => resolve())),
+    );
+    for (const client of this.#clients) {
+      reset(client);
+    }
+    await Promise.all(closed);
+  }
+
+  #accept(client: Socket): void {
+    const { remoteAddress, remotePort } = client;
+    const destination = this.#options.destinationOf(client);
+    client.on('error', () => {}); // told by 'close', which always follows
+    if (remoteAddress === undefined || remotePort === undefined || destination === undefined) {
+      client.destroy(); // reset by its peer before it was accepted
+      return;
+    }
+    this.#clients.add(client);
+    client.once('close', () => this.#clients.delete(client));
+    client.setKeepAlive(true, KEEP_ALIVE_MS);
+    const peer = { ip: plainIp(remoteAddress), port: remotePort };
+    void this.#serve(client, peer, destination).catch((error: unknown) => {
+      this.#options.log.error({ err: error }, 'flow failed');
+      reset(client);
+    });
+  }
+
+  async #serve(client: Socket, peer: Address, destination: Address): Promise<void> {
+    const { log, allowUnidentified, idleTimeoutMs } = this.#options;
+    const startedMs = performance.now();
+    const flow = { peer: formatAddress(peer), originalDst: formatAddress(destination) };
+    if (leadsBack(destination, this.addresses)) {
+      log.warn({ ...flow, reason: 'LOOP' }, 'flow refused: its destination is this proxy');
+      reset(client);
+      return;
+    }
+    const gone = new AbortController();
+    const abort = (): void => gone.abort();
+    client.once('close', abort);
+    const connecting = settled(connectTo(destination, this.#options.connectTimeoutMs, gone.signal));
+    const who = await settled(this.#who(peer, destination, gone.signal));
+    const identified = 'value' in who;
+    if (!identified && !allowUnidentified) {
+      gone.abort(); // fail closed, and do not leave a connection behind
+    }
+    const connected = await connecting;
+    client.off('close', abort);
+    const report = { ...flow, ...('value' in who ? nameOf(who.value) : { reason: reasonOf(who.error) }) };
+    if (!identified && !allowUnidentified) {
+      closeIf(connected);
+      log.warn(report, 'flow refused: nobody knows whose it is');
+      reset(client);
+    } else if ('error' in connected) {
+      log.warn(
+        { ...report, connectError: reasonOf(connected.error) },
+        'flow refused: destination not reached',
+      );
+      reset(client);
+    } else if (client.destroyed || connected.value.destroyed) {
+      closeIf(connected);
+      reset(client);
+      log.info({ ...report, resolved: identified }, 'flow ended before it was passed on');
+    } else {
+      log.info({ ...report, resolved: identified }, 'flow');
+      const upstream = connected.value;
+      tunnel(client, upstream, idleTimeoutMs, () =>
+        log.debug(
+          {
+            ...flow,
+            bytesOut: upstream.bytesWritten,
+            bytesIn: client.bytesWritten,
+            durationMs: Math.round(performance.now() - startedMs),
+          },
+          'flow ended',
+        ),
+      );
+    }
+  }
+
+  #who(peer: Address, destination: Address, signal: AbortSignal): Promise<Resolved> {
+    return whoIs(this.#options.client, peer, destination, this.#options.resolveTimeoutMs, signal);
+  }
+}
+
+function localAddressOf({ localAddress, localPort }: Socket): Address | undefined {
+  return localAddress === undefined || localPort === undefined
+    ? undefined
+    : { ip: plainIp(localAddress), port: localPort };
+}
+
+function connectTo({ ip, port }: Address, timeoutMs: number, signal: AbortSignal): Promise<Socket> {
+  return new Promise((resolve, reject) => {
+    const socket = netConnect({
+      host: ip,
+      port,
+      allowHalfOpen: true,
+      noDelay: true,
+      keepAlive: true,
+      keepAliveInitialDelay: KEEP_ALIVE_MS,
+    });
+    const fail = (error: Error): void => {
+      finish();
+      socket.destroy();
+      reject(error);
+    };
+    const onAbort = (): void => fail(failure('ABORTED'));
+    const timer = setTimeout(() => fail(failure('ETIMEDOUT')), timeoutMs);
+    const finish = (): void => {
+      clearTimeout(timer);
+      signal.removeEventListener('abort', onAbort);
+      socket.off('error', fail);
+    };
+    socket.on('error', () => {}); // once connected, told by 'close'
+    socket.once('error', fail);
+    socket.once('connect', () => {
+      finish();
+      resolve(socket);
+    });
+    signal.addEventListener('abort', onAbort, { once: true });
+  });
+}
+
+function failure(code: string): Error {
+  return Object.assign(new Error(code), { code });
+}
+
+/** Never rejects, so that the slower of two promises cannot go unhandled. */
+function settled<T>(promise: Promise<T>): Promise<Outcome<T>> {
+  return promise.then(
+    (value) => ({ value }),
+    (error: unknown) => ({ error }),
+  );
+}
+
+function closeIf(connected: Outcome<Socket>): void {
+  if ('value' in connected) {
+    reset(connected.value);
+  }
+}
+
+function nameOf({ workload, assurance }: Resolved): object {
+  return {
+    workload: `${workload.namespace}/${workload.podName}`,
+    spiffeId: workload.spiffeId,
+    assurance,
+  };
+}
+
+function reasonOf(error: unknown): string {
+  const { code, message } = error as { code?: unknown; message?: unknown };
+  return error instanceof ApiError || typeof code === 'string' ? String(code) : String(message);
+}

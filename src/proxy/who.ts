@@ -1,0 +1,33 @@
+/** Asks whose flow it is, and keeps asking while the agent restarts. */
+
+import { setTimeout as delay } from 'node:timers/promises';
+import { type ApiClient, ApiError } from '../api/client.js';
+import type { Address } from './addresses.js';
+
+export type Resolved = Awaited<ReturnType<ApiClient['resolve']>>;
+
+/** Answers that a restarted agent gives differently a moment later. */
+const PASSING: ReadonlySet<string> = new Set(['NO_AGENT', 'CONNECTION_FAILED', 'NOT_SYNCED']);
+const RETRY_MS = 50;
+
+/** Throws ApiError: the last answer, where none was better within `timeoutMs`. */
+export async function whoIs(
+  client: Pick<ApiClient, 'resolve'>,
+  src: Address,
+  dst: Address,
+  timeoutMs: number,
+  signal: AbortSignal,
+): Promise<Resolved> {
+  const deadline = Date.now() + timeoutMs;
+  for (;;) {
+    try {
+      return await client.resolve({ proto: 'tcp', src, dst }, signal);
+    } catch (error) {
+      const passing = error instanceof ApiError && PASSING.has(error.code);
+      if (!passing || signal.aborted || Date.now() + RETRY_MS > deadline) {
+        throw error;
+      }
+    }
+    await delay(RETRY_MS, undefined, { signal });
+  }
+}

@@ -1,0 +1,13 @@
+/** The log: JSON lines on stdout. */
+
+import { type DestinationStream, type Logger, pino, stdTimeFunctions } from 'pino';
+
+export function createLogger(level: string, destination?: DestinationStream): Logger {
+  const options = {
+    level,
+    base: { pid: process.pid },
+    timestamp: stdTimeFunctions.isoTime,
+    formatters: { level: (label: string) => ({ level: label }) },
+  };
+  return destination === undefined ? pino(options) : pino(options, destination);
+}

@@ -1,0 +1,129 @@
+/** What Prometheus may know. Values are read from the stages when somebody scrapes, not kept beside them. */
+
+import { Counter, Gauge, Histogram, Registry } from 'prom-client';
+import type { DatapathView, EndpointState } from '../datapath/status.js';
+import type { PodStore } from '../pods/pod-store.js';
+
+export interface MetricsOptions {
+  readonly store: Pick<PodStore, 'list' | 'get' | 'removed'>;
+  readonly datapath: Pick<DatapathView, 'endpoints' | 'listeners' | 'counters' | 'eventsLost'>;
+  readonly version: string;
+}
+
+const ENDPOINT_STATES: readonly EndpointState[] = [
+  'INTERCEPTED',
+  'PENDING',
+  'REFUSED',
+  'DEGRADED',
+  'NOT_ENROLLED',
+];
+/** From a map lookup (tens of microseconds) to a stalled event loop. */
+const RESOLVE_BUCKETS_S = [0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1];
+
+export class Metrics {
+  readonly #registry = new Registry();
+  readonly #resolveSeconds: Histogram;
+  readonly #resolves: Counter<'result'>;
+
+  constructor({ store, datapath, version }: MetricsOptions) {
+    const registers = [this.#registry];
+    this.#resolveSeconds = new Histogram({
+      name: 'nodesentry_resolve_duration_seconds',
+      help: 'Time to answer one identity question',
+      buckets: RESOLVE_BUCKETS_S,
+      registers,
+    });
+    this.#resolves = new Counter({
+      name: 'nodesentry_resolves_total',
+      help: 'Identity questions by result: the assurance of an answer, or the reason of a refusal',
+      labelNames: ['result'],
+      registers,
+    });
+    new Gauge({
+      name: 'nodesentry_build_info',
+      help: 'Always 1; what is running stands in the labels',
+      labelNames: ['version', 'node_version'],
+      registers,
+    }).set({ version, node_version: process.version }, 1);
+    new Counter({
+      name: 'nodesentry_packets_total',
+      help: 'Packets at the interception hook by pod and verdict; empty pod: packets of no endpoint',
+      labelNames: ['namespace', 'pod', 'verdict'],
+      registers,
+      collect() {
+        this.reset();
+        for (const { podUid, packets } of datapath.counters()) {
+          const pod = podUid === undefined ? undefined : (store.get(podUid) ?? store.removed(podUid)?.pod);
+          for (const [verdict, count] of Object.entries(packets).filter(([, value]) => value > 0)) {
+            this.inc({ namespace: pod?.namespace ?? '', pod: pod?.name ?? '', verdict }, count);
+          }
+        }
+      },
+    });
+    new Gauge({
+      name: 'nodesentry_endpoints',
+      help: 'Pods by the state of their interception',
+      labelNames: ['state'],
+      registers,
+      collect() {
+        const states = datapath.endpoints().map((endpoint) => endpoint.state);
+        for (const state of ENDPOINT_STATES) {
+          this.set({ state }, states.filter((other) => other === state).length);
+        }
+      },
+    });
+    new Gauge({
+      name: 'nodesentry_listener_adopted',
+      help: '1: new connections of this instance, direction and family reach a proxy; 0: the failure policy applies',
+      labelNames: ['instance', 'direction', 'family'],
+      registers,
+      collect() {
+        this.reset();
+        for (const { instance, direction, family, adopted } of datapath.listeners()) {
+          this.set({ instance, direction, family: `ipv${family}` }, adopted ? 1 : 0);
+        }
+      },
+    });
+    new Counter({
+      name: 'nodesentry_flow_events_lost_total',
+      help: 'Flow events nobody saw: the ring was full (kernel) or the agent was behind (agent); flows are unaffected',
+      labelNames: ['where'],
+      registers,
+      collect() {
+        this.reset();
+        for (const [where, count] of Object.entries(datapath.eventsLost())) {
+          this.inc({ where }, count);
+        }
+      },
+    });
+    new Gauge({
+      name: 'nodesentry_pods',
+      help: 'Pods by the source that names them (one pod may have several) and their runtime',
+      labelNames: ['source', 'runtime'],
+      registers,
+      collect() {
+        this.reset();
+        for (const pod of store.list()) {
+          for (const source of pod.sources) {
+            this.inc({ source, runtime: pod.runtime });
+          }
+        }
+      },
+    });
+  }
+
+  /** `result` is the assurance of an answer or the reason of a refusal. */
+  observeResolve(result: string, seconds: number): void {
+    this.#resolveSeconds.observe(seconds);
+    this.#resolves.inc({ result });
+  }
+
+  get contentType(): string {
+    return this.#registry.contentType;
+  }
+
+  /** The text exposition format. */
+  text(): Promise<string> {
+    return this.#registry.metrics();
+  }
+}
