@@ -1,8 +1,7 @@
-// Attaching: links (tcx, cgroup, sk_lookup), sk_msg to a map, and clsact filters where there is no tcx.
+// Attaching by links (tcx, cgroup, sk_lookup), and sk_msg to a map.
 #include <fcntl.h>
 
 #include <bpf/bpf.h>
-#include <bpf/libbpf.h>
 
 #include "bpf_syscall.hh"
 #include "common/errors.hh"
@@ -73,75 +72,6 @@ Napi::Value query_tcx(const Napi::CallbackInfo &info) {
     return result;
 }
 
-struct Hook {
-    bpf_tc_hook hook;
-    bpf_tc_opts options;
-};
-
-Hook tc_hook(const Napi::CallbackInfo &info, size_t first) {
-    Hook result = {};
-
-    result.hook.sz = sizeof(result.hook);
-    result.hook.ifindex = info[first].As<Napi::Number>().Int32Value();
-    result.hook.attach_point = info[first + 1].As<Napi::Boolean>() ? BPF_TC_INGRESS : BPF_TC_EGRESS;
-    result.options.sz = sizeof(result.options);
-    result.options.priority = info[first + 2].As<Napi::Number>().Uint32Value();
-    result.options.handle = info[first + 3].As<Napi::Number>().Uint32Value();
-    return result;
-}
-
-// True where the clsact qdisc had to be created.
-Napi::Value attach_clsact(const Napi::CallbackInfo &info) {
-    auto env = info.Env();
-    Hook tc = tc_hook(info, 1);
-    int error = bpf_tc_hook_create(&tc.hook);
-
-    if (error && error != -EEXIST)
-        throw kernel_error(env, -error, "sendmsg", "adding the clsact qdisc");
-    bool created = error == 0;
-
-    tc.options.prog_fd = fd_argument(info, 0);
-    tc.options.flags = BPF_TC_F_REPLACE; // of the filter at our own priority and handle only
-    error = bpf_tc_attach(&tc.hook, &tc.options);
-    if (error) {
-        if (created) {
-            tc.hook.attach_point = static_cast<bpf_tc_attach_point>(BPF_TC_INGRESS | BPF_TC_EGRESS);
-            bpf_tc_hook_destroy(&tc.hook);
-        }
-        throw kernel_error(env, -error, "sendmsg", "adding a tc filter");
-    }
-    return Napi::Boolean::New(env, created);
-}
-
-Napi::Value query_clsact(const Napi::CallbackInfo &info) {
-    auto env = info.Env();
-    Hook tc = tc_hook(info, 0);
-    int error = bpf_tc_query(&tc.hook, &tc.options);
-
-    if (error == -ENOENT || error == -EINVAL) // no such filter, or no clsact qdisc
-        return env.Undefined();
-    if (error)
-        throw kernel_error(env, -error, "sendmsg", "asking for a tc filter");
-    return Napi::Number::New(env, tc.options.prog_id);
-}
-
-Napi::Value detach_clsact(const Napi::CallbackInfo &info) {
-    auto env = info.Env();
-    Hook tc = tc_hook(info, 0);
-    int error = bpf_tc_detach(&tc.hook, &tc.options);
-
-    if (error && error != -ENOENT && error != -EINVAL)
-        throw kernel_error(env, -error, "sendmsg", "removing a tc filter");
-    bool removed = error == 0;
-    if (removed && info[4].As<Napi::Boolean>()) {
-        tc.hook.attach_point = static_cast<bpf_tc_attach_point>(BPF_TC_INGRESS | BPF_TC_EGRESS);
-        error = bpf_tc_hook_destroy(&tc.hook);
-        if (error && error != -ENOENT)
-            throw kernel_error(env, -error, "sendmsg", "removing the clsact qdisc");
-    }
-    return Napi::Boolean::New(env, removed);
-}
-
 void attach_sk_msg(const Napi::CallbackInfo &info) {
     if (bpf_prog_attach(fd_argument(info, 0), fd_argument(info, 1), BPF_SK_MSG_VERDICT, 0))
         throw kernel_error(info.Env(), errno, "bpf", "attaching an sk_msg program to a map");
@@ -174,9 +104,6 @@ void define_links(Napi::Env env, Napi::Object exports) {
     exports.Set("linkUpdate", Napi::Function::New(env, link_update));
     exports.Set("linkDetach", Napi::Function::New(env, link_detach));
     exports.Set("queryTcx", Napi::Function::New(env, query_tcx));
-    exports.Set("attachClsact", Napi::Function::New(env, attach_clsact));
-    exports.Set("queryClsact", Napi::Function::New(env, query_clsact));
-    exports.Set("detachClsact", Napi::Function::New(env, detach_clsact));
     exports.Set("attachSkMsg", Napi::Function::New(env, attach_sk_msg));
     exports.Set("detachSkMsg", Napi::Function::New(env, detach_sk_msg));
     exports.Set("attachCgroup", Napi::Function::New(env, attach_cgroup));

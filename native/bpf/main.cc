@@ -10,6 +10,7 @@ static Napi::Object init(Napi::Env env, Napi::Object exports) {
     ns::define_maps(env, exports);
     ns::define_programs(env, exports);
     ns::define_links(env, exports);
+    ns::define_clsact(env, exports);
     return exports;
 }
 

@@ -61,16 +61,25 @@ void map_set(const Napi::CallbackInfo &info) {
         throw kernel_error(info.Env(), errno, "bpf", "setting a map entry");
 }
 
+// A SOCKMAP says EINVAL for a slot that is empty; an array says it for every key, for nothing in it can be deleted.
+bool was_absent(int fd, int error) {
+    bpf_map_info map = {};
+    uint32_t length = sizeof(map);
+
+    return error == ENOENT ||
+           (error == EINVAL && bpf_obj_get_info_by_fd(fd, &map, &length) == 0 && map.type == BPF_MAP_TYPE_SOCKMAP);
+}
+
 Napi::Value map_delete(const Napi::CallbackInfo &info) {
     auto env = info.Env();
     auto key = info[1].As<Napi::Uint8Array>();
 
     if (bpf_map_delete_elem(fd_argument(info, 0), key.Data()) == 0)
         return Napi::Boolean::New(env, true);
-    // A SOCKMAP says EINVAL for a slot that is empty.
-    if (errno == ENOENT || errno == EINVAL)
+    int error = errno;
+    if (was_absent(fd_argument(info, 0), error))
         return Napi::Boolean::New(env, false);
-    throw kernel_error(env, errno, "bpf", "deleting a map entry");
+    throw kernel_error(env, error, "bpf", "deleting a map entry");
 }
 
 // Keys and values side by side in two buffers, each a multiple of its size long.
@@ -82,18 +91,21 @@ Napi::Object pack(Napi::Env env, const std::vector<uint8_t> &keys, const std::ve
     return result;
 }
 
-uint32_t read_one_by_one(int fd, uint32_t key_size, uint32_t value_size, std::vector<uint8_t> &keys,
-                         std::vector<uint8_t> &values) {
+// Bounded, because a hash starts over when the key to go on from has been deleted meanwhile.
+uint32_t read_one_by_one(int fd, uint32_t key_size, uint32_t value_size, uint32_t max_entries,
+                         std::vector<uint8_t> &keys, std::vector<uint8_t> &values) {
     std::vector<uint8_t> previous(key_size), key(key_size), value(value_size);
+    const void *from = nullptr;
     uint32_t count = 0;
 
-    for (void *from = nullptr; bpf_map_get_next_key(fd, from, key.data()) == 0; from = previous.data()) {
+    for (uint32_t i = 0; i < max_entries && bpf_map_get_next_key(fd, from, key.data()) == 0; i++) {
         if (bpf_map_lookup_elem(fd, key.data(), value.data()) == 0) {
             keys.insert(keys.end(), key.begin(), key.end());
             values.insert(values.end(), value.begin(), value.end());
             count++;
         }
         previous = key;
+        from = previous.data();
     }
     return count;
 }
@@ -103,6 +115,7 @@ Napi::Value map_entries(const Napi::CallbackInfo &info) {
     int fd = fd_argument(info, 0);
     uint32_t key_size = info[1].As<Napi::Number>().Uint32Value();
     uint32_t value_size = info[2].As<Napi::Number>().Uint32Value();
+    uint32_t max_entries = info[3].As<Napi::Number>().Uint32Value();
     std::vector<uint8_t> keys, values, batch_keys(kBatch * key_size), batch_values(kBatch * value_size);
     // The cursor of a hash is a bucket number, of an array a key.
     std::vector<uint8_t> cursor(key_size < 4 ? 4 : key_size);
@@ -119,10 +132,11 @@ Napi::Value map_entries(const Napi::CallbackInfo &info) {
             batch_values.resize(size * value_size);
             continue;
         }
-        if (error && errno != ENOENT) {
-            if (count > 0)
-                throw kernel_error(env, errno, "bpf", "reading a map in batches");
-            return pack(env, keys, values, read_one_by_one(fd, key_size, value_size, keys, values));
+        if (error && errno != ENOENT) { // no batches for this type, or (EINTR) a trie that changes too fast for them
+            keys.clear();
+            values.clear();
+            count = read_one_by_one(fd, key_size, value_size, max_entries, keys, values);
+            return pack(env, keys, values, count);
         }
         keys.insert(keys.end(), batch_keys.begin(), batch_keys.begin() + got * key_size);
         values.insert(values.end(), batch_values.begin(), batch_values.begin() + got * value_size);
@@ -138,14 +152,24 @@ Napi::Value map_delete_many(const Napi::CallbackInfo &info) {
     int fd = fd_argument(info, 0);
     auto keys = info[1].As<Napi::Uint8Array>();
     uint32_t key_size = info[2].As<Napi::Number>().Uint32Value();
-    uint32_t deleted = 0;
+    uint32_t total = keys.ByteLength() / key_size, next = 0, deleted = 0;
+    bool batches = true;
 
-    // One by one: a batch stops at the first key that is gone, which is the usual case here.
-    for (size_t offset = 0; offset + key_size <= keys.ByteLength(); offset += key_size) {
-        if (bpf_map_delete_elem(fd, keys.Data() + offset) == 0)
-            deleted++;
-        else if (errno != ENOENT && errno != EINVAL)
+    while (next < total) {
+        auto *key = keys.Data() + static_cast<size_t>(next) * key_size;
+        uint32_t done = total - next;
+        int error = batches ? bpf_map_delete_batch(fd, key, &done, nullptr) : bpf_map_delete_elem(fd, key);
+
+        if (error && batches && errno != ENOENT) {
+            batches = false;
+            continue;
+        }
+        if (error && !batches && !was_absent(fd, errno))
             throw kernel_error(env, errno, "bpf", "deleting map entries");
+        // A batch stops at the first key that is not there: go on behind it.
+        uint32_t removed = batches ? done : (error ? 0 : 1);
+        deleted += removed;
+        next += batches ? done + (error ? 1 : 0) : 1;
     }
     return Napi::Number::New(env, deleted);
 }

@@ -15,16 +15,26 @@ namespace ns {
 
 namespace {
 
-std::string messages; // of libbpf, since the last time they were taken
+constexpr size_t kLogLimit = 1 << 20;
+
+// Of libbpf on this thread, since the last time they were taken.
+thread_local std::string messages;
 
 int collect(enum libbpf_print_level level, const char *format, va_list arguments) {
-    char line[4096];
+    va_list again;
 
     if (level == LIBBPF_DEBUG)
         return 0;
-    int length = vsnprintf(line, sizeof(line), format, arguments);
-    if (length > 0 && messages.size() < (1 << 20))
-        messages.append(line);
+    va_copy(again, arguments);
+    int length = vsnprintf(nullptr, 0, format, again);
+    va_end(again);
+    if (length <= 0)
+        return length;
+    std::vector<char> text(length + 1); // a verifier's log is one message of any length
+    vsnprintf(text.data(), text.size(), format, arguments);
+    messages.append(text.data(), length);
+    if (messages.size() > kLogLimit)
+        messages.erase(0, messages.size() - kLogLimit); // the reason stands at its end
     return length;
 }
 

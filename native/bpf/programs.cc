@@ -87,13 +87,26 @@ void pin(const Napi::CallbackInfo &info) {
         throw kernel_error(info.Env(), errno, "bpf", "pinning " + path);
 }
 
-Napi::Value open_pinned(const Napi::CallbackInfo &info) {
-    std::string path = text_argument(info, 0);
-    int fd = bpf_obj_get(path.c_str());
+// What a descriptor is, only its name in /proc says: the kernel describes a map, a program and a link by one call, and
+// does not mind which of them the caller takes it for.
+bool is_a(int fd, const std::string &kind) {
+    char target[64] = "";
+    ssize_t length = readlink(("/proc/self/fd/" + std::to_string(fd)).c_str(), target, sizeof(target) - 1);
+    std::string name(target, length > 0 ? length : 0);
 
-    if (fd < 0)
-        throw kernel_error(info.Env(), errno, "bpf", "opening the pin " + path);
-    return Napi::Number::New(info.Env(), fd);
+    return name == "anon_inode:bpf-" + kind || name == "anon_inode:bpf_" + kind;
+}
+
+Napi::Value open_pinned(const Napi::CallbackInfo &info) {
+    auto env = info.Env();
+    std::string path = text_argument(info, 0), kind = text_argument(info, 1);
+    Fd fd(bpf_obj_get(path.c_str()));
+
+    if (!fd)
+        throw kernel_error(env, errno, "bpf", "opening the pin " + path);
+    if (!is_a(fd.get(), kind))
+        throw kernel_error(env, EINVAL, "bpf", "the pin " + path + " is not of a " + kind);
+    return Napi::Number::New(env, fd.release());
 }
 
 bool is_bpffs_at(const std::string &path) {

@@ -1,9 +1,6 @@
 // A ring buffer read by a thread of its own.
 #include "ring_buffer.hh"
 
-#include <poll.h>
-#include <sys/eventfd.h>
-
 namespace ns {
 
 Napi::Function RingBuffer::define(Napi::Env env) {
@@ -11,13 +8,10 @@ Napi::Function RingBuffer::define(Napi::Env env) {
                        {InstanceMethod("lost", &RingBuffer::lost), InstanceMethod("close", &RingBuffer::close)});
 }
 
-RingBuffer::RingBuffer(const Napi::CallbackInfo &info)
-    : Napi::ObjectWrap<RingBuffer>(info), wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+RingBuffer::RingBuffer(const Napi::CallbackInfo &info) : Napi::ObjectWrap<RingBuffer>(info), reader_(info.Env()) {
     auto env = info.Env();
 
-    if (!wake_)
-        throw kernel_error(env, errno, "eventfd", "opening a ring buffer");
-    ring_ = ring_buffer__new(fd_argument(info, 0), on_record, this, nullptr);
+    ring_.reset(ring_buffer__new(fd_argument(info, 0), on_record, this, nullptr));
     if (!ring_)
         throw kernel_error(env, errno, "mmap", "opening a ring buffer");
     delivery_ = std::make_shared<Delivery<Record>>(
@@ -25,7 +19,13 @@ RingBuffer::RingBuffer(const Napi::CallbackInfo &info)
         [](Napi::Env to, const Record &record) -> Napi::Value {
             return Napi::Buffer<uint8_t>::Copy(to, record.data(), record.size());
         });
-    thread_ = std::thread([this] { poll(); });
+    reader_.start(
+        ring_buffer__epoll_fd(ring_.get()),
+        [this] {
+            ring_buffer__poll(ring_.get(), 0);
+            return true;
+        },
+        [this] { stop(); });
 }
 
 RingBuffer::~RingBuffer() {
@@ -33,37 +33,18 @@ RingBuffer::~RingBuffer() {
 }
 
 int RingBuffer::on_record(void *context, void *data, size_t size) {
+    auto *self = static_cast<RingBuffer *>(context);
     auto *bytes = static_cast<uint8_t *>(data);
 
-    static_cast<RingBuffer *>(context)->delivery_->push(Record(bytes, bytes + size));
-    return 0;
-}
-
-void RingBuffer::poll() {
-    pollfd fds[] = {{.fd = ring_buffer__epoll_fd(ring_), .events = POLLIN, .revents = 0},
-                    {.fd = wake_.get(), .events = POLLIN, .revents = 0}};
-
-    while (!stopping_) {
-        if (::poll(fds, 2, -1) < 0 && errno != EINTR)
-            return;
-        if (!stopping_)
-            ring_buffer__poll(ring_, 0);
-    }
+    self->delivery_->push(Record(bytes, bytes + size));
+    // libbpf reads on for as long as there is more: a busy writer must not keep close() waiting.
+    return self->reader_.stopping() ? -ECANCELED : 0;
 }
 
 void RingBuffer::stop() {
-    if (!ring_)
-        return;
-    stopping_ = true;
-    if (thread_.joinable()) {
-        eventfd_write(wake_.get(), 1);
-        thread_.join();
-    }
-    if (delivery_)
-        delivery_->close();
-    ring_buffer__free(ring_);
-    ring_ = nullptr;
-    wake_.reset();
+    reader_.stop();
+    delivery_->close();
+    ring_.reset();
 }
 
 Napi::Value RingBuffer::lost(const Napi::CallbackInfo &info) {

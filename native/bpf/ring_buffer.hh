@@ -1,15 +1,13 @@
 #pragma once
 
-#include <atomic>
 #include <memory>
-#include <thread>
 #include <vector>
 
 #include <bpf/libbpf.h>
 #include <napi.h>
 
 #include "common/delivery.hh"
-#include "common/errors.hh"
+#include "common/reader.hh"
 
 namespace ns {
 
@@ -21,18 +19,21 @@ class RingBuffer : public Napi::ObjectWrap<RingBuffer> {
 
   private:
     using Record = std::vector<uint8_t>;
+    struct Free {
+        void operator()(ring_buffer *ring) const {
+            ring_buffer__free(ring);
+        }
+    };
 
     static int on_record(void *context, void *data, size_t size);
     Napi::Value lost(const Napi::CallbackInfo &info);
     void close(const Napi::CallbackInfo &info);
-    void poll();
     void stop();
 
-    ring_buffer *ring_ = nullptr;
-    Fd wake_;
-    std::atomic<bool> stopping_{false};
-    std::thread thread_;
+    // The reader comes last: its thread uses the two above.
+    std::unique_ptr<ring_buffer, Free> ring_;
     std::shared_ptr<Delivery<Record>> delivery_;
+    Reader reader_;
 };
 
 } // namespace ns

@@ -21,23 +21,38 @@ template <typename Item> class Delivery : public std::enable_shared_from_this<De
         function_ = Napi::ThreadSafeFunction::New(env, callback, name, 0, 1);
         function_.Unref(env); // an open ring alone does not keep the process alive
     }
+    ~Delivery() {
+        close();
+    }
 
-    // On the producing thread.
-    void push(Item item) {
+    // On the producing thread. False where the queue is full: the item is dropped and counted.
+    bool push(Item item) {
         bool wake;
         {
             std::lock_guard<std::mutex> lock(mutex_);
             if (queue_.size() >= limit_) {
                 lost_++;
-                return;
+                return false;
             }
             wake = queue_.empty();
             queue_.push_back(std::move(item));
         }
         if (wake)
-            function_.NonBlockingCall([self = this->shared_from_this()](Napi::Env env, Napi::Function callback) {
-                self->deliver(env, callback);
-            });
+            call();
+        return true;
+    }
+
+    // On the producing thread: `item` stands for everything that was still in the queue.
+    void restart(Item item) {
+        bool wake;
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            wake = queue_.empty();
+            queue_.clear();
+            queue_.push_back(std::move(item));
+        }
+        if (wake)
+            call();
     }
 
     uint64_t lost() const {
@@ -46,11 +61,21 @@ template <typename Item> class Delivery : public std::enable_shared_from_this<De
 
     // On the JavaScript thread, after the producing thread has ended. Calls already queued find nothing.
     void close() {
-        closed_ = true;
-        function_.Release();
+        if (!closed_.exchange(true))
+            function_.Release();
     }
 
   private:
+    void call() {
+        function_.NonBlockingCall([self = this->shared_from_this()](Napi::Env env, Napi::Function callback) {
+            try {
+                self->deliver(env, callback);
+            } catch (const Napi::Error &error) {
+                error.ThrowAsJavaScriptException(); // an uncaughtException; unwinding further would leak this call
+            }
+        });
+    }
+
     void deliver(Napi::Env env, Napi::Function callback) {
         std::vector<Item> items;
         {
@@ -60,13 +85,11 @@ template <typename Item> class Delivery : public std::enable_shared_from_this<De
         if (closed_ || items.empty())
             return;
         auto array = Napi::Array::New(env, items.size());
-        for (size_t i = 0; i < items.size(); i++)
+        for (size_t i = 0; i < items.size(); i++) {
+            Napi::HandleScope scope(env);
             array.Set(static_cast<uint32_t>(i), to_js_(env, items[i]));
-        try {
-            callback.Call({array});
-        } catch (const Napi::Error &error) {
-            napi_fatal_exception(env, error.Value()); // as any other uncaught exception
         }
+        callback.Call({array});
     }
 
     std::mutex mutex_;

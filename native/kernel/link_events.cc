@@ -2,8 +2,6 @@
 #include "link_events.hh"
 
 #include <net/if.h>
-#include <poll.h>
-#include <sys/eventfd.h>
 #include <sys/socket.h>
 
 #include <linux/netlink.h>
@@ -12,9 +10,6 @@
 namespace ns {
 
 namespace {
-
-constexpr int kReceiveBytes = 4 << 20;
-constexpr size_t kQueueLimit = 1 << 16;
 
 LinkEvent parse(const nlmsghdr *message) {
     auto *link = static_cast<const ifinfomsg *>(NLMSG_DATA(message));
@@ -54,79 +49,75 @@ Napi::Function LinkEvents::define(Napi::Env env) {
 
 LinkEvents::LinkEvents(const Napi::CallbackInfo &info)
     : Napi::ObjectWrap<LinkEvents>(info), socket_(socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE)),
-      wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+      reader_(info.Env()) {
     auto env = info.Env();
     int bytes = info[1].As<Napi::Number>().Int32Value();
     sockaddr_nl address = {};
 
-    address.nl_family = AF_NETLINK;
-    address.nl_groups = RTMGRP_LINK;
-    if (bytes == 0)
-        bytes = kReceiveBytes;
-    if (!socket_ || !wake_)
+    if (!socket_)
         throw kernel_error(env, errno, "socket", "opening a link event socket");
     // Beyond net.core.rmem_max, which needs CAP_NET_ADMIN.
     if (setsockopt(socket_.get(), SOL_SOCKET, SO_RCVBUFFORCE, &bytes, sizeof(bytes)))
         throw kernel_error(env, errno, "setsockopt", "enlarging the link event buffer");
+    address.nl_family = AF_NETLINK;
+    address.nl_groups = RTMGRP_LINK;
     if (bind(socket_.get(), reinterpret_cast<sockaddr *>(&address), sizeof(address)))
         throw kernel_error(env, errno, "bind", "subscribing to link events");
     delivery_ = std::make_shared<Delivery<LinkEvent>>(env, info[0].As<Napi::Function>(), "nodesentry link events",
-                                                      kQueueLimit, to_js);
-    thread_ = std::thread([this] { run(); });
+                                                      info[2].As<Napi::Number>().Uint32Value(), to_js);
+    reader_.start(
+        socket_.get(), [this] { return receive(); }, [this] { stop(); });
 }
 
 LinkEvents::~LinkEvents() {
     stop();
 }
 
-// False when the socket is of no more use.
 bool LinkEvents::receive() {
     alignas(nlmsghdr) char buffer[32 << 10];
-    ssize_t got = recv(socket_.get(), buffer, sizeof(buffer), MSG_DONTWAIT);
+    ssize_t got = recv(socket_.get(), buffer, sizeof(buffer), MSG_DONTWAIT | MSG_TRUNC);
 
-    if (got < 0) {
-        if (errno == ENOBUFS) {
-            LinkEvent lost = {};
-            lost.resync = true;
-            delivery_->push(lost);
-            return true;
-        }
+    if (got < 0 && errno != ENOBUFS)
         return errno == EAGAIN || errno == EINTR;
+    if (got < 0 || got > static_cast<ssize_t>(sizeof(buffer))) {
+        resync();
+        return true;
     }
     auto length = static_cast<uint32_t>(got);
     for (auto *message = reinterpret_cast<nlmsghdr *>(buffer); NLMSG_OK(message, length);
          message = NLMSG_NEXT(message, length)) {
         bool is_link = message->nlmsg_type == RTM_NEWLINK || message->nlmsg_type == RTM_DELLINK;
-        if (is_link && message->nlmsg_len >= NLMSG_LENGTH(sizeof(ifinfomsg)))
-            delivery_->push(parse(message));
+        if (!is_link || message->nlmsg_len < NLMSG_LENGTH(sizeof(ifinfomsg)))
+            continue;
+        // Of AF_BRIDGE are ports: one that leaves its bridge sends RTM_DELLINK, and is still there.
+        if (static_cast<const ifinfomsg *>(NLMSG_DATA(message))->ifi_family != AF_UNSPEC)
+            continue;
+        if (!delivery_->push(parse(message))) {
+            resync();
+            return true;
+        }
     }
     return true;
 }
 
-void LinkEvents::run() {
-    pollfd fds[] = {{.fd = socket_.get(), .events = POLLIN, .revents = 0},
-                    {.fd = wake_.get(), .events = POLLIN, .revents = 0}};
+// What is still in the socket is older than what was lost, and until it is empty the kernel adds nothing: throw it
+// away, so that no event from before the loss arrives after everything was read anew.
+void LinkEvents::resync() {
+    LinkEvent lost = {};
+    char byte;
 
-    while (!stopping_) {
-        if (poll(fds, 2, -1) < 0 && errno != EINTR)
-            return;
-        if (!stopping_ && (fds[0].revents & (POLLIN | POLLERR)) && !receive())
-            return;
+    while (!reader_.stopping()) {
+        if (recv(socket_.get(), &byte, sizeof(byte), MSG_DONTWAIT) < 0 && errno != ENOBUFS && errno != EINTR)
+            break;
     }
+    lost.resync = true;
+    delivery_->restart(lost);
 }
 
 void LinkEvents::stop() {
-    if (!socket_)
-        return;
-    stopping_ = true;
-    if (thread_.joinable()) {
-        eventfd_write(wake_.get(), 1);
-        thread_.join();
-    }
-    if (delivery_)
-        delivery_->close();
+    reader_.stop();
+    delivery_->close();
     socket_.reset();
-    wake_.reset();
 }
 
 void LinkEvents::close(const Napi::CallbackInfo &) {

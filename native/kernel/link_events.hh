@@ -1,19 +1,17 @@
 #pragma once
 
-#include <atomic>
 #include <memory>
 #include <string>
-#include <thread>
 
 #include <napi.h>
 
 #include "common/delivery.hh"
-#include "common/errors.hh"
+#include "common/reader.hh"
 
 namespace ns {
 
 struct LinkEvent {
-    bool resync; // the buffer overran: whatever was in it is lost
+    bool resync; // events are missing: whatever was known about links is to be read anew
     bool removed;
     bool up;
     int ifindex;
@@ -29,15 +27,14 @@ class LinkEvents : public Napi::ObjectWrap<LinkEvents> {
 
   private:
     void close(const Napi::CallbackInfo &info);
-    void run();
     bool receive();
+    void resync();
     void stop();
 
+    // The reader comes last: its thread uses the two above.
     Fd socket_;
-    Fd wake_;
-    std::atomic<bool> stopping_{false};
-    std::thread thread_;
     std::shared_ptr<Delivery<LinkEvent>> delivery_;
+    Reader reader_;
 };
 
 } // namespace ns

@@ -103,6 +103,10 @@ Napi::Value peer_credentials(const Napi::CallbackInfo &info) {
     ucred credentials = {};
     socklen_t length = sizeof(credentials);
 
+    // Of any other socket the kernel makes them up.
+    if (option(env, fd, SOL_SOCKET, SO_DOMAIN, "asking for a socket's family") != AF_UNIX)
+        throw kernel_error(env, EAFNOSUPPORT, "getsockopt",
+                           "asking for the peer of a socket that is not a Unix socket");
     if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &credentials, &length))
         throw kernel_error(env, errno, "getsockopt", "asking for a peer's credentials");
     auto result = Napi::Object::New(env);

@@ -15,7 +15,7 @@ import type { Metrics } from '../telemetry/metrics.js';
 import { Callers, type PeerCredentials } from './callers.js';
 import { FlowWatch } from './flow-watch.js';
 import type { BatchItem, BatchMessage, FlowsMessage } from './messages.js';
-import { ApiProblem, PROBLEM_TYPE, problem, problemOf } from './problem.js';
+import { ApiProblem, PROBLEM_TYPE, type Problem, problem, problemOf } from './problem.js';
 import { batchQueries, parseLimit, parseResolveQuery, refuseKeys } from './query.js';
 import { applyAccess, removeStaleSocket } from './unix-socket.js';
 import { Views } from './views.js';
@@ -122,7 +122,15 @@ function sendProblem(reply: FastifyReply, error: unknown, log: Pick<Logger, 'err
     log.error({ err: error, url: reply.request.url }, 'API request failed');
   }
   const body = known ?? problem(500, 'INTERNAL', 'the agent failed to answer; its log says why');
-  return reply.code(body.status).type(PROBLEM_TYPE).send(JSON.stringify(body));
+  return answerProblem(reply, body);
+}
+
+/** As bytes: to a text Fastify would add a charset parameter, which the media type does not have. */
+function answerProblem(reply: FastifyReply, body: Problem): FastifyReply {
+  return reply
+    .code(body.status)
+    .type(PROBLEM_TYPE)
+    .send(Buffer.from(JSON.stringify(body)));
 }
 
 function identityRoutes(app: FastifyInstance, { identity, metrics }: HttpApiOptions, views: Views): void {
@@ -199,7 +207,7 @@ function operationRoutes(app: FastifyInstance, { blockers, metrics }: HttpApiOpt
       return { status: 'ready' };
     }
     const body = { ...problem(503, 'NOT_READY', waiting.join('; ')), blockers: waiting };
-    return reply.code(503).type(PROBLEM_TYPE).send(JSON.stringify(body));
+    return answerProblem(reply, body);
   });
   app.get('/metrics', async (_request, reply) => reply.type(metrics.contentType).send(await metrics.text()));
 }

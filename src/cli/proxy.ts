@@ -1,5 +1,6 @@
-import { Command, InvalidArgumentError } from 'commander';
+import { Command, InvalidArgumentError, Option } from 'commander';
 import { ApiClient } from '../api/client.js';
+import { LOG_LEVELS } from '../config/config.js';
 import { type Address, parseAddress } from '../proxy/addresses.js';
 import { startProxy } from '../proxy/proxy.js';
 import { createLogger } from '../telemetry/log.js';
@@ -41,7 +42,11 @@ export function proxyCommand(): Command {
       wholeNumber(0, DAY_MS),
       3_600_000,
     )
-    .option('--log-level <level>', 'info: one line per flow; debug: another at its end', 'info')
+    .addOption(
+      new Option('--log-level <level>', 'info: one line per flow; debug: another at its end')
+        .choices(LOG_LEVELS)
+        .default('info'),
+    )
     .action(run);
 }
 

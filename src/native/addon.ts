@@ -31,10 +31,9 @@ export function checkFd(value: unknown, argument = 'fd'): asserts value is numbe
   checkUnsigned(value, argument);
 }
 
-export function checkPositive(value: unknown, argument: string): asserts value is number {
-  checkUnsigned(value, argument);
-  if (value === 0) {
-    throw new TypeError(`${argument} must be a positive integer`);
+export function checkPositive(value: unknown, argument: string, max = 0x7fffffff): asserts value is number {
+  if (typeof value !== 'number' || !Number.isInteger(value) || value < 1 || value > max) {
+    throw new TypeError(`${argument} must be a positive integer of at most ${max}`);
   }
 }
 

@@ -1,6 +1,6 @@
 /** Namespaces, other processes' sockets, peers of Unix sockets, link events: what Node has no call for. */
 
-import { checkFd, checkFunction, checkPositive, checkText, checkUnsigned, loadAddon } from './addon.js';
+import { checkFd, checkFunction, checkPositive, checkText, loadAddon } from './addon.js';
 
 export interface SocketInfo {
   readonly family: 4 | 6;
@@ -46,6 +46,7 @@ interface Addon {
   LinkEvents: new (
     onEvents: (events: (LinkEvent | null)[]) => void,
     receiveBytes: number,
+    queueLimit: number,
   ) => { close(): void };
   openNamespace(path: string): number;
   withNetns<T>(fd: number, body: () => T): T;
@@ -134,26 +135,39 @@ export function interfaceIndex(name: string): number | undefined {
   return addon.interfaceIndex(name);
 }
 
+export interface LinkEventOptions {
+  /** Of the socket's buffer. */
+  readonly receiveBytes?: number;
+  /** How many events wait while JavaScript is busy, before a resync takes their place. */
+  readonly queueLimit?: number;
+}
+
 /**
  * Links of the current network namespace as they come, change and go. `onResync` says that events were lost and
- * everything has to be read anew. Does not keep the process alive.
+ * everything has to be read anew; events that come after it are newer. Does not keep the process alive.
  */
 export function openLinkEvents(
   onEvents: (events: LinkEvent[]) => void,
   onResync: () => void,
-  options: { /** Of the socket's buffer; 0 for the default of 4 MiB. */ readonly receiveBytes?: number } = {},
+  options: LinkEventOptions = {},
 ): { close(): void } {
   checkFunction(onEvents, 'onEvents');
   checkFunction(onResync, 'onResync');
-  const { receiveBytes = 0 } = options;
-  checkUnsigned(receiveBytes, 'receiveBytes');
-  return new addon.LinkEvents((events) => {
-    if (events.includes(null)) {
-      onResync();
-    }
-    const known = events.filter((event) => event !== null);
-    if (known.length > 0) {
-      onEvents(known);
-    }
-  }, receiveBytes);
+  const { receiveBytes = 4 << 20, queueLimit = 65_536 } = options;
+  checkPositive(receiveBytes, 'receiveBytes');
+  checkPositive(queueLimit, 'queueLimit');
+  return new addon.LinkEvents(
+    (batch) => {
+      // Null is a resync: always the first of its batch, for it takes the place of what was waiting.
+      const events = batch.filter((event) => event !== null);
+      if (events.length < batch.length) {
+        onResync();
+      }
+      if (events.length > 0) {
+        onEvents(events);
+      }
+    },
+    receiveBytes,
+    queueLimit,
+  );
 }

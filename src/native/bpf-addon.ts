@@ -1,0 +1,101 @@
+/** The only loader of the bpf addon, and the signatures of what is in it. Arguments are checked by the callers. */
+
+import { loadAddon } from './addon.js';
+
+export interface MapInfo {
+  name: string;
+  type: number;
+  id: number;
+  keySize: number;
+  valueSize: number;
+  maxEntries: number;
+}
+
+export interface ProgramInfo {
+  readonly name: string;
+  /** `enum bpf_prog_type`. */
+  readonly type: number;
+  readonly id: number;
+  /** Hash of the instructions, hexadecimal. */
+  readonly tag: string;
+}
+
+export interface NativeObject {
+  setReadOnlyData(variable: string, value: Uint8Array): void;
+  reuseMap(name: string, fd: number): void;
+  load(): void;
+  mapFd(name: string): number;
+  programFd(name: string): number;
+  layout(struct: string): { size: number; fields: { name: string; offset: number; size: number }[] };
+  enumValues(name: string): [string, number][];
+  close(): void;
+}
+
+export interface NativeRingBuffer {
+  lost(): bigint;
+  close(): void;
+}
+
+interface BpfAddon {
+  Object: new (path: string) => NativeObject;
+  RingBuffer: new (fd: number, onRecords: (records: Buffer[]) => void, limit: number) => NativeRingBuffer;
+  mapInfo(fd: number): MapInfo;
+  mapGet(fd: number, key: Uint8Array, valueSize: number): Buffer | undefined;
+  mapSet(fd: number, key: Uint8Array, value: Uint8Array, flags: number): void;
+  mapDelete(fd: number, key: Uint8Array): boolean;
+  mapEntries(
+    fd: number,
+    keySize: number,
+    valueSize: number,
+    maxEntries: number,
+  ): { count: number; keys: Buffer; values: Buffer };
+  mapDeleteMany(fd: number, keys: Uint8Array, keySize: number): number;
+  mapSetSocket(fd: number, key: Uint8Array, socket: number): void;
+  possibleCpus(): number;
+  programInfo(fd: number): ProgramInfo;
+  programInfoById(id: number): ProgramInfo | undefined;
+  testRun(fd: number, data: Uint8Array, context: Uint8Array, repeat: number): TestRunResult;
+  pin(fd: number, path: string): void;
+  openPinned(path: string, kind: 'map' | 'prog' | 'link'): number;
+  isBpffs(path: string): boolean;
+  mountBpffs(path: string): boolean;
+  closeFd(fd: number): void;
+  linkCreate(programFd: number, target: number, attachType: number, doing: string): number;
+  linkInfo(fd: number): { id: number; programId: number; type: number };
+  linkUpdate(fd: number, programFd: number): void;
+  linkDetach(fd: number): void;
+  queryTcx(ifindex: number, attachType: number): TcxEntry[];
+  attachClsact(
+    programFd: number,
+    ifindex: number,
+    ingress: boolean,
+    priority: number,
+    handle: number,
+  ): boolean;
+  queryClsact(ifindex: number, ingress: boolean, priority: number, handle: number): number | undefined;
+  detachClsact(
+    ifindex: number,
+    ingress: boolean,
+    priority: number,
+    handle: number,
+    removeQdisc: boolean,
+  ): boolean;
+  attachSkMsg(programFd: number, mapFd: number): void;
+  detachSkMsg(programFd: number, mapFd: number): void;
+  attachCgroup(programFd: number, path: string, attachType: number): number;
+}
+
+export interface TcxEntry {
+  readonly programId: number;
+  readonly linkId: number;
+}
+
+export interface TestRunResult {
+  /** As the program returned it, unsigned. */
+  readonly retval: number;
+  readonly data: Buffer;
+  readonly context: Buffer;
+  readonly durationNs: number;
+}
+
+export const addon = loadAddon<BpfAddon>('bpf');

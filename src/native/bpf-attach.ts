@@ -1,0 +1,134 @@
+/** Where programs run: tcx, clsact, cgroups, sockets of a map, socket lookup of a network namespace. */
+
+import { checkFd, checkOneOf, checkPositive, checkText } from './addon.js';
+import { addon, type TcxEntry } from './bpf-addon.js';
+import { BpfLink, type BpfMap, type BpfProgram, checkMap, checkProgram } from './bpf-handles.js';
+import { isKernelError } from './errors.js';
+
+const BPF_SK_LOOKUP = 36;
+const TCX = { ingress: 46, egress: 47 } as const;
+const CGROUP = { skb_ingress: 0, skb_egress: 1, sock_ops: 3 } as const;
+
+export type TcxDirection = keyof typeof TCX;
+export type CgroupAttachType = keyof typeof CGROUP;
+
+function checkDirection(direction: unknown): asserts direction is TcxDirection {
+  checkOneOf(direction, 'direction', ['ingress', 'egress']);
+}
+
+/** Whether this kernel has tcx (6.6): a query of an interface that every namespace has answers it. */
+export function tcxSupported(): boolean {
+  try {
+    addon.queryTcx(1, TCX.ingress);
+    return true;
+  } catch (error) {
+    if (isKernelError(error) && error.code === 'EINVAL') {
+      return false;
+    }
+    throw error;
+  }
+}
+
+/** After whatever is attached already; a link stays beside others'. */
+export function attachTcx(program: BpfProgram, ifindex: number, direction: TcxDirection): BpfLink {
+  checkProgram(program);
+  checkPositive(ifindex, 'ifindex');
+  checkDirection(direction);
+  const doing = `attaching ${program.name} to tcx ${direction} of ifindex ${ifindex}`;
+  return new BpfLink(addon.linkCreate(program.fd, ifindex, TCX[direction], doing));
+}
+
+/** In the order in which they run. */
+export function queryTcx(ifindex: number, direction: TcxDirection): TcxEntry[] {
+  checkPositive(ifindex, 'ifindex');
+  checkDirection(direction);
+  return addon.queryTcx(ifindex, TCX[direction]);
+}
+
+/** Where among the filters of a clsact hook: nobody else's filter is touched. */
+export interface ClsactPlace {
+  readonly priority: number;
+  readonly handle: number;
+}
+
+function checkPlace(place: ClsactPlace): void {
+  checkPositive(place?.priority, 'priority', 0xffff);
+  checkPositive(place?.handle, 'handle', 0xffffffff);
+}
+
+/**
+ * For kernels without tcx. Replaces a filter at the same place only. True where the clsact qdisc had to be created;
+ * an `ingress` qdisc in its place serves for ingress, and is KernelError EEXIST for egress.
+ */
+export function attachClsact(
+  program: BpfProgram,
+  ifindex: number,
+  direction: TcxDirection,
+  place: ClsactPlace,
+): boolean {
+  checkProgram(program);
+  checkPositive(ifindex, 'ifindex');
+  checkDirection(direction);
+  checkPlace(place);
+  return addon.attachClsact(program.fd, ifindex, direction === 'ingress', place.priority, place.handle);
+}
+
+export function queryClsact(
+  ifindex: number,
+  direction: TcxDirection,
+  place: ClsactPlace,
+): { readonly programId: number } | undefined {
+  checkPositive(ifindex, 'ifindex');
+  checkDirection(direction);
+  checkPlace(place);
+  const programId = addon.queryClsact(ifindex, direction === 'ingress', place.priority, place.handle);
+  return programId === undefined ? undefined : { programId };
+}
+
+/** False where no filter was there. `removeQdisc` takes the whole clsact qdisc along: only for who created it. */
+export function detachClsact(
+  ifindex: number,
+  direction: TcxDirection,
+  place: ClsactPlace & { readonly removeQdisc?: boolean },
+): boolean {
+  checkPositive(ifindex, 'ifindex');
+  checkDirection(direction);
+  checkPlace(place);
+  return addon.detachClsact(
+    ifindex,
+    direction === 'ingress',
+    place.priority,
+    place.handle,
+    place.removeQdisc === true,
+  );
+}
+
+/** Attaches beside others (BPF_F_ALLOW_MULTI is implied by links). */
+export function attachCgroup(program: BpfProgram, cgroupPath: string, type: CgroupAttachType): BpfLink {
+  checkProgram(program);
+  checkText(cgroupPath, 'cgroupPath');
+  checkOneOf(type, 'type', ['sock_ops', 'skb_ingress', 'skb_egress']);
+  return new BpfLink(addon.attachCgroup(program.fd, cgroupPath, CGROUP[type]));
+}
+
+/** To every socket in a SOCKMAP or SOCKHASH, now and later. */
+export function attachSkMsg(program: BpfProgram, map: BpfMap): void {
+  checkProgram(program);
+  checkMap(map);
+  addon.attachSkMsg(program.fd, map.fd);
+}
+
+export function detachSkMsg(program: BpfProgram, map: BpfMap): void {
+  checkProgram(program);
+  checkMap(map);
+  addon.detachSkMsg(program.fd, map.fd);
+}
+
+/** To the network namespace behind `netnsFd`, after whatever is attached already. */
+export function attachSkLookup(program: BpfProgram, netnsFd: number): BpfLink {
+  checkProgram(program);
+  checkFd(netnsFd, 'netnsFd');
+  return new BpfLink(
+    addon.linkCreate(program.fd, netnsFd, BPF_SK_LOOKUP, `attaching ${program.name} to sk_lookup`),
+  );
+}

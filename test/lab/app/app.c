@@ -1,0 +1,544 @@
+/* The application that runs in every pod of the lab, and as the server they dial: one static binary, IP literals only
+ * (getaddrinfo of a static glibc crashes inside gVisor). Every command prints one line of JSON and exits 0, or 1 if
+ * what it tried did not work. */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <net/if.h>
+#include <netinet/in.h>
+#include <netinet/ip.h>
+#include <netinet/ip6.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#define CHUNK 65536
+#define TIMEOUT_MS 20000
+
+struct target {
+    struct sockaddr_storage address;
+    socklen_t length;
+    int family;
+};
+
+static double now_ms(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1e3 + t.tv_nsec / 1e6;
+}
+
+static struct target parse_target(const char *ip, const char *port)
+{
+    struct target target = {};
+    struct sockaddr_in *v4 = (struct sockaddr_in *)&target.address;
+    struct sockaddr_in6 *v6 = (struct sockaddr_in6 *)&target.address;
+
+    if (inet_pton(AF_INET, ip, &v4->sin_addr) == 1) {
+        target.family = v4->sin_family = AF_INET;
+        v4->sin_port = htons(atoi(port));
+        target.length = sizeof(*v4);
+    } else if (inet_pton(AF_INET6, ip, &v6->sin6_addr) == 1) {
+        target.family = v6->sin6_family = AF_INET6;
+        v6->sin6_port = htons(atoi(port));
+        target.length = sizeof(*v6);
+    } else {
+        fprintf(stderr, "not an IP address: %s\n", ip);
+        exit(2);
+    }
+    return target;
+}
+
+/* Connects within TIMEOUT_MS; -1 and errno otherwise. */
+static int dial(const struct target *target)
+{
+    int fd = socket(target->family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    struct timeval limit = {.tv_sec = TIMEOUT_MS / 1000};
+
+    if (fd < 0)
+        return -1;
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
+    if (connect(fd, (const struct sockaddr *)&target->address, target->length) == 0)
+        return fd;
+    int error = errno == EINPROGRESS || errno == EAGAIN ? ETIMEDOUT : errno;
+    close(fd);
+    errno = error;
+    return -1;
+}
+
+static int local_port(int fd)
+{
+    struct sockaddr_storage address;
+    socklen_t length = sizeof(address);
+
+    if (getsockname(fd, (struct sockaddr *)&address, &length))
+        return 0;
+    return ntohs(address.ss_family == AF_INET6 ? ((struct sockaddr_in6 *)&address)->sin6_port
+                                               : ((struct sockaddr_in *)&address)->sin_port);
+}
+
+static int send_all(int fd, const void *data, size_t length)
+{
+    for (const char *from = data; length > 0;) {
+        ssize_t sent = send(fd, from, length, MSG_NOSIGNAL);
+        if (sent <= 0)
+            return -1;
+        from += sent;
+        length -= sent;
+    }
+    return 0;
+}
+
+/* A line without its newline; -1 at the end or on an error. */
+static int read_line(int fd, char *line, size_t size)
+{
+    size_t used = 0;
+
+    while (used + 1 < size) {
+        ssize_t got = recv(fd, line + used, 1, 0);
+        if (got <= 0)
+            return -1;
+        if (line[used] == '\n')
+            break;
+        used++;
+    }
+    line[used] = 0;
+    return (int)used;
+}
+
+static const char *error_name(int error)
+{
+    return error == 0 ? "closed" : error == EAGAIN ? "ETIMEDOUT" : strerrorname_np(error) ? strerrorname_np(error) : "unknown";
+}
+
+static int failed(const char *what, int error, double started)
+{
+    printf("{\"ok\":false,\"failed\":\"%s\",\"error\":\"%s\",\"ms\":%.1f}\n", what, error_name(error), now_ms() - started);
+    return 1;
+}
+
+/* The stream that both ends can make: xorshift64 from a fixed seed, and its FNV-1a checksum by 64-bit words. */
+static void fill(uint64_t *words, size_t count, uint64_t *state)
+{
+    for (size_t i = 0; i < count; i++) {
+        *state ^= *state << 13;
+        *state ^= *state >> 7;
+        *state ^= *state << 17;
+        words[i] = *state;
+    }
+}
+
+#define SEED 88172645463325252ull
+#define FNV_START 14695981039346656037ull
+
+static uint64_t fnv(uint64_t sum, const unsigned char *bytes, size_t length)
+{
+    for (size_t i = 0; i < length; i++)
+        sum = (sum ^ bytes[i]) * 1099511628211ull;
+    return sum;
+}
+
+static int send_stream(int fd, uint64_t bytes, uint64_t *sum)
+{
+    static __thread uint64_t words[CHUNK / 8];
+    uint64_t state = SEED;
+
+    *sum = FNV_START;
+    while (bytes > 0) {
+        size_t length = bytes < CHUNK ? bytes : CHUNK;
+        fill(words, CHUNK / 8, &state);
+        *sum = fnv(*sum, (unsigned char *)words, length);
+        if (send_all(fd, words, length))
+            return -1;
+        bytes -= length;
+    }
+    return 0;
+}
+
+static uint64_t receive_stream(int fd, uint64_t *sum)
+{
+    static __thread unsigned char buffer[CHUNK];
+    uint64_t total = 0;
+
+    *sum = FNV_START;
+    for (;;) {
+        ssize_t got = recv(fd, buffer, sizeof(buffer), 0);
+        if (got <= 0)
+            return total;
+        *sum = fnv(*sum, buffer, got);
+        total += got;
+    }
+}
+
+/* --- server ----------------------------------------------------------------------------------------------------- */
+
+static void address_text(const struct sockaddr_storage *address, char *text, size_t size)
+{
+    char ip[INET6_ADDRSTRLEN] = "";
+    const struct sockaddr_in6 *v6 = (const struct sockaddr_in6 *)address;
+
+    if (IN6_IS_ADDR_V4MAPPED(&v6->sin6_addr)) {
+        inet_ntop(AF_INET, &v6->sin6_addr.s6_addr[12], ip, sizeof(ip));
+        snprintf(text, size, "%s:%d", ip, ntohs(v6->sin6_port));
+    } else {
+        inet_ntop(AF_INET6, &v6->sin6_addr, ip, sizeof(ip));
+        snprintf(text, size, "[%s]:%d", ip, ntohs(v6->sin6_port));
+    }
+}
+
+static void *serve_one(void *argument)
+{
+    int fd = (int)(intptr_t)argument;
+    struct sockaddr_storage peer, local;
+    socklen_t peer_length = sizeof(peer), local_length = sizeof(local);
+    char line[256], from[80] = "", to[80] = "", reply[512];
+    uint64_t sum, bytes;
+
+    if (getpeername(fd, (struct sockaddr *)&peer, &peer_length) == 0)
+        address_text(&peer, from, sizeof(from));
+    if (getsockname(fd, (struct sockaddr *)&local, &local_length) == 0)
+        address_text(&local, to, sizeof(to));
+    while (read_line(fd, line, sizeof(line)) >= 0) {
+        if (strcmp(line, "hello") == 0) {
+            snprintf(reply, sizeof(reply), "{\"peer\":\"%s\",\"local\":\"%s\"}\n", from, to);
+            if (send_all(fd, reply, strlen(reply)))
+                break;
+        } else if (sscanf(line, "send %lu", &bytes) == 1) {
+            send_stream(fd, bytes, &sum);
+            break;
+        } else if (sscanf(line, "recv %lu", &bytes) == 1) {
+            uint64_t got = receive_stream(fd, &sum);
+            snprintf(reply, sizeof(reply), "{\"bytes\":%lu,\"sum\":\"%016lx\"}\n", got, sum);
+            send_all(fd, reply, strlen(reply));
+            break;
+        } else {
+            size_t length = strlen(line);
+            line[length] = '\n';
+            if (send_all(fd, line, length + 1))
+                break;
+        }
+    }
+    close(fd);
+    return NULL;
+}
+
+static int serve(int count, char **ports)
+{
+    struct pollfd listeners[16];
+
+    if (count < 1 || count > 16)
+        return 2;
+    for (int i = 0; i < count; i++) {
+        struct sockaddr_in6 any = {.sin6_family = AF_INET6, .sin6_port = htons(atoi(ports[i])), .sin6_addr = in6addr_any};
+        int fd = socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0), on = 1, off = 0;
+
+        setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+        setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof(off));
+        if (bind(fd, (struct sockaddr *)&any, sizeof(any)) || listen(fd, 4096)) {
+            perror("listen");
+            return 1;
+        }
+        listeners[i] = (struct pollfd){.fd = fd, .events = POLLIN};
+    }
+    puts("{\"serving\":true}");
+    fflush(stdout);
+    pthread_attr_t detached;
+    pthread_attr_init(&detached);
+    pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED);
+    pthread_attr_setstacksize(&detached, 256 << 10);
+    for (;;) {
+        if (poll(listeners, count, -1) < 0)
+            continue;
+        for (int i = 0; i < count; i++) {
+            if (!(listeners[i].revents & POLLIN))
+                continue;
+            int fd = accept(listeners[i].fd, NULL, NULL);
+            pthread_t thread;
+            if (fd >= 0 && pthread_create(&thread, &detached, serve_one, (void *)(intptr_t)fd))
+                close(fd);
+        }
+    }
+}
+
+/* --- clients ---------------------------------------------------------------------------------------------------- */
+
+static int say_hello(const char *ip, const char *port)
+{
+    struct target target = parse_target(ip, port);
+    double started = now_ms();
+    char line[256];
+    int fd = dial(&target);
+
+    if (fd < 0)
+        return failed("connect", errno, started);
+    errno = 0;
+    if (send_all(fd, "hello\n", 6) || read_line(fd, line, sizeof(line)) < 0)
+        return failed("hello", errno, started);
+    printf("{\"ok\":true,\"localPort\":%d,\"server\":%s,\"ms\":%.1f}\n", local_port(fd), line, now_ms() - started);
+    return 0;
+}
+
+static int fetch(const char *ip, const char *port, const char *size)
+{
+    struct target target = parse_target(ip, port);
+    uint64_t wanted = strtoull(size, NULL, 10), sum, expected = FNV_START, state = SEED;
+    static uint64_t words[CHUNK / 8];
+    double started = now_ms();
+    char line[64];
+    int fd = dial(&target);
+
+    if (fd < 0)
+        return failed("connect", errno, started);
+    snprintf(line, sizeof(line), "send %lu\n", wanted);
+    if (send_all(fd, line, strlen(line)))
+        return failed("send", errno, started);
+    uint64_t got = receive_stream(fd, &sum);
+    double ms = now_ms() - started;
+    for (uint64_t left = wanted; left > 0;) {
+        size_t length = left < CHUNK ? left : CHUNK;
+        fill(words, CHUNK / 8, &state);
+        expected = fnv(expected, (unsigned char *)words, length);
+        left -= length;
+    }
+    int ok = got == wanted && sum == expected;
+    printf("{\"ok\":%s,\"bytes\":%lu,\"sum\":\"%016lx\",\"ms\":%.1f}\n", ok ? "true" : "false", got, sum, ms);
+    return !ok;
+}
+
+static int push(const char *ip, const char *port, const char *size)
+{
+    struct target target = parse_target(ip, port);
+    uint64_t bytes = strtoull(size, NULL, 10), sum, seen = 0;
+    double started = now_ms();
+    char line[128], theirs[32] = "", ours[32];
+    int fd = dial(&target);
+
+    if (fd < 0)
+        return failed("connect", errno, started);
+    snprintf(line, sizeof(line), "recv %lu\n", bytes);
+    if (send_all(fd, line, strlen(line)) || send_stream(fd, bytes, &sum) || shutdown(fd, SHUT_WR))
+        return failed("send", errno, started);
+    if (read_line(fd, line, sizeof(line)) < 0 || sscanf(line, "{\"bytes\":%lu,\"sum\":\"%16s", &seen, theirs) != 2)
+        return failed("reply", errno, started);
+    snprintf(ours, sizeof(ours), "%016lx", sum);
+    int ok = seen == bytes && strncmp(ours, theirs, 16) == 0;
+    printf("{\"ok\":%s,\"bytes\":%lu,\"ms\":%.1f}\n", ok ? "true" : "false", seen, now_ms() - started);
+    return !ok;
+}
+
+static int one_request(int fd, int number)
+{
+    char line[64], reply[64];
+
+    snprintf(line, sizeof(line), "ping %d\n", number);
+    if (send_all(fd, line, strlen(line)) || read_line(fd, reply, sizeof(reply)) < 0)
+        return -1;
+    line[strlen(line) - 1] = 0;
+    return strcmp(line, reply) == 0 ? 0 : -1;
+}
+
+static int keepalive(const char *ip, const char *port, int count, int interval_us)
+{
+    struct target target = parse_target(ip, port);
+    double started = now_ms();
+    int fd = dial(&target), done = 0;
+
+    if (fd < 0)
+        return failed("connect", errno, started);
+    errno = 0;
+    for (; done < count && one_request(fd, done) == 0; done++)
+        usleep(interval_us);
+    printf("{\"ok\":%s,\"done\":%d,\"failures\":%d,\"error\":\"%s\",\"ms\":%.1f}\n", done == count ? "true" : "false", done,
+           count - done, error_name(errno), now_ms() - started);
+    return done != count;
+}
+
+static int connects(const char *ip, const char *port, int count, int interval_us)
+{
+    struct target target = parse_target(ip, port);
+    double started = now_ms();
+    int failures = 0, last = 0;
+
+    for (int i = 0; i < count; i++) {
+        int fd = dial(&target);
+        errno = fd < 0 ? errno : 0;
+        if (fd < 0 || one_request(fd, i)) {
+            failures++;
+            last = errno;
+        }
+        if (fd >= 0)
+            close(fd);
+        usleep(interval_us);
+    }
+    printf("{\"ok\":%s,\"done\":%d,\"failures\":%d,\"error\":\"%s\",\"ms\":%.1f}\n", failures ? "false" : "true", count,
+           failures, error_name(last), now_ms() - started);
+    return failures > 0;
+}
+
+/* One connection, opened before anything changes, with a request whenever the file `go` grows by one byte. */
+static int hold(const char *ip, const char *port, const char *control)
+{
+    struct target target = parse_target(ip, port);
+    double started = now_ms();
+    int fd = dial(&target);
+    long served = 0;
+
+    if (fd < 0)
+        return failed("connect", errno, started);
+    printf("{\"ok\":true,\"localPort\":%d}\n", local_port(fd));
+    fflush(stdout);
+    for (;;) {
+        FILE *file = fopen(control, "r");
+        long wanted = 0;
+        if (file) {
+            fseek(file, 0, SEEK_END);
+            wanted = ftell(file);
+            fclose(file);
+        }
+        for (; served < wanted; served++) {
+            errno = 0;
+            int ok = one_request(fd, (int)served) == 0;
+            printf("{\"ok\":%s,\"request\":%ld,\"error\":\"%s\"}\n", ok ? "true" : "false", served, error_name(errno));
+            fflush(stdout);
+            if (!ok)
+                return 1;
+        }
+        usleep(20000);
+    }
+}
+
+/* --- spoofing --------------------------------------------------------------------------------------------------- */
+
+static uint16_t checksum(uint32_t sum, const void *data, size_t length)
+{
+    const uint8_t *bytes = data;
+
+    for (size_t i = 0; i < length; i++)
+        sum += i % 2 ? bytes[i] : bytes[i] << 8;
+    while (sum >> 16)
+        sum = (sum & 0xffff) + (sum >> 16);
+    return sum;
+}
+
+/* Puts the address on eth0 and dials from it. */
+static int impersonate(const char *source, struct target *to, const char *port, int count)
+{
+    struct target from = parse_target(source, "0");
+    char prefix[64];
+    pid_t child = fork();
+    int sent = 0;
+
+    snprintf(prefix, sizeof(prefix), "%s/128", source);
+    if (child == 0) {
+        execl("/bin/busybox", "ip", "-6", "addr", "add", prefix, "dev", "eth0", (char *)NULL);
+        _exit(127);
+    }
+    waitpid(child, NULL, 0);
+    ((struct sockaddr_in6 *)&to->address)->sin6_port = htons(atoi(port));
+    for (int i = 0; i < count; i++) {
+        int fd = socket(AF_INET6, SOCK_STREAM | SOCK_NONBLOCK, 0);
+        if (bind(fd, (struct sockaddr *)&from.address, from.length) == 0 &&
+            connect(fd, (struct sockaddr *)&to->address, to->length) && errno == EINPROGRESS)
+            sent++;
+    }
+    usleep(200000); /* the SYNs leave before the sockets go */
+    return sent;
+}
+
+/* Raw SYNs under somebody else's address, with right checksums. */
+static int spoof(const char *source, const char *ip, const char *port, int count)
+{
+    struct target to = parse_target(ip, port), from = parse_target(source, "44444");
+    int v6 = to.family == AF_INET6, on = 1;
+    int fd = socket(to.family, SOCK_RAW, IPPROTO_RAW);
+    unsigned char packet[80] = {};
+    size_t header = v6 ? 40 : 20;
+    struct tcphdr *tcp = (struct tcphdr *)(packet + header);
+    int sent = 0;
+
+    if (fd < 0)
+        return failed("socket", errno, now_ms());
+    setsockopt(fd, v6 ? IPPROTO_IPV6 : IPPROTO_IP, v6 ? 36 /* IPV6_HDRINCL */ : IP_HDRINCL, &on, sizeof(on));
+    tcp->source = htons(44444);
+    tcp->dest = htons(atoi(port));
+    tcp->seq = htonl(12345);
+    tcp->doff = 5;
+    tcp->syn = 1;
+    tcp->window = htons(64240);
+    if (v6) {
+        struct ip6_hdr *ip6 = (struct ip6_hdr *)packet;
+        ip6->ip6_vfc = 0x60;
+        ip6->ip6_plen = htons(20);
+        ip6->ip6_nxt = IPPROTO_TCP;
+        ip6->ip6_hlim = 64;
+        ip6->ip6_src = ((struct sockaddr_in6 *)&from.address)->sin6_addr;
+        ip6->ip6_dst = ((struct sockaddr_in6 *)&to.address)->sin6_addr;
+        tcp->check = htons(~checksum(checksum(IPPROTO_TCP + 20, &ip6->ip6_src, 32), tcp, 20));
+        ((struct sockaddr_in6 *)&to.address)->sin6_port = 0;
+    } else {
+        struct iphdr *ip4 = (struct iphdr *)packet;
+        ip4->version = 4;
+        ip4->ihl = 5;
+        ip4->tot_len = htons(40);
+        ip4->ttl = 64;
+        ip4->protocol = IPPROTO_TCP;
+        ip4->saddr = ((struct sockaddr_in *)&from.address)->sin_addr.s_addr;
+        ip4->daddr = ((struct sockaddr_in *)&to.address)->sin_addr.s_addr;
+        ip4->check = htons(~checksum(0, ip4, 20));
+        tcp->check = htons(~checksum(checksum(IPPROTO_TCP + 20, &ip4->saddr, 8), tcp, 20));
+    }
+    for (int i = 0; i < count; i++)
+        sent += sendto(fd, packet, header + 20, 0, (struct sockaddr *)&to.address, to.length) > 0;
+    if (sent == 0 && errno == EINVAL) /* gVisor cannot write IPv6 headers, but can take another's address */
+        sent = impersonate(source, &to, port, count);
+    printf("{\"ok\":%s,\"sent\":%d,\"error\":\"%s\"}\n", sent == count ? "true" : "false", sent,
+           error_name(sent == count ? 0 : errno));
+    return sent != count;
+}
+
+static _Noreturn void pause_forever(void)
+{
+    for (;;) {
+        while (waitpid(-1, NULL, WNOHANG) > 0)
+            ;
+        sleep(1);
+    }
+}
+
+int main(int count, char **words)
+{
+    const char *command = count > 1 ? words[1] : "";
+
+    signal(SIGPIPE, SIG_IGN);
+    if (strcmp(command, "pause") == 0)
+        pause_forever();
+    if (strcmp(command, "serve") == 0 && count > 2)
+        return serve(count - 2, words + 2);
+    if (strcmp(command, "dial") == 0 && count == 4)
+        return say_hello(words[2], words[3]);
+    if (strcmp(command, "fetch") == 0 && count == 5)
+        return fetch(words[2], words[3], words[4]);
+    if (strcmp(command, "push") == 0 && count == 5)
+        return push(words[2], words[3], words[4]);
+    if (strcmp(command, "keepalive") == 0 && count == 6)
+        return keepalive(words[2], words[3], atoi(words[4]), atoi(words[5]));
+    if (strcmp(command, "connects") == 0 && count == 6)
+        return connects(words[2], words[3], atoi(words[4]), atoi(words[5]));
+    if (strcmp(command, "hold") == 0 && count == 5)
+        return hold(words[2], words[3], words[4]);
+    if (strcmp(command, "spoof") == 0 && count == 6)
+        return spoof(words[2], words[3], words[4], atoi(words[5]));
+    fprintf(stderr, "usage: app pause | serve PORT... | dial IP PORT | fetch|push IP PORT BYTES |\n"
+                    "           keepalive|connects IP PORT COUNT INTERVAL_US | hold IP PORT FILE | spoof SRC IP PORT COUNT\n");
+    return 2;
+}

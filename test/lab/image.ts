@@ -1,0 +1,83 @@
+/** The container image of every pod in the lab: one layer, one static binary and a busybox; no registry is asked. */
+
+import { createHash } from 'node:crypto';
+import { copyFileSync, existsSync, mkdirSync, readFileSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { run } from './exec.js';
+
+/** A name with a host part: containerd would look for a bare one at a registry. */
+export const IMAGE = 'localhost/nodesentry-app:1';
+const ROOT = join(import.meta.dirname, '../..');
+const SOURCE = join(import.meta.dirname, 'app/app.c');
+export const CACHE = join(ROOT, 'build/lab');
+
+/** Compiled once per change of its source. */
+export async function buildApp(): Promise<string> {
+  const binary = join(CACHE, 'app');
+  mkdirSync(CACHE, { recursive: true });
+  if (!existsSync(binary) || statSync(binary).mtimeMs < statSync(SOURCE).mtimeMs) {
+    await run('gcc', ['-static', '-O2', '-Wall', '-Wextra', '-Werror', '-o', `${binary}.new`, SOURCE, '-lpthread']);
+    await run('mv', [`${binary}.new`, binary]);
+  }
+  return binary;
+}
+
+/** A folder with /bin/app and /bin/busybox: the image's layer, and the base of the microVM's initramfs. */
+export async function buildRootfs(into: string): Promise<void> {
+  mkdirSync(join(into, 'bin'), { recursive: true });
+  for (const folder of ['proc', 'sys', 'dev', 'tmp', 'etc']) {
+    mkdirSync(join(into, folder), { recursive: true });
+  }
+  copyFileSync(await buildApp(), join(into, 'bin/app'));
+  copyFileSync('/bin/busybox', join(into, 'bin/busybox'));
+  for (const name of ['sh', 'cat', 'ip', 'ls', 'mount', 'insmod', 'stty', 'poweroff', 'sleep']) {
+    if (!existsSync(join(into, 'bin', name))) {
+      symlinkSync('busybox', join(into, 'bin', name));
+    }
+  }
+}
+
+function sha256(bytes: Buffer): string {
+  return createHash('sha256').update(bytes).digest('hex');
+}
+
+/** Writes the image as an OCI layout in a tar file (image-spec, image-layout) and returns its path. */
+export async function buildImage(directory: string): Promise<string> {
+  const rootfs = join(directory, 'rootfs');
+  const layout = join(directory, 'oci');
+  await buildRootfs(rootfs);
+  const blobs = join(layout, 'blobs/sha256');
+  mkdirSync(blobs, { recursive: true });
+  const layerPath = join(directory, 'layer.tar');
+  await run('tar', ['-C', rootfs, '--owner=0', '--group=0', '-cf', layerPath, '.']);
+
+  const put = (bytes: Buffer, mediaType: string): { mediaType: string; digest: string; size: number } => {
+    const digest = sha256(bytes);
+    writeFileSync(join(blobs, digest), bytes);
+    return { mediaType, digest: `sha256:${digest}`, size: bytes.length };
+  };
+  const json = (value: unknown): Buffer => Buffer.from(JSON.stringify(value));
+  const layer = put(readFileSync(layerPath), 'application/vnd.oci.image.layer.v1.tar');
+  const config = put(
+    json({
+      architecture: 'amd64',
+      os: 'linux',
+      config: { Entrypoint: ['/bin/app'], Cmd: ['pause'], Env: ['PATH=/bin'] },
+      rootfs: { type: 'layers', diff_ids: [layer.digest] },
+    }),
+    'application/vnd.oci.image.config.v1+json',
+  );
+  const manifest = put(
+    json({ schemaVersion: 2, mediaType: 'application/vnd.oci.image.manifest.v1+json', config, layers: [layer] }),
+    'application/vnd.oci.image.manifest.v1+json',
+  );
+  const annotations = { 'io.containerd.image.name': IMAGE, 'org.opencontainers.image.ref.name': '1' };
+  writeFileSync(join(layout, 'index.json'), json({ schemaVersion: 2, manifests: [{ ...manifest, annotations }] }));
+  writeFileSync(join(layout, 'oci-layout'), json({ imageLayoutVersion: '1.0.0' }));
+  const tar = join(directory, 'image.tar');
+  await run('tar', ['-C', layout, '-cf', tar, '.']);
+  for (const leftover of [rootfs, layout, layerPath]) {
+    rmSync(leftover, { recursive: true });
+  }
+  return tar;
+}

@@ -1,0 +1,217 @@
+/** A store, a datapath made of plain values, and the HTTP API over both in a temporary folder. */
+
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import type { PeerCredentials } from '../../src/api/callers.js';
+import { type HttpApi, startHttpApi } from '../../src/api/http.js';
+import { parseConfig } from '../../src/config/load.js';
+import type {
+  DatapathView,
+  EndpointStatus,
+  FlowEvent,
+  FlowRecord,
+  ListenerStatus,
+  SocketAddress,
+} from '../../src/datapath/status.js';
+import { IdentityService } from '../../src/identity/resolve.js';
+import { formatSocketAddress } from '../../src/pods/ip.js';
+import type { Pod, PodUid } from '../../src/pods/pod.js';
+import { PodStore } from '../../src/pods/pod-store.js';
+import { Metrics } from '../../src/telemetry/metrics.js';
+
+export const uid = (text: string): PodUid => text as PodUid;
+
+export function pod(name: string, fields: Partial<Pod> = {}): Pod {
+  return {
+    uid: uid(`uid-${name}`),
+    namespace: 'default',
+    name,
+    serviceAccount: 'web',
+    labels: { app: 'web', 'nodesentry.io/intercept': 'enabled' },
+    annotations: {},
+    ips: ['10.66.0.3'],
+    runtime: 'runsc',
+    runtimeHandler: 'gvisor',
+    sandboxId: 'sandbox',
+    hostNetwork: false,
+    sources: ['static'],
+    ...fields,
+  };
+}
+
+export function endpoint(podUid: PodUid, fields: Partial<EndpointStatus> = {}): EndpointStatus {
+  return {
+    podUid,
+    state: 'INTERCEPTED',
+    reason: undefined,
+    interface: 'veth0',
+    ifindex: 7,
+    topology: 'routed',
+    endpointId: 1,
+    generation: 3,
+    instance: 'default',
+    failure: 'closed',
+    programmed: true,
+    verified: true,
+    ...fields,
+  };
+}
+
+export function flowRecord(
+  src: SocketAddress,
+  dst: SocketAddress,
+  fields: Partial<FlowRecord> = {},
+): FlowRecord {
+  return {
+    protocol: 'tcp',
+    src,
+    dst,
+    endpointId: 1,
+    generation: 3,
+    ifindex: 7,
+    instance: 'default',
+    direction: 'EGRESS',
+    startedMs: 1_700_000_000_000,
+    ...fields,
+  };
+}
+
+export const SRC: SocketAddress = { ip: '10.66.0.3', port: 41_886 };
+export const DST: SocketAddress = { ip: '10.200.1.1', port: 80 };
+
+export class FakeDatapath implements DatapathView {
+  readonly flows: FlowRecord[] = [];
+  readonly statuses: EndpointStatus[] = [];
+  readonly owners = new Map<string, PodUid>();
+  readonly subscribers = new Set<(event: FlowEvent) => void>();
+  listening: ListenerStatus[] = [];
+  packets: { endpointId: number; podUid: PodUid | undefined; packets: Record<string, number> }[] = [];
+
+  lookupFlow(src: SocketAddress, dst: SocketAddress): FlowRecord | undefined {
+    const key = (a: SocketAddress, b: SocketAddress) => `${formatSocketAddress(a)} ${formatSocketAddress(b)}`;
+    return this.flows.find((flow) => key(flow.src, flow.dst) === key(src, dst));
+  }
+
+  listFlows(limit: number): FlowRecord[] {
+    return this.flows.slice(0, limit);
+  }
+
+  onFlowEvent(listener: (event: FlowEvent) => void): () => void {
+    this.subscribers.add(listener);
+    return () => this.subscribers.delete(listener);
+  }
+
+  emit(event: FlowEvent): void {
+    for (const listener of this.subscribers) {
+      listener(event);
+    }
+  }
+
+  endpoints(): readonly EndpointStatus[] {
+    return this.statuses;
+  }
+
+  endpointOf(podUid: PodUid): EndpointStatus | undefined {
+    return this.statuses.find((status) => status.podUid === podUid);
+  }
+
+  podOfEndpoint(endpointId: number, generation: number): PodUid | undefined {
+    return this.owners.get(`${endpointId}/${generation}`);
+  }
+
+  listeners(): readonly ListenerStatus[] {
+    return this.listening;
+  }
+
+  counters() {
+    return this.packets;
+  }
+
+  eventsLost() {
+    return { kernel: 2, agent: 1 };
+  }
+}
+
+export interface Fixture {
+  readonly runDir: string;
+  readonly api: HttpApi;
+  readonly store: PodStore;
+  readonly datapath: FakeDatapath;
+  readonly warnings: object[];
+  readonly state: { synced: boolean; blockers: string[]; nowMs: number };
+  close(): Promise<void>;
+}
+
+export interface FixtureOptions {
+  readonly config?: string;
+  readonly credentials?: (fd: number) => PeerCredentials;
+  /** Default: one pod `web-0`, enrolled and intercepted, with one recorded flow from SRC to DST. */
+  readonly empty?: boolean;
+}
+
+/** An identity service over a fake datapath, as the agent builds it. */
+export function identityParts(state: Fixture['state']) {
+  const store = new PodStore({ nowMs: () => state.nowMs, epoch: 'epoch-1' });
+  const datapath = new FakeDatapath();
+  const identity = new IdentityService({
+    store,
+    datapath,
+    trustDomain: 'cluster.local',
+    node: 'node-a',
+    synced: () => state.synced,
+    clock: () => state.nowMs,
+  });
+  return { store, datapath, identity };
+}
+
+export function addWeb(store: PodStore, datapath: FakeDatapath): void {
+  store.replaceSource('static', [pod('web-0')]);
+  datapath.statuses.push(endpoint(uid('uid-web-0')));
+  datapath.owners.set('1/3', uid('uid-web-0'));
+  datapath.flows.push(flowRecord(SRC, DST));
+}
+
+export async function startFixture(options: FixtureOptions = {}): Promise<Fixture> {
+  const folder = mkdtempSync(join(tmpdir(), 'nodesentry-api-'));
+  const state = { synced: true, blockers: [] as string[], nowMs: 1_700_000_000_000 };
+  const { store, datapath, identity } = identityParts(state);
+  if (options.empty !== true) {
+    addWeb(store, datapath);
+  }
+  const warnings: object[] = [];
+  const remember = (fields: object): void => {
+    warnings.push(fields);
+  };
+  const api = await startHttpApi({
+    runDir: folder,
+    config: parseConfig(
+      options.config ?? 'node: node-a\nsources: {static: {file: pods.yaml}}',
+      'config.yaml',
+    ),
+    store,
+    datapath,
+    identity,
+    sources: [{ name: 'static', lastError: undefined }],
+    blockers: () => state.blockers,
+    metrics: new Metrics({ store, datapath, version: '1.2.3' }),
+    version: '1.2.3',
+    credentials: options.credentials ?? (() => ({ pid: process.pid, uid: 0, gid: 0 })),
+    log: { warn: remember, error: remember },
+  }).catch((error: unknown) => {
+    rmSync(folder, { recursive: true });
+    throw error;
+  });
+  return {
+    runDir: folder,
+    api,
+    store,
+    datapath,
+    warnings,
+    state,
+    close: async () => {
+      await api.close();
+      rmSync(folder, { recursive: true, force: true });
+    },
+  };
+}

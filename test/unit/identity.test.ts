@@ -1,0 +1,211 @@
+import { beforeEach, describe, expect, test } from 'vitest';
+import { IdentityError } from '../../src/identity/errors.js';
+import type { ResolveQuery } from '../../src/identity/resolve.js';
+import { interceptionReport } from '../../src/identity/workload.js';
+import { addWeb, DST, endpoint, flowRecord, identityParts, pod, SRC, uid } from './api-fixture.js';
+
+const QUERY: ResolveQuery = { proto: 'tcp', src: SRC, dst: DST };
+const OTHER_DST = { ip: '10.200.1.2', port: 80 };
+
+let state: { synced: boolean; blockers: string[]; nowMs: number };
+let parts: ReturnType<typeof identityParts>;
+
+beforeEach(() => {
+  state = { synced: true, blockers: [], nowMs: 1_000_000 };
+  parts = identityParts(state);
+  addWeb(parts.store, parts.datapath);
+});
+
+function refusal(query: ResolveQuery): IdentityError {
+  try {
+    parts.identity.resolve(query);
+  } catch (error) {
+    if (error instanceof IdentityError) {
+      return error;
+    }
+    throw error;
+  }
+  throw new Error('it was answered');
+}
+
+describe('a flow that the datapath recorded', () => {
+  test('has exactly the answer that the contract shows', () => {
+    const answer = parts.identity.resolve(QUERY);
+    expect(answer).toEqual({
+      workload: {
+        uid: 'uid-web-0',
+        generation: 3,
+        spiffeId: 'spiffe://cluster.local/ns/default/sa/web',
+        namespace: 'default',
+        podName: 'web-0',
+        podUid: 'uid-web-0',
+        serviceAccount: 'web',
+        app: 'web',
+        runtime: 'runsc',
+        runtimeHandler: 'gvisor',
+        sandboxId: 'sandbox',
+        ips: ['10.66.0.3'],
+        labels: { app: 'web', 'nodesentry.io/intercept': 'enabled' },
+        node: 'node-a',
+        state: 'LIVE',
+      },
+      direction: 'EGRESS',
+      original: { src: '10.66.0.3:41886', dst: '10.200.1.1:80' },
+      instance: 'default',
+      assurance: 'DATAPATH_RECORDED',
+      epoch: 'epoch-1',
+      revision: 1,
+      ttlMs: 1000,
+    });
+    expect(Object.keys(answer)).toEqual([
+      'workload',
+      'direction',
+      'original',
+      'instance',
+      'assurance',
+      'epoch',
+      'revision',
+      'ttlMs',
+    ]);
+  });
+
+  test('takes direction, instance and generation from the record', () => {
+    parts.datapath.flows[0] = flowRecord(SRC, DST, {
+      direction: 'INGRESS',
+      instance: 'payments',
+      generation: 2,
+    });
+    parts.datapath.owners.set('1/2', uid('uid-web-0'));
+    const answer = parts.identity.resolve(QUERY);
+    expect([answer.direction, answer.instance, answer.workload.generation]).toEqual([
+      'INGRESS',
+      'payments',
+      2,
+    ]);
+  });
+
+  test('belongs to its pod for 60 s after the pod went, as TERMINATING, and to nobody later', () => {
+    parts.store.replaceSource('static', []);
+    state.nowMs += 59_999;
+    expect(parts.identity.resolve(QUERY).workload).toMatchObject({ podName: 'web-0', state: 'TERMINATING' });
+    state.nowMs += 2;
+    expect(refusal(QUERY)).toMatchObject({ code: 'WORKLOAD_NOT_FOUND', status: 404 });
+  });
+
+  test('is not given to the pod that got the address after it', () => {
+    parts.store.replaceSource('static', [pod('web-1')]);
+    expect(parts.identity.resolve(QUERY).workload.podName).toBe('web-0');
+  });
+
+  test('of an endpoint that nobody knows is never answered from the address instead', () => {
+    parts.datapath.owners.clear();
+    expect(refusal(QUERY).code).toBe('WORKLOAD_NOT_FOUND');
+    state.synced = false;
+    expect(refusal(QUERY)).toMatchObject({ code: 'NOT_SYNCED', status: 503 });
+  });
+
+  test('of a pod that no source has named yet is NOT_SYNCED', () => {
+    parts.datapath.owners.set('1/3', uid('uid-late'));
+    state.synced = false;
+    expect(refusal(QUERY).code).toBe('NOT_SYNCED');
+  });
+
+  test('is named by its interface even where two pods claim the address', () => {
+    parts.store.replaceSource('static', [pod('web-0'), pod('web-1')]);
+    expect(parts.identity.resolve(QUERY)).toMatchObject({
+      workload: { podName: 'web-0' },
+      assurance: 'DATAPATH_RECORDED',
+    });
+  });
+});
+
+describe('a flow without a record', () => {
+  const query: ResolveQuery = { ...QUERY, dst: OTHER_DST };
+
+  test('is IP_AND_IFACE where the pod is intercepted, IP_ONLY where it is not', () => {
+    expect(parts.identity.resolve(query)).toMatchObject({
+      assurance: 'IP_AND_IFACE',
+      instance: 'default',
+      workload: { generation: 3 },
+    });
+    parts.datapath.statuses[0] = endpoint(uid('uid-web-0'), { state: 'DEGRADED' });
+    expect(parts.identity.resolve(query).assurance).toBe('IP_ONLY');
+    parts.datapath.statuses.length = 0;
+    expect(parts.identity.resolve(query)).toMatchObject({
+      assurance: 'IP_ONLY',
+      instance: '',
+      workload: { generation: 0 },
+    });
+  });
+
+  test('of an address that two live pods claim is AMBIGUOUS, never a guess', () => {
+    parts.store.replaceSource('static', [pod('web-0'), pod('web-1')]);
+    const error = refusal(query);
+    expect([error.code, error.status]).toEqual(['AMBIGUOUS', 409]);
+    expect(error.message).toContain('default/web-0, default/web-1');
+  });
+
+  test('of an unknown address is WORKLOAD_NOT_FOUND, and NOT_SYNCED before all sources have answered', () => {
+    const unknown: ResolveQuery = { ...query, src: { ip: '10.66.0.9', port: 1 } };
+    expect(refusal(unknown).code).toBe('WORKLOAD_NOT_FOUND');
+    state.synced = false;
+    expect(refusal(unknown).code).toBe('NOT_SYNCED');
+  });
+
+  test('of a removed pod is not found by its address', () => {
+    parts.store.replaceSource('static', []);
+    expect(refusal(query).code).toBe('WORKLOAD_NOT_FOUND');
+  });
+
+  test('of a pod on the host network is not found by its address', () => {
+    parts.store.replaceSource('static', [pod('web-0', { hostNetwork: true })]);
+    expect(refusal(query).code).toBe('WORKLOAD_NOT_FOUND');
+  });
+
+  test('with less assurance than asked for is refused', () => {
+    expect(refusal({ ...query, minAssurance: 'DATAPATH_RECORDED' })).toMatchObject({
+      code: 'ASSURANCE_TOO_LOW',
+      status: 412,
+    });
+    expect(parts.identity.resolve({ ...query, minAssurance: 'IP_AND_IFACE' }).assurance).toBe('IP_AND_IFACE');
+    expect(parts.identity.resolve({ ...QUERY, minAssurance: 'DATAPATH_RECORDED' }).assurance).toBe(
+      'DATAPATH_RECORDED',
+    );
+  });
+
+  test('over IPv6 shows its addresses in brackets', () => {
+    parts.store.replaceSource('static', [pod('web-0', { ips: ['fd00:66::3'] })]);
+    const src = { ip: 'fd00:66::3', port: 5 };
+    expect(parts.identity.resolve({ proto: 'tcp', src, dst: { ip: 'fd00::1', port: 80 } }).original).toEqual({
+      src: '[fd00:66::3]:5',
+      dst: '[fd00::1]:80',
+    });
+  });
+});
+
+describe('the interception of a pod', () => {
+  const defaults = { enrol: 'labelled', failure: 'closed' } as const;
+
+  test('is PENDING until the datapath has looked at a pod that wants it', () => {
+    expect(interceptionReport(pod('a'), undefined, defaults)).toMatchObject({
+      desired: true,
+      programmed: false,
+      state: 'PENDING',
+    });
+    expect(interceptionReport(pod('a', { labels: {} }), undefined, defaults).state).toBe('NOT_ENROLLED');
+  });
+
+  test('reports an unknown runtime handler and an annotation that cannot be followed', () => {
+    const strange = pod('a', {
+      runtime: 'unknown',
+      runtimeHandler: 'strange',
+      annotations: { 'nodesentry.io/failure': 'maybe' },
+    });
+    const { problems, state: reached } = interceptionReport(strange, endpoint(strange.uid), defaults);
+    expect(reached).toBe('INTERCEPTED');
+    expect(problems).toEqual([
+      'nodesentry.io/failure: expected closed or open, got "maybe"',
+      'runtime handler "strange" is not known: name its kind in runtimes.handlers',
+    ]);
+  });
+});

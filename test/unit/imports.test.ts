@@ -1,0 +1,125 @@
+import { readdirSync, readFileSync } from 'node:fs';
+import { dirname, join, normalize } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { expect, test } from 'vitest';
+
+const SRC = fileURLToPath(new URL('../../src', import.meta.url));
+
+/** Folder (or file) of src/ to what it may import: at run time, and for its types only. */
+const MAY_IMPORT: Readonly<Record<string, { values: readonly string[]; types?: readonly string[] }>> = {
+  native: { values: [] },
+  pods: { values: ['native'] },
+  config: { values: ['pods'] },
+  runtimes: { values: ['pods'] },
+  datapath: { values: ['pods', 'runtimes', 'native'] },
+  identity: { values: ['pods'], types: ['datapath'] },
+  telemetry: { values: [], types: ['pods', 'datapath'] },
+  api: { values: ['identity', 'pods'], types: ['datapath', 'config', 'telemetry'] },
+  proxy: { values: ['api/client.ts'] },
+  'run-lock.ts': { values: [] },
+  'agent.ts': {
+    values: [
+      'native',
+      'pods',
+      'config',
+      'runtimes',
+      'datapath',
+      'identity',
+      'telemetry',
+      'api',
+      'run-lock.ts',
+    ],
+  },
+  cli: {
+    values: [
+      'native',
+      'pods',
+      'config',
+      'runtimes',
+      'datapath',
+      'identity',
+      'telemetry',
+      'api',
+      'proxy',
+      'run-lock.ts',
+      'agent.ts',
+    ],
+  },
+};
+
+/** Packages and addons that one file alone may load. */
+const ONLY_FROM: readonly (readonly [RegExp, readonly string[]])[] = [
+  [/^netlink$/, ['datapath/netlink.ts']],
+  [/^fastify$/, ['api/http.ts']],
+  [/^undici$/, ['api/client.ts']],
+  [/^prom-client$/, ['telemetry/metrics.ts']],
+];
+
+interface Import {
+  readonly file: string;
+  readonly specifier: string;
+  /** Path below src/ of a relative import. */
+  readonly target: string | undefined;
+  readonly typeOnly: boolean;
+}
+
+const IMPORT =
+  /(?:^|\n)\s*(import|export)\s+(type\s+)?(?:[^'";]*?\sfrom\s+)?'([^']+)'|\bimport\(\s*'([^']+)'\s*\)/g;
+
+const files = readdirSync(SRC, { recursive: true, encoding: 'utf8' }).filter((file) => file.endsWith('.ts'));
+const imports: readonly Import[] = files.flatMap((file) =>
+  [...readFileSync(join(SRC, file), 'utf8').matchAll(IMPORT)].map((match) => {
+    const specifier = match[3] ?? match[4] ?? '';
+    const target = specifier.startsWith('.')
+      ? normalize(join(dirname(file), specifier)).replace(/\.js$/, '.ts')
+      : undefined;
+    return { file, specifier, target, typeOnly: match[2] !== undefined };
+  }),
+);
+
+const stageOf = (file: string): string => file.split('/', 1)[0] ?? file;
+
+test('every folder of src has its place in the order of stages', () => {
+  expect([...new Set(files.map(stageOf))].filter((stage) => !(stage in MAY_IMPORT))).toEqual([]);
+});
+
+test('imports point one way only, as the design says', () => {
+  const wrong = imports.flatMap(({ file, target, typeOnly }) => {
+    if (target === undefined || stageOf(target) === stageOf(file)) {
+      return [];
+    }
+    const { values = [], types = [] } = MAY_IMPORT[stageOf(file)] ?? {};
+    const allowed = [...values, ...(typeOnly ? types : [])];
+    return allowed.includes(stageOf(target)) || allowed.includes(target) ? [] : [`${file} imports ${target}`];
+  });
+  expect(wrong).toEqual([]);
+  expect(imports.length).toBeGreaterThan(100);
+});
+
+test('files of one folder do not import each other in a circle', () => {
+  const next = new Map(
+    files.map((file) => [
+      file,
+      imports
+        .filter((entry) => entry.file === file && !entry.typeOnly)
+        .flatMap(({ target }) => (target === undefined ? [] : [target])),
+    ]),
+  );
+  const reaches = (from: string, goal: string, seen: Set<string>): boolean =>
+    (next.get(from) ?? []).some((target) => {
+      if (target === goal) {
+        return true;
+      }
+      const fresh = !seen.has(target);
+      seen.add(target);
+      return fresh && reaches(target, goal, seen);
+    });
+  expect(files.filter((file) => reaches(file, file, new Set()))).toEqual([]);
+});
+
+test('what one module is responsible for is loaded by that module alone', () => {
+  const wrong = imports.filter(({ file, specifier, typeOnly }) =>
+    ONLY_FROM.some(([name, owners]) => !typeOnly && name.test(specifier) && !owners.includes(file)),
+  );
+  expect(wrong.map(({ file, specifier }) => `${file} imports ${specifier}`)).toEqual([]);
+});

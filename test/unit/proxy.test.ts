@@ -1,0 +1,390 @@
+import { once } from 'node:events';
+import { connect, createServer, type Socket } from 'node:net';
+import { setImmediate } from 'node:timers/promises';
+import { afterEach, describe, expect, test, vi } from 'vitest';
+import { ApiError } from '../../src/api/client.js';
+import type { Resolution } from '../../src/identity/resolve.js';
+import { type Address, formatAddress, leadsBack, parseAddress, plainIp } from '../../src/proxy/addresses.js';
+import { type Proxy, type ProxyOptions, startProxy } from '../../src/proxy/proxy.js';
+
+const opened: (() => Promise<unknown> | unknown)[] = [];
+
+afterEach(async () => {
+  for (const close of opened.splice(0).reverse()) {
+    await close();
+  }
+});
+
+const WEB = {
+  workload: { namespace: 'default', podName: 'web-0', spiffeId: 'spiffe://cluster.local/ns/default/sa/web' },
+  assurance: 'DATAPATH_RECORDED',
+} as Resolution;
+
+type Line = Record<string, unknown> & { message: string };
+
+interface Running {
+  readonly proxy: Proxy;
+  readonly lines: Line[];
+  readonly asked: Parameters<ProxyOptions['client']['resolve']>[0][];
+  dial(options?: { allowHalfOpen?: boolean }): Socket;
+}
+
+/** A proxy before `destination`; `answer` is what the agent says. */
+async function run(
+  destination: Address | undefined,
+  options: Partial<ProxyOptions> = {},
+  answer: (signal?: AbortSignal) => Promise<Resolution> = async () => WEB,
+): Promise<Running> {
+  const lines: Line[] = [];
+  const asked: Running['asked'] = [];
+  const note = (fields: object, message: string) => void lines.push({ ...fields, message });
+  const proxy = await startProxy({
+    listen: [{ ip: '127.0.0.1', port: 0 }],
+    client: {
+      resolve: (query, signal) => {
+        asked.push(query);
+        return answer(signal);
+      },
+    },
+    log: { info: note, warn: note, error: note, debug: note } as unknown as ProxyOptions['log'],
+    ...(destination === undefined ? {} : { destinationOf: () => destination }),
+    ...options,
+  });
+  opened.push(() => proxy.close());
+  return {
+    proxy,
+    lines,
+    asked,
+    dial: ({ allowHalfOpen = false } = {}) => {
+      const [address] = proxy.addresses;
+      const socket = connect({ host: '127.0.0.1', port: address?.port ?? 0, allowHalfOpen });
+      opened.push(() => socket.destroy());
+      return socket;
+    },
+  };
+}
+
+async function serve(onConnection: (socket: Socket) => void, host = '127.0.0.1'): Promise<Address> {
+  const sockets = new Set<Socket>();
+  const server = createServer({ allowHalfOpen: true }, (socket) => {
+    sockets.add(socket);
+    socket.on('error', () => {}).once('close', () => sockets.delete(socket));
+    onConnection(socket);
+  });
+  server.listen(0, host);
+  await once(server, 'listening');
+  opened.push(() => {
+    for (const socket of sockets) {
+      socket.destroy();
+    }
+    server.close();
+  });
+  const address = server.address();
+  return { ip: host, port: typeof address === 'object' ? (address?.port ?? 0) : 0 };
+}
+
+/** An address that nobody listens at. */
+async function nowhere(): Promise<Address> {
+  const server = createServer().listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  const address = server.address();
+  server.close();
+  return { ip: '127.0.0.1', port: typeof address === 'object' ? (address?.port ?? 0) : 0 };
+}
+
+async function readAll(socket: Socket): Promise<string> {
+  let text = '';
+  for await (const chunk of socket) {
+    text += String(chunk);
+  }
+  return text;
+}
+
+/** How a connection ended without anybody asking: `ECONNRESET`, or `closed` for a clean end. */
+async function ending(socket: Socket): Promise<string> {
+  let code = 'closed';
+  socket.on('error', (error: NodeJS.ErrnoException) => {
+    code = error.code ?? 'error';
+  });
+  socket.resume();
+  await once(socket, 'close').catch(() => undefined);
+  return code;
+}
+
+const echo = (socket: Socket): void => void socket.pipe(socket);
+
+describe('a flow', () => {
+  test('is asked about, logged in one line, and passed on both ways', async () => {
+    const { dial, lines, asked, proxy } = await run(await serve(echo));
+    const client = dial({ allowHalfOpen: true });
+    client.end('hello');
+    expect(await readAll(client)).toBe('hello');
+    const [destination] = asked.map(({ dst }) => dst);
+    const peer = { ip: '127.0.0.1', port: client.localPort ?? asked[0]?.src.port };
+    expect(asked).toEqual([{ proto: 'tcp', src: peer, dst: destination }]);
+    await vi.waitFor(() => expect(proxy.active()).toBe(0));
+    await vi.waitFor(() => expect(lines).toHaveLength(2));
+    expect(lines).toMatchObject([
+      {
+        message: 'flow',
+        peer: expect.stringMatching(/^127\.0\.0\.1:\d+$/),
+        workload: 'default/web-0',
+        spiffeId: 'spiffe://cluster.local/ns/default/sa/web',
+        assurance: 'DATAPATH_RECORDED',
+        resolved: true,
+      },
+      { message: 'flow ended', bytesOut: 5, bytesIn: 5 },
+    ]);
+  });
+
+  test('keeps the other direction open when one side has said all', async () => {
+    const { dial } = await run(
+      await serve((socket) => {
+        void readAll(socket).then((text) => socket.end(`${text} and the answer`));
+      }),
+    );
+    const client = dial({ allowHalfOpen: true });
+    client.end('the question');
+    expect(await readAll(client)).toBe('the question and the answer');
+  });
+
+  test('does not fill memory when the client reads slowly', async () => {
+    let upstream: Socket | undefined;
+    const chunk = Buffer.alloc(1 << 20);
+    const limit = 64;
+    let written = 0;
+    const { dial } = await run(
+      await serve((socket) => {
+        upstream = socket;
+        const more = (): void => {
+          while (written < limit) {
+            written += 1;
+            if (!socket.write(chunk)) {
+              socket.once('drain', more);
+              return;
+            }
+          }
+          socket.end();
+        };
+        more();
+      }),
+    );
+    const client = dial({ allowHalfOpen: true });
+    client.pause();
+    let before = -1;
+    await vi.waitFor(
+      () => {
+        const now = written;
+        const still = now > 0 && now === before;
+        before = now;
+        expect(still).toBe(true);
+      },
+      { interval: 100 },
+    );
+    expect(written).toBeLessThan(limit);
+    let received = 0;
+    client.on('data', (part: Buffer) => {
+      received += part.length;
+    });
+    await once(client, 'end');
+    expect(received).toBe(limit * chunk.length);
+    client.end();
+    if (upstream !== undefined && !upstream.closed) {
+      await once(upstream, 'close');
+    }
+  });
+
+  test('ends with a reset when the destination resets it', async () => {
+    const { dial, proxy } = await run(
+      await serve((socket) => void socket.once('data', () => socket.resetAndDestroy())),
+    );
+    const client = dial();
+    client.write('x');
+    expect(await ending(client)).toBe('ECONNRESET');
+    await vi.waitFor(() => expect(proxy.active()).toBe(0));
+  });
+
+  test('ends with a reset at the destination when the client resets it', async () => {
+    let seen: Promise<string> | undefined;
+    const { dial } = await run(
+      await serve((socket) => {
+        seen = ending(socket);
+        socket.write('x');
+      }),
+    );
+    const client = dial();
+    await once(client, 'data');
+    client.resetAndDestroy();
+    expect(await seen).toBe('ECONNRESET');
+  });
+
+  test('on which nothing is said is reset after the idle time', async () => {
+    const { dial, proxy } = await run(await serve(() => {}), { idleTimeoutMs: 50 });
+    expect(await ending(dial())).toBe('ECONNRESET');
+    await vi.waitFor(() => expect(proxy.active()).toBe(0));
+  });
+});
+
+describe('a flow that is refused', () => {
+  test('because nobody knows whose it is does not get a byte through', async () => {
+    let heard = '';
+    let closedUpstream = 0;
+    let reached = 0;
+    const destination = await serve((socket) => {
+      reached += 1;
+      socket.on('data', (chunk) => {
+        heard += String(chunk);
+      });
+      socket.once('close', () => {
+        closedUpstream += 1;
+      });
+    });
+    const { dial, lines } = await run(destination, {}, async () => {
+      throw new ApiError('WORKLOAD_NOT_FOUND', 404, 'nobody');
+    });
+    const client = dial();
+    client.write('secret');
+    expect(await ending(client)).toBe('ECONNRESET');
+    expect(lines).toMatchObject([{ reason: 'WORKLOAD_NOT_FOUND' }]);
+    await vi.waitFor(() => expect(closedUpstream).toBe(reached));
+    expect(heard).toBe('');
+  });
+
+  test('is passed on all the same where that is allowed', async () => {
+    const { dial, lines } = await run(await serve(echo), { allowUnidentified: true }, async () => {
+      throw new ApiError('WORKLOAD_NOT_FOUND', 404, 'nobody');
+    });
+    const client = dial({ allowHalfOpen: true });
+    client.end('hello');
+    expect(await readAll(client)).toBe('hello');
+    expect(lines[0]).toMatchObject({ message: 'flow', reason: 'WORKLOAD_NOT_FOUND', resolved: false });
+  });
+
+  test('because its destination cannot be reached is reset, not ended', async () => {
+    const { dial, lines } = await run(await nowhere());
+    expect(await ending(dial())).toBe('ECONNRESET');
+    expect(lines).toMatchObject([{ workload: 'default/web-0', connectError: 'ECONNREFUSED' }]);
+  });
+
+  test('because its destination does not answer in time is reset', async () => {
+    // A full accept queue: the kernel drops the next SYN, listen(2).
+    const silent = createServer().listen({ port: 0, host: '127.0.0.1', backlog: 1 });
+    await once(silent, 'listening');
+    opened.push(() => silent.close());
+    const { lines, dial } = await run({ ip: '198.51.100.1', port: 9 }, { connectTimeoutMs: 50 });
+    expect(await ending(dial())).toBe('ECONNRESET');
+    expect(String(lines[0]?.connectError)).toMatch(/^(ETIMEDOUT|ENETUNREACH|EHOSTUNREACH)$/);
+  });
+
+  test('because it would lead back to the proxy is reset, whichever local address it names', async () => {
+    const { proxy, lines, asked } = await run(undefined, { listen: [{ ip: '::', port: 0 }] });
+    const port = proxy.addresses[0]?.port ?? 0;
+    for (const host of ['127.0.0.1', '127.9.9.9', '::1']) {
+      expect(await ending(connect({ host, port }))).toBe('ECONNRESET');
+    }
+    expect(asked).toEqual([]);
+    expect(lines.map(({ reason, originalDst }) => [reason, originalDst])).toEqual([
+      ['LOOP', `127.0.0.1:${port}`],
+      ['LOOP', `127.9.9.9:${port}`],
+      ['LOOP', `[::1]:${port}`],
+    ]);
+  });
+});
+
+describe('while the agent is away', () => {
+  test('a flow waits for it to come back', async () => {
+    let calls = 0;
+    const { dial, asked } = await run(await serve(echo), {}, async () => {
+      calls += 1;
+      if (calls < 3) {
+        throw new ApiError('NO_AGENT', undefined, 'no agent');
+      }
+      return WEB;
+    });
+    const client = dial({ allowHalfOpen: true });
+    client.end('hello');
+    expect(await readAll(client)).toBe('hello');
+    expect(asked).toHaveLength(3);
+  });
+
+  test('a flow is reset when it does not come back in time', async () => {
+    const { dial, lines } = await run(await serve(echo), { resolveTimeoutMs: 120 }, async () => {
+      throw new ApiError('NO_AGENT', undefined, 'no agent');
+    });
+    expect(await ending(dial())).toBe('ECONNRESET');
+    expect(lines).toMatchObject([{ reason: 'NO_AGENT' }]);
+  });
+});
+
+test('thousands of short connections leave nothing behind', async () => {
+  const { proxy, dial, lines } = await run(await serve(echo));
+  const sockets = () =>
+    process.getActiveResourcesInfo().filter((kind) => kind.startsWith('TCPSocket')).length;
+  const before = sockets();
+  const total = 2_000;
+  let started = 0;
+  const worker = async (): Promise<void> => {
+    while (started < total) {
+      started += 1;
+      const client = dial({ allowHalfOpen: true });
+      client.end('hello');
+      expect(await readAll(client)).toBe('hello');
+    }
+  };
+  await Promise.all(Array.from({ length: 100 }, worker));
+  await vi.waitFor(() => expect(proxy.active()).toBe(0));
+  await vi.waitFor(() => expect(sockets()).toBe(before));
+  expect(lines.filter(({ message }) => message === 'flow')).toHaveLength(total);
+});
+
+test('closing resets the flows that are open and frees the port', async () => {
+  const { proxy, dial } = await run(await serve(echo));
+  const client = dial();
+  client.write('x');
+  await once(client, 'data');
+  const ended = ending(client);
+  await proxy.close();
+  expect(await ended).toBe('ECONNRESET');
+  await setImmediate();
+  expect(proxy.active()).toBe(0);
+  const again = createServer().listen(proxy.addresses[0]?.port, '127.0.0.1');
+  await once(again, 'listening');
+  again.close();
+});
+
+test('an address in use is refused, and nothing stays open', async () => {
+  const taken = await serve(echo);
+  await expect(run(undefined, { listen: [{ ip: '127.0.0.1', port: 0 }, taken] })).rejects.toMatchObject({
+    code: 'EADDRINUSE',
+  });
+});
+
+test('IPv4 and IPv6 can be listened at on one port', async () => {
+  const free = await nowhere();
+  const { proxy } = await run(undefined, {
+    listen: [
+      { ip: '0.0.0.0', port: free.port },
+      { ip: '::', port: free.port },
+    ],
+  });
+  expect(proxy.addresses).toHaveLength(2);
+});
+
+test('addresses are read strictly and written with brackets', () => {
+  expect(parseAddress('127.0.0.1:15001')).toEqual({ ip: '127.0.0.1', port: 15001 });
+  expect(parseAddress('[::1]:15001')).toEqual({ ip: '::1', port: 15001 });
+  for (const wrong of [
+    '127.0.0.1',
+    '::1:15001',
+    '[127.0.0.1]:1',
+    'localhost:1',
+    '127.0.0.1:65536',
+    '127.0.0.1:x',
+  ]) {
+    expect(parseAddress(wrong)).toBeUndefined();
+  }
+  expect(formatAddress({ ip: '::1', port: 1 })).toBe('[::1]:1');
+  expect(plainIp('::ffff:10.0.0.1')).toBe('10.0.0.1');
+  expect(leadsBack({ ip: '127.0.0.1', port: 2 }, [{ ip: '127.0.0.1', port: 1 }])).toBe(false);
+  expect(leadsBack({ ip: '192.0.2.1', port: 1 }, [{ ip: '127.0.0.1', port: 1 }])).toBe(false);
+});
