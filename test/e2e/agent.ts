@@ -1,176 +1,176 @@
-/** A real agent and a real reference proxy, started as a user would, inside a lab's node namespace. */
+/** A real agent and the reference proxy, started as a user would start them, inside a lab's node. */
 
-import { type ChildProcess, execFile, spawn } from 'node:child_process';
-import { createWriteStream, existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { promisify } from 'node:util';
 import { stringify } from 'yaml';
 import { ApiClient } from '../../src/api/client.js';
-import { waitFor } from '../lab/exec.js';
+import type { WorkloadMessage } from '../../src/api/messages.js';
+import { type Daemon, inNetns, type Output, tryRun, waitFor } from '../lab/exec.js';
+import type { Lab } from '../lab/lab.js';
+import type { LabPod } from '../lab/pod.js';
 
-const run = promisify(execFile);
-const ROOT = join(import.meta.dirname, '../..');
-const CLI = join(ROOT, 'bin/nodesentry');
+const CLI = join(import.meta.dirname, '../../bin/nodesentry');
 
-/** What the harness needs of a lab: a network namespace by name and a folder of its own. */
-export interface Node {
-  readonly netns: string;
-  readonly directory: string;
+export const OUTBOUND = ['127.0.0.1:15001', '[::1]:15001'] as const;
+
+/** The label that the CRI source takes a service account from, where no kubelet has set labels of its own. */
+export function enrolled(app: string): Record<string, string> {
+  return { app, 'nodesentry.io/intercept': 'enabled', 'nodesentry.io/service-account': app };
 }
 
-export interface Started {
-  readonly pid: number;
-  readonly logPath: string;
-  log(): string;
-  /** Ends when the process has gone. */
-  stop(signal?: NodeJS.Signals): Promise<void>;
-}
-
-/** `nsenter` execs, so the pid is the process's own; `ip netns exec` would hide bpffs. */
-export function startIn(node: Node, name: string, command: string, args: readonly string[]): Started {
-  const logPath = join(node.directory, `${name}-${Date.now()}.log`);
-  const out = createWriteStream(logPath);
-  const child: ChildProcess = spawn('nsenter', [`--net=/run/netns/${node.netns}`, command, ...args], {
-    stdio: ['ignore', 'pipe', 'pipe'],
-  });
-  child.stdout?.pipe(out, { end: false });
-  child.stderr?.pipe(out, { end: false });
-  const exited = new Promise<void>((resolve) => child.once('exit', () => resolve()));
-  if (child.pid === undefined) {
-    throw new Error(`${command} did not start`);
-  }
+/** What the static source says of a pod that no CRI knows. */
+export function staticPod(pod: LabPod, more: object = {}): object {
   return {
-    pid: child.pid,
-    logPath,
-    log: () => (existsSync(logPath) ? readFileSync(logPath, 'utf8') : ''),
-    stop: async (signal = 'SIGTERM') => {
-      if (child.exitCode === null && child.signalCode === null) {
-        child.kill(signal);
-        await exited;
-      }
-    },
+    namespace: pod.namespace,
+    name: pod.name,
+    uid: pod.uid,
+    serviceAccount: pod.name,
+    runtime: pod.runtime,
+    labels: { app: pod.name, 'nodesentry.io/intercept': 'enabled' },
+    ips: [pod.ips[4], pod.ips[6]],
+    netns: pod.netns,
+    ...more,
   };
 }
 
 export interface AgentSettings {
   readonly sources: object;
-  readonly failure?: 'closed' | 'open';
-  readonly enrol?: 'labelled' | 'all';
+  readonly interception?: object;
   readonly instances?: readonly object[];
-  readonly handlers?: Record<string, string>;
 }
 
 export class TestAgent {
-  readonly #node: Node;
+  readonly #lab: Lab;
+  readonly #settings: AgentSettings;
   readonly runDir: string;
   readonly bpffs: string;
   readonly configPath: string;
+  readonly podsPath: string;
   readonly client: ApiClient;
-  #process: Started | undefined;
+  #daemon: Daemon | undefined;
+  #starts = 0;
 
-  constructor(node: Node, settings: AgentSettings) {
-    this.#node = node;
-    this.runDir = join(node.directory, 'run');
-    this.bpffs = join(node.directory, 'bpf');
-    this.configPath = join(node.directory, 'config.yaml');
+  constructor(lab: Lab, settings: AgentSettings) {
+    this.#lab = lab;
+    this.#settings = settings;
+    this.runDir = join(lab.directory, 'run');
+    this.bpffs = join(lab.directory, 'bpf');
+    this.configPath = join(lab.directory, 'config.yaml');
+    this.podsPath = join(lab.directory, 'pods.yaml');
     mkdirSync(this.runDir, { recursive: true });
-    writeFileSync(
-      this.configPath,
-      stringify({
-        node: 'node-a',
-        interception: { failure: settings.failure ?? 'closed', enrol: settings.enrol ?? 'labelled' },
-        sources: settings.sources,
-        instances: settings.instances ?? [
-          {
-            name: 'default',
-            outbound: ['127.0.0.1:15001', '[::1]:15001'],
-            inbound: ['127.0.0.1:15006', '[::1]:15006'],
-          },
-        ],
-        ...(settings.handlers === undefined ? {} : { runtimes: { handlers: settings.handlers } }),
-      }),
-    );
+    this.writeConfig({});
     this.client = new ApiClient({ runDir: this.runDir });
+    lab.cleanup.add('nodesentry cleanup', async () => {
+      const { code, stderr } = await this.cli('cleanup');
+      if (code !== 0) {
+        throw new Error(stderr);
+      }
+    });
+    lab.cleanup.add('API client', () => this.client.close());
   }
 
-  get pid(): number | undefined {
-    return this.#process?.pid;
+  writeConfig(changes: object): void {
+    const {
+      sources,
+      interception = {},
+      instances = [{ name: 'default', outbound: [...OUTBOUND] }],
+    } = this.#settings;
+    writeFileSync(
+      this.configPath,
+      stringify({ node: 'node-a', interception, sources, instances, ...changes }),
+    );
+  }
+
+  writePods(pods: readonly object[]): void {
+    writeFileSync(this.podsPath, stringify({ pods }));
+  }
+
+  get pid(): number {
+    return this.#daemon?.pid ?? 0;
   }
 
   log(): string {
-    return this.#process?.log() ?? '';
+    return this.#daemon?.log() ?? '';
   }
 
+  /** Starts the agent and waits until it is ready. */
   async start(): Promise<void> {
+    this.#starts += 1;
     const args = ['--run-dir', this.runDir, '--bpffs', this.bpffs, '--config', this.configPath, 'agent'];
-    const started = startIn(this.#node, 'agent', CLI, args);
-    this.#process = started;
-    await waitFor(
-      'the agent to be ready',
-      async () => {
-        if (!existsSync(`/proc/${started.pid}`)) {
-          throw new Error(`the agent ended:\n${started.log()}`);
-        }
-        return this.#isReady();
-      },
-      20_000,
-    ).catch((error: unknown) => {
-      throw new Error(`${String(error)}\n${started.log()}`);
-    });
+    const daemon = this.#lab.daemon(this.#lab.node, `agent-${this.#starts}`, CLI, args);
+    this.#daemon = daemon;
+    await daemon.logged(/"msg":"agent running"/, 30_000);
+    await waitFor('the agent to be ready', () =>
+      this.client.status().then(
+        ({ ready }) => ready,
+        () => false,
+      ),
+    );
   }
 
   async stop(signal: NodeJS.Signals = 'SIGTERM'): Promise<void> {
-    await this.#process?.stop(signal);
+    await this.#daemon?.stop(signal);
   }
 
-  /** The CLI as a user runs it, in the node's namespace. */
-  async cli(...args: string[]): Promise<{ stdout: string; stderr: string; code: number }> {
+  /** The CLI as a user runs it on the node. */
+  cli(...words: readonly string[]): Promise<Output> {
     const globals = ['--run-dir', this.runDir, '--bpffs', this.bpffs, '--config', this.configPath];
+    return tryRun(...inNetns(this.#lab.node, CLI, [...words, ...globals]));
+  }
+
+  async workload(name: string): Promise<WorkloadMessage | undefined> {
+    return (await this.client.workloads()).workloads.find(({ podName }) => podName === name);
+  }
+
+  /** Waits for a state of the pod, and gives the log where it does not come. */
+  async reaches(name: string, state: string): Promise<WorkloadMessage> {
     try {
-      const done = await run('nsenter', [`--net=/run/netns/${this.#node.netns}`, CLI, ...globals, ...args]);
-      return { ...done, code: 0 };
+      return await waitFor(
+        `${name} to be ${state}`,
+        async () => {
+          const workload = await this.workload(name);
+          return workload?.interception.state === state ? workload : undefined;
+        },
+        20_000,
+      );
     } catch (error) {
-      const { stdout, stderr, code } = error as { stdout: string; stderr: string; code: number };
-      return { stdout, stderr, code };
+      const now = JSON.stringify(await this.workload(name));
+      throw new Error(`${String(error)}; it is ${now}\n${this.log().slice(-4000)}`);
     }
   }
 
-  async waitForState(podName: string, state: string, timeoutMs = 20_000): Promise<void> {
+  /** Waits until the outbound listener of every family that has one is adopted. */
+  async adopted(count: number): Promise<void> {
     await waitFor(
-      `${podName} to be ${state}`,
+      `${count} adopted listeners`,
       async () => {
-        const { stdout, code } = await this.cli('pods', '--json');
-        const pods =
-          code === 0
-            ? (JSON.parse(stdout) as {
-                name?: string;
-                podName?: string;
-                state?: string;
-                interception?: { state: string };
-              }[])
-            : [];
-        return pods.some(
-          (pod) => (pod.podName ?? pod.name) === podName && (pod.interception?.state ?? pod.state) === state,
-        );
+        const { listeners } = await this.client.status();
+        return listeners.filter(({ adopted }) => adopted).length === count;
       },
-      timeoutMs,
-    ).catch(async (error: unknown) => {
-      throw new Error(`${String(error)}\n${(await this.cli('pods')).stdout}\n${this.log().slice(-4000)}`);
-    });
+      20_000,
+    );
   }
 
-  async close(): Promise<void> {
-    await this.stop();
-    await this.client.close();
-    const { code, stderr } = await this.cli('cleanup');
-    if (code !== 0) {
-      throw new Error(`cleanup failed: ${stderr}`);
+  /** Packets of a pod by verdict; of all pods together without a name. */
+  async packets(name?: string): Promise<Record<string, number>> {
+    if (name === undefined) {
+      return { ...(await this.client.status()).packets };
     }
-  }
-
-  async #isReady(): Promise<boolean> {
-    const { code } = await this.cli('status', '--json');
-    return code === 0 && existsSync(join(this.runDir, 'http.sock'));
+    const metrics = await tryRun('curl', [
+      '-sS',
+      '--unix-socket',
+      join(this.runDir, 'http.sock'),
+      'http://localhost/metrics',
+    ]);
+    const found: Record<string, number> = {};
+    for (const line of metrics.stdout
+      .split('\n')
+      .filter((candidate) => candidate.startsWith('nodesentry_packets_total'))) {
+      if (line.includes(`pod="${name}"`)) {
+        found[/verdict="(\w+)"/.exec(line)?.[1] ?? ''] = Number(line.split(' ').at(-1));
+      }
+    }
+    return found;
   }
 }
 
@@ -178,47 +178,53 @@ export interface ProxyFlow {
   readonly peer: string;
   readonly originalDst: string;
   readonly resolved?: string;
+  readonly [field: string]: unknown;
 }
 
 export class TestProxy {
-  readonly #node: Node;
+  readonly #lab: Lab;
   readonly #runDir: string;
-  #process: Started | undefined;
+  #daemon: Daemon | undefined;
+  #starts = 0;
 
-  constructor(node: Node, runDir: string) {
-    this.#node = node;
-    this.#runDir = runDir;
+  constructor(lab: Lab, agent: TestAgent) {
+    this.#lab = lab;
+    this.#runDir = agent.runDir;
   }
 
-  start(): void {
-    this.#process = startIn(this.#node, 'proxy', CLI, [
+  async start(...more: readonly string[]): Promise<void> {
+    this.#starts += 1;
+    this.#daemon = this.#lab.daemon(this.#lab.node, `proxy-${this.#starts}`, CLI, [
       '--run-dir',
       this.#runDir,
       'proxy',
       '--outbound',
-      '127.0.0.1:15001',
+      OUTBOUND[0],
       '--outbound6',
-      '[::1]:15001',
+      OUTBOUND[1],
+      ...more,
     ]);
+    await this.#daemon.logged(/proxy running/);
   }
 
-  get pid(): number | undefined {
-    return this.#process?.pid;
-  }
-
-  /** Every JSON line that the proxy has printed. */
-  lines(): Record<string, unknown>[] {
-    return (this.#process?.log() ?? '')
+  /** One entry per flow, as the proxy logged it. */
+  flows(): ProxyFlow[] {
+    return (this.#daemon?.log() ?? '')
       .split('\n')
-      .filter((line) => line.startsWith('{'))
-      .map((line) => JSON.parse(line) as Record<string, unknown>);
+      .filter((line) => line.includes('"originalDst"'))
+      .map((line) => JSON.parse(line) as ProxyFlow);
+  }
+
+  /** The flow that came from this address and port. */
+  flowFrom(peer: string): Promise<ProxyFlow> {
+    return waitFor(`the proxy to see ${peer}`, () => this.flows().find((flow) => flow.peer === peer));
   }
 
   log(): string {
-    return this.#process?.log() ?? '';
+    return this.#daemon?.log() ?? '';
   }
 
   async stop(signal: NodeJS.Signals = 'SIGTERM'): Promise<void> {
-    await this.#process?.stop(signal);
+    await this.#daemon?.stop(signal);
   }
 }

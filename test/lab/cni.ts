@@ -14,7 +14,10 @@ export interface Network {
   readonly directory: string;
   readonly bridge: string;
   /** Runs ADD for a namespace and returns what the plugin said; the lab runs DEL in the end. */
-  attach(containerId: string, netns: string): Promise<{ 4: string; 6: string; gateway: { 4: string; 6: string } }>;
+  attach(
+    containerId: string,
+    netns: string,
+  ): Promise<{ 4: string; 6: string; gateway: { 4: string; 6: string } }>;
   detach(containerId: string, netns: string): Promise<void>;
 }
 

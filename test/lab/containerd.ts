@@ -6,9 +6,22 @@
  */
 
 import { randomUUID } from 'node:crypto';
-import { chmodSync, existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs';
+import {
+  chmodSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmdirSync,
+  writeFileSync,
+} from 'node:fs';
 import { join } from 'node:path';
-import { type Client, credentials, loadPackageDefinition, type ServiceClientConstructor } from '@grpc/grpc-js';
+import {
+  type Client,
+  credentials,
+  loadPackageDefinition,
+  type ServiceClientConstructor,
+} from '@grpc/grpc-js';
 import { loadSync } from '@grpc/proto-loader';
 import { createNetwork, type Network } from './cni.js';
 import { type Daemon, inNetns, type Output, run, tryRun, waitFor } from './exec.js';
@@ -39,7 +52,9 @@ const CNI_CACHE = '/var/lib/cni';
 type Call = (method: string, request: object, timeoutMs?: number) => Promise<Record<string, unknown>>;
 
 interface SandboxStatus {
-  readonly status: { readonly network: { readonly ip: string; readonly additionalIps: readonly { ip: string }[] } };
+  readonly status: {
+    readonly network: { readonly ip: string; readonly additionalIps: readonly { ip: string }[] };
+  };
   readonly info: { readonly info: string };
 }
 
@@ -76,18 +91,40 @@ export class Containerd {
     if (!hadCache) {
       this.#lab.cleanup.add('CNI cache', () => removeEmptyFolders(CNI_CACHE));
     }
-    this.#daemon = this.#lab.daemon(this.#lab.node, `containerd-${topology}`, 'containerd', ['--config', config]);
+    this.#daemon = this.#lab.daemon(this.#lab.node, `containerd-${topology}`, 'containerd', [
+      '--config',
+      config,
+    ]);
     await this.#daemon.logged(/containerd successfully booted/);
-    await run('ctr', ['-a', this.socket, '-n', 'k8s.io', 'images', 'import', await buildImage(this.#directory)]);
+    await run('ctr', [
+      '-a',
+      this.socket,
+      '-n',
+      'k8s.io',
+      'images',
+      'import',
+      await buildImage(this.#directory),
+    ]);
 
-    const definition = loadSync(join(import.meta.dirname, 'cri-lab.proto'), { longs: Number, defaults: true });
+    const definition = loadSync(join(import.meta.dirname, 'cri-lab.proto'), {
+      longs: Number,
+      defaults: true,
+    });
     const { runtime } = loadPackageDefinition(definition) as unknown as {
       runtime: { v1: { RuntimeService: ServiceClientConstructor } };
     };
     const client = new runtime.v1.RuntimeService(`unix://${this.socket}`, credentials.createInsecure());
     this.#client = client as unknown as Client & Record<string, unknown>;
     this.#lab.cleanup.add('CRI client', () => client.close());
-    await waitFor('the CRI plugin', () => this.call('Version', {}).then(() => true, () => false), 20_000);
+    await waitFor(
+      'the CRI plugin',
+      () =>
+        this.call('Version', {}).then(
+          () => true,
+          () => false,
+        ),
+      20_000,
+    );
   }
 
   #config(wrapper: string): string {
@@ -124,7 +161,11 @@ state = "${join(this.#directory, 'state')}"
     new Promise((resolve, reject) => {
       const client = this.#client;
       const rpc = client?.[method] as
-        | ((request: object, options: object, done: (error: Error | null, reply: Record<string, unknown>) => void) => void)
+        | ((
+            request: object,
+            options: object,
+            done: (error: Error | null, reply: Record<string, unknown>) => void,
+          ) => void)
         | undefined;
       if (client === undefined || rpc === undefined) {
         reject(new Error(`containerd is not running, or has no ${method}`));
@@ -148,7 +189,9 @@ state = "${join(this.#directory, 'state')}"
       linux: {},
     };
     const runtimeHandler = runtime === 'runsc' ? 'gvisor' : '';
-    const { podSandboxId } = (await this.call('RunPodSandbox', { config, runtimeHandler })) as { podSandboxId: string };
+    const { podSandboxId } = (await this.call('RunPodSandbox', { config, runtimeHandler })) as {
+      podSandboxId: string;
+    };
     let stopped = false;
     const stop = async (): Promise<void> => {
       if (!stopped) {
@@ -159,7 +202,10 @@ state = "${join(this.#directory, 'state')}"
     };
     this.#lab.cleanup.add(`pod ${name}`, stop);
 
-    const { status, info } = (await this.call('PodSandboxStatus', { podSandboxId, verbose: true })) as unknown as SandboxStatus;
+    const { status, info } = (await this.call('PodSandboxStatus', {
+      podSandboxId,
+      verbose: true,
+    })) as unknown as SandboxStatus;
     const ips = [status.network.ip, ...status.network.additionalIps.map(({ ip }) => ip)];
     const details = JSON.parse(info.info) as {
       runtimeSpec: { linux: { namespaces: { type: string; path?: string }[] } };
@@ -210,7 +256,16 @@ state = "${join(this.#directory, 'state')}"
   #execRunsc(sandboxId: string, words: readonly string[], timeoutMs = 60_000): Promise<Output> {
     const root = join(this.#directory, 'runsc/k8s.io');
     // The sandbox's control socket is an abstract one of the namespace that containerd runs in.
-    const command = inNetns(this.#lab.node, RUNSC, [`--root=${root}`, '--net-raw', 'exec', '--cap=CAP_NET_RAW', '--cap=CAP_NET_ADMIN', sandboxId, '/bin/app', ...words]);
+    const command = inNetns(this.#lab.node, RUNSC, [
+      `--root=${root}`,
+      '--net-raw',
+      'exec',
+      '--cap=CAP_NET_RAW',
+      '--cap=CAP_NET_ADMIN',
+      sandboxId,
+      '/bin/app',
+      ...words,
+    ]);
     return tryRun(...command, { timeoutMs });
   }
 

@@ -26,7 +26,8 @@ export function tryRun(command: string, args: readonly string[], options: RunOpt
       { maxBuffer: 256 << 20, timeout: options.timeoutMs ?? 60_000, env: { ...process.env, ...options.env } },
       (error, stdout, stderr) => {
         if (error !== null && typeof error.code !== 'number') {
-          const why = error.killed === true ? `took longer than ${options.timeoutMs ?? 60_000} ms` : error.message;
+          const why =
+            error.killed === true ? `took longer than ${options.timeoutMs ?? 60_000} ms` : error.message;
           reject(new Error(`${command} ${args.join(' ')}: ${why}\n${stderr}`));
           return;
         }
@@ -38,7 +39,11 @@ export function tryRun(command: string, args: readonly string[], options: RunOpt
 }
 
 /** Its stdout; rejects with its stderr where it exits with anything but 0. */
-export async function run(command: string, args: readonly string[], options: RunOptions = {}): Promise<string> {
+export async function run(
+  command: string,
+  args: readonly string[],
+  options: RunOptions = {},
+): Promise<string> {
   const { stdout, stderr, code } = await tryRun(command, args, options);
   if (code !== 0) {
     throw new Error(`${command} ${args.join(' ')} exited with ${code}: ${stderr.trim() || stdout.trim()}`);
@@ -51,13 +56,21 @@ export function inNetns(netns: string, command: string, args: readonly string[])
   return ['nsenter', [`--net=/run/netns/${netns}`, '--', command, ...args]];
 }
 
-export function runIn(netns: string, command: string, args: readonly string[], options: RunOptions = {}): Promise<string> {
+export function runIn(
+  netns: string,
+  command: string,
+  args: readonly string[],
+  options: RunOptions = {},
+): Promise<string> {
   return run(...inNetns(netns, command, args), options);
 }
 
 /** One command after the other, as lines of a script without quoting. */
 export async function script(netns: string | undefined, text: string): Promise<void> {
-  for (const line of text.split('\n').map((candidate) => candidate.trim()).filter((candidate) => candidate !== '')) {
+  for (const line of text
+    .split('\n')
+    .map((candidate) => candidate.trim())
+    .filter((candidate) => candidate !== '')) {
     const [command, ...args] = line.split(/\s+/);
     await (netns === undefined ? run(command ?? '', args) : runIn(netns, command ?? '', args));
   }
@@ -90,11 +103,20 @@ export class Daemon {
   readonly logPath: string;
   readonly name: string;
 
-  constructor(name: string, logPath: string, command: string, args: readonly string[], env: Readonly<Record<string, string>> = {}) {
+  constructor(
+    name: string,
+    logPath: string,
+    command: string,
+    args: readonly string[],
+    env: Readonly<Record<string, string>> = {},
+  ) {
     this.name = name;
     this.logPath = logPath;
     const out = createWriteStream(logPath, { flags: 'a' });
-    this.#child = spawn(command, [...args], { stdio: ['ignore', 'pipe', 'pipe'], env: { ...process.env, ...env } });
+    this.#child = spawn(command, [...args], {
+      stdio: ['ignore', 'pipe', 'pipe'],
+      env: { ...process.env, ...env },
+    });
     this.#child.stdout?.pipe(out, { end: false });
     this.#child.stderr?.pipe(out, { end: false });
     this.#exited = new Promise((resolve) => {

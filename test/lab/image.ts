@@ -1,7 +1,16 @@
 /** The container image of every pod in the lab: one layer, one static binary and a busybox; no registry is asked. */
 
 import { createHash } from 'node:crypto';
-import { copyFileSync, existsSync, mkdirSync, readFileSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
+import {
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { run } from './exec.js';
 
@@ -16,7 +25,17 @@ export async function buildApp(): Promise<string> {
   const binary = join(CACHE, 'app');
   mkdirSync(CACHE, { recursive: true });
   if (!existsSync(binary) || statSync(binary).mtimeMs < statSync(SOURCE).mtimeMs) {
-    await run('gcc', ['-static', '-O2', '-Wall', '-Wextra', '-Werror', '-o', `${binary}.new`, SOURCE, '-lpthread']);
+    await run('gcc', [
+      '-static',
+      '-O2',
+      '-Wall',
+      '-Wextra',
+      '-Werror',
+      '-o',
+      `${binary}.new`,
+      SOURCE,
+      '-lpthread',
+    ]);
     await run('mv', [`${binary}.new`, binary]);
   }
   return binary;
@@ -68,11 +87,19 @@ export async function buildImage(directory: string): Promise<string> {
     'application/vnd.oci.image.config.v1+json',
   );
   const manifest = put(
-    json({ schemaVersion: 2, mediaType: 'application/vnd.oci.image.manifest.v1+json', config, layers: [layer] }),
+    json({
+      schemaVersion: 2,
+      mediaType: 'application/vnd.oci.image.manifest.v1+json',
+      config,
+      layers: [layer],
+    }),
     'application/vnd.oci.image.manifest.v1+json',
   );
   const annotations = { 'io.containerd.image.name': IMAGE, 'org.opencontainers.image.ref.name': '1' };
-  writeFileSync(join(layout, 'index.json'), json({ schemaVersion: 2, manifests: [{ ...manifest, annotations }] }));
+  writeFileSync(
+    join(layout, 'index.json'),
+    json({ schemaVersion: 2, manifests: [{ ...manifest, annotations }] }),
+  );
   writeFileSync(join(layout, 'oci-layout'), json({ imageLayoutVersion: '1.0.0' }));
   const tar = join(directory, 'image.tar');
   await run('tar', ['-C', layout, '-cf', tar, '.']);

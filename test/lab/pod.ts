@@ -30,7 +30,9 @@ export interface LabPod {
 export function reply(output: Output): Record<string, unknown> & { ok: boolean } {
   const line = output.stdout.split('\n').find((candidate) => candidate.trim().startsWith('{'));
   if (line === undefined) {
-    throw new Error(`the application printed no JSON (exit ${output.code}): ${output.stdout}\n${output.stderr}`);
+    throw new Error(
+      `the application printed no JSON (exit ${output.code}): ${output.stdout}\n${output.stderr}`,
+    );
   }
   return JSON.parse(line) as Record<string, unknown> & { ok: boolean };
 }

@@ -1,0 +1,134 @@
+/**
+ * {runc, runsc by containerd, microVM} x {ptp, bridge with br_netfilter 1, bridge with 0} x {IPv4, IPv6}: what the
+ * proxy saw, who it was told it was, and 256 MiB that arrive as they were sent.
+ */
+
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { Containerd } from '../lab/containerd.js';
+import { Lab, REMOTE } from '../lab/lab.js';
+import { MicroVms } from '../lab/microvm.js';
+import { type LabPod, type LabRuntime, reply, type Topology } from '../lab/pod.js';
+import { enrolled, staticPod, TestAgent, TestProxy } from './agent.js';
+
+const RUNTIMES: readonly LabRuntime[] = ['runc', 'runsc', 'rund'];
+const TRANSFER = 256 * 1024 * 1024;
+const TOPOLOGIES: readonly { topology: Topology; bridgeNetfilter: 0 | 1 }[] = [
+  { topology: 'ptp', bridgeNetfilter: 1 },
+  { topology: 'bridge', bridgeNetfilter: 1 },
+  { topology: 'bridge', bridgeNetfilter: 0 },
+];
+
+describe.each(TOPOLOGIES)(
+  '$topology pods with br_netfilter $bridgeNetfilter',
+  ({ topology, bridgeNetfilter }) => {
+    let lab: Lab;
+    let agent: TestAgent;
+    let proxy: TestProxy;
+    const pods = new Map<LabRuntime, LabPod>();
+    const pod = (runtime: LabRuntime): LabPod => {
+      const found = pods.get(runtime);
+      if (found === undefined) {
+        throw new Error(`no ${runtime} pod was started`);
+      }
+      return found;
+    };
+
+    beforeAll(async () => {
+      lab = await Lab.create({ bridgeNetfilter });
+      await lab.serve();
+      const containerd = await Containerd.start(lab, topology);
+      const microvms = new MicroVms(lab, topology, containerd.network);
+      agent = new TestAgent(lab, {
+        sources: { cri: { endpoint: `unix://${containerd.socket}` }, static: { file: 'pods.yaml' } },
+      });
+      const [runc, runsc, rund] = await Promise.all([
+        containerd.runPod({ name: 'web-runc', runtime: 'runc', labels: enrolled('web-runc') }),
+        containerd.runPod({ name: 'web-runsc', runtime: 'runsc', labels: enrolled('web-runsc') }),
+        microvms.runPod({ name: 'web-rund' }),
+      ]);
+      for (const started of [runc, runsc, rund]) {
+        pods.set(started.runtime, started);
+      }
+      agent.writePods([staticPod(rund)]);
+      await agent.start();
+      proxy = new TestProxy(lab, agent);
+      await proxy.start();
+      await agent.adopted(2);
+      await Promise.all(
+        ['web-runc', 'web-runsc', 'web-rund'].map((name) => agent.reaches(name, 'INTERCEPTED')),
+      );
+    }, 180_000);
+
+    afterAll(async () => {
+      await lab?.close();
+    });
+
+    describe.each(RUNTIMES)('%s', (runtime) => {
+      it.each([4, 6] as const)('IPv%i: the proxy sees both addresses and is told the pod', async (family) => {
+        const { ips, uid, app, name } = pod(runtime);
+        const dialled = reply(await app(['dial', REMOTE[family], '80']));
+        expect(dialled).toMatchObject({ ok: true });
+        const bracket = (ip: string) => (family === 6 ? `[${ip}]` : ip);
+        const peer = `${bracket(ips[family])}:${dialled.localPort}`;
+        const originalDst = `${bracket(REMOTE[family])}:80`;
+        expect(await proxy.flowFrom(peer)).toMatchObject({ peer, originalDst });
+
+        const resolution = await agent.client.resolve({
+          proto: 'tcp',
+          src: { ip: ips[family], port: Number(dialled.localPort) },
+          dst: { ip: REMOTE[family], port: 80 },
+        });
+        expect(resolution).toMatchObject({
+          assurance: 'DATAPATH_RECORDED',
+          direction: 'EGRESS',
+          instance: 'default',
+          original: { src: peer, dst: originalDst },
+          workload: {
+            podName: name,
+            podUid: uid,
+            runtime,
+            state: 'LIVE',
+            spiffeId: `spiffe://cluster.local/ns/default/sa/${name}`,
+          },
+        });
+        // The server saw the proxy, not the pod: the flow really went through it.
+        expect(JSON.stringify(dialled.server)).not.toContain(ips[family]);
+      });
+
+      it.each([4, 6] as const)('IPv%i: 256 MiB arrive with the right checksum', async (family) => {
+        const before = await agent.packets(pod(runtime).name);
+        const fetched = reply(
+          await pod(runtime).app(['fetch', REMOTE[family], '80', String(TRANSFER)], 110_000),
+        );
+        expect(fetched).toMatchObject({ ok: true, bytes: TRANSFER });
+        const after = await agent.packets(pod(runtime).name);
+        expect(after.FLOW_STARTED).toBe((before.FLOW_STARTED ?? 0) + 1);
+      });
+
+      it.each([4, 6] as const)(
+        'IPv%i: a forged source never reaches the proxy and is counted',
+        async (family) => {
+          const forged = family === 4 ? '10.66.77.77' : 'fd00:66::77';
+          const before = await agent.packets(pod(runtime).name);
+          expect(reply(await pod(runtime).app(['spoof', forged, REMOTE[family], '80', '3']))).toMatchObject({
+            sent: 3,
+          });
+          const after = await agent.packets(pod(runtime).name);
+          expect((after.SPOOFED_SOURCE ?? 0) - (before.SPOOFED_SOURCE ?? 0)).toBeGreaterThanOrEqual(3);
+          expect(proxy.flows().filter(({ peer }) => peer.includes(forged))).toEqual([]);
+        },
+      );
+
+      it('IPv4: 10 MiB of upload arrive with the right checksum', async () => {
+        const pushed = reply(
+          await pod(runtime).app(['push', REMOTE[4], '80', String(10 * 1024 * 1024)], 60_000),
+        );
+        expect(pushed).toMatchObject({ ok: true });
+      });
+    });
+
+    it('counts no packet that lost its socket on the way', async () => {
+      expect(await agent.packets()).toMatchObject({ STEER_LOST: 0, ASSIGN_FAILED: 0, EVENT_LOST: 0 });
+    });
+  },
+);

@@ -1,0 +1,284 @@
+/**
+ * A pod in a QEMU microVM, wired the way Kata's tcfilter model wires one: the CNI plugin makes the pod's namespace
+ * and eth0 as for any pod, a tap stands beside eth0, and tc mirrors every frame between the two both ways. The guest
+ * has eth0's MAC and the pod's addresses. Emulated (TCG): KVM hangs on nested hosts.
+ */
+
+import { randomUUID } from 'node:crypto';
+import {
+  copyFileSync,
+  createReadStream,
+  createWriteStream,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
+import { connect, type Socket } from 'node:net';
+import { join } from 'node:path';
+import { pipeline } from 'node:stream/promises';
+import { createGzip } from 'node:zlib';
+import { createNetwork, type Network } from './cni.js';
+import { type Output, run, runIn, script, waitFor } from './exec.js';
+import { buildApp, buildRootfs, CACHE } from './image.js';
+import type { Lab } from './lab.js';
+import type { LabPod, PodSpec, Topology } from './pod.js';
+
+/** In the order in which they depend on each other. */
+const MODULES = [
+  'drivers/virtio/virtio_ring',
+  'drivers/virtio/virtio',
+  'drivers/virtio/virtio_pci_modern_dev',
+  'drivers/virtio/virtio_pci_legacy_dev',
+  'drivers/virtio/virtio_pci',
+  'net/core/failover',
+  'drivers/net/net_failover',
+  'drivers/net/virtio_net',
+];
+
+/** Reads its addresses from the kernel's command line, then runs one command per line of the second serial port. */
+const INIT = `#!/bin/sh
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+for word in $(cat /proc/cmdline); do
+  case $word in pod.*=*) eval "\${word#pod.}" ;; esac
+done
+for module in ${MODULES.map((module) => module.split('/').at(-1)).join(' ')}; do insmod /modules/$module.ko; done
+echo 0 > /proc/sys/net/ipv6/conf/all/accept_dad
+echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad
+echo 0 > /proc/sys/net/ipv6/conf/eth0/accept_dad
+ip link set lo up
+ip link set eth0 up
+ip addr add $ip4 dev eth0
+ip addr add $ip6 dev eth0
+ip route add $gw4 dev eth0
+ip route add default via $gw4
+ip -6 route add $gw6 dev eth0
+ip -6 route add default via $gw6
+stty -F /dev/ttyS1 raw -echo
+exec </dev/ttyS1 >/dev/ttyS1 2>&1
+echo ready
+while read -r id words; do
+  said=$(/bin/app $words 2>&1)
+  code=$?
+  echo "$id $code $said"
+done
+`;
+
+function kernel(): { image: string; modules: string } {
+  const image = readdirSync('/boot')
+    .filter((name) => /^vmlinuz-.*-cloud-amd64$/.test(name))
+    .sort()
+    .at(-1);
+  if (image === undefined) {
+    throw new Error('no cloud kernel in /boot: install linux-image-cloud-amd64');
+  }
+  return {
+    image: join('/boot', image),
+    modules: join('/usr/lib/modules', image.slice('vmlinuz-'.length), 'kernel'),
+  };
+}
+
+/** The guest's root, made once per kernel and application. */
+async function buildInitramfs(): Promise<string> {
+  const { image, modules } = kernel();
+  const path = join(CACHE, 'initramfs.gz');
+  const app = await buildApp();
+  if (existsSync(path) && statSync(path).mtimeMs > Math.max(statSync(app).mtimeMs, statSync(image).mtimeMs)) {
+    return path;
+  }
+  const root = join(CACHE, `initramfs-${process.pid}`);
+  await buildRootfs(root);
+  mkdirSync(join(root, 'modules'), { recursive: true });
+  for (const module of MODULES) {
+    copyFileSync(join(modules, `${module}.ko`), join(root, 'modules', `${module.split('/').at(-1)}.ko`));
+  }
+  writeFileSync(join(root, 'init'), INIT, { mode: 0o755 });
+  await run('sh', ['-c', `cd '${root}' && find . | cpio --quiet -o -H newc > '${root}.cpio'`]);
+  await pipeline(
+    createReadStream(`${root}.cpio`),
+    createGzip({ level: 1 }),
+    createWriteStream(`${path}.new`),
+  );
+  await run('mv', [`${path}.new`, path]);
+  await run('rm', ['-rf', root, `${root}.cpio`]);
+  return path;
+}
+
+/** Commands over the guest's second serial port, one at a time. */
+class Guest {
+  readonly #socket: Socket;
+  readonly #waiting = new Map<string, (output: Output) => void>();
+  #buffer = '';
+  #ready: (() => void) | undefined;
+  #tail: Promise<unknown> = Promise.resolve();
+  readonly ready: Promise<void>;
+
+  constructor(path: string) {
+    this.ready = new Promise((resolve) => {
+      this.#ready = resolve;
+    });
+    this.#socket = connect(path);
+    this.#socket.on('error', () => undefined);
+    this.#socket.on('data', (data) => {
+      this.#buffer += data.toString();
+      const lines = this.#buffer.split('\n');
+      this.#buffer = lines.pop() ?? '';
+      for (const line of lines) {
+        this.#line(line.trim());
+      }
+    });
+  }
+
+  #line(line: string): void {
+    if (line === 'ready') {
+      this.#ready?.();
+      return;
+    }
+    const [id = '', code = '', ...words] = line.split(' ');
+    const done = this.#waiting.get(id);
+    this.#waiting.delete(id);
+    done?.({ stdout: `${words.join(' ')}\n`, stderr: '', code: Number(code) });
+  }
+
+  command(words: readonly string[], timeoutMs: number): Promise<Output> {
+    const next = this.#tail.then(
+      () =>
+        new Promise<Output>((resolve, reject) => {
+          const id = randomUUID();
+          const timer = setTimeout(() => {
+            this.#waiting.delete(id);
+            reject(new Error(`the guest did not answer "${words.join(' ')}" within ${timeoutMs} ms`));
+          }, timeoutMs);
+          this.#waiting.set(id, (output) => {
+            clearTimeout(timer);
+            resolve(output);
+          });
+          this.#socket.write(`${id} ${words.join(' ')}\n`);
+        }),
+    );
+    this.#tail = next.catch(() => undefined);
+    return next;
+  }
+
+  close(): void {
+    this.#socket.destroy();
+  }
+}
+
+export class MicroVms {
+  readonly #lab: Lab;
+  readonly #topology: Topology;
+  readonly network: Network;
+
+  /** Shares a network with `containerd` where one is given, so that pods of both stand side by side. */
+  constructor(lab: Lab, topology: Topology, network?: Network) {
+    this.#lab = lab;
+    this.#topology = topology;
+    this.network = network ?? createNetwork(lab, topology);
+  }
+
+  async runPod(spec: Omit<PodSpec, 'runtime'>): Promise<LabPod> {
+    const { name, namespace = 'default' } = spec;
+    const lab = this.#lab;
+    const netns = `nsl-${lab.id}-${name}`.slice(0, 60);
+    const path = `/run/netns/${netns}`;
+    await run('ip', ['netns', 'add', netns]);
+    lab.cleanup.add(`netns ${netns}`, () => run('ip', ['netns', 'del', netns]));
+    const ips = await this.network.attach(netns, path);
+    lab.cleanup.add(`CNI DEL of ${name}`, () => this.network.detach(netns, path));
+    await wire(netns);
+
+    const { daemon, guest } = await this.#boot(name, netns, ips);
+    let stopped = false;
+    return {
+      name,
+      namespace,
+      uid: randomUUID(),
+      runtime: 'rund',
+      netns: path,
+      ips: { 4: ips[4], 6: ips[6] },
+      app: (words, timeoutMs = 120_000) => guest.command(words, timeoutMs),
+      stop: async () => {
+        if (!stopped) {
+          stopped = true;
+          guest.close();
+          await daemon.stop('SIGKILL');
+        }
+      },
+    };
+  }
+
+  async #boot(
+    name: string,
+    netns: string,
+    ips: Awaited<ReturnType<Network['attach']>>,
+  ): Promise<{ daemon: ReturnType<Lab['daemon']>; guest: Guest }> {
+    const lab = this.#lab;
+    const mac = (await runIn(netns, 'ip', ['-br', 'link', 'show', 'eth0'])).split(/\s+/)[2];
+    // ptp routes everything over its gateway; on a bridge the neighbours are on the link.
+    const [prefix4, prefix6] = this.#topology === 'ptp' ? [32, 128] : [24, 64];
+    const { gateway } = ips;
+    const words = [
+      'console=ttyS0 quiet panic=1 tsc=unstable',
+      `pod.ip4=${ips[4]}/${prefix4} pod.ip6=${ips[6]}/${prefix6} pod.gw4=${gateway[4]} pod.gw6=${gateway[6]}`,
+    ];
+    const socket = join(lab.directory, `${name}.serial`);
+    const initramfs = await buildInitramfs();
+    const daemon = lab.daemon(netns, `qemu-${name}`, 'qemu-system-x86_64', [
+      '-accel',
+      'tcg',
+      '-m',
+      '192',
+      '-smp',
+      '1',
+      '-display',
+      'none',
+      '-no-reboot',
+      '-nodefaults',
+      '-kernel',
+      kernel().image,
+      '-initrd',
+      initramfs,
+      '-append',
+      words.join(' '),
+      '-serial',
+      `file:${join(lab.directory, `${name}.console`)}`,
+      '-serial',
+      `unix:${socket},server=on,wait=off`,
+      '-netdev',
+      'tap,id=net0,ifname=tap0,script=no,downscript=no',
+      '-device',
+      `virtio-net-pci,netdev=net0,mac=${mac ?? ''},romfile=`,
+    ]);
+    await waitFor(`QEMU of ${name}`, () => {
+      if (!daemon.running) {
+        throw new Error(`QEMU ended: ${daemon.log()}`);
+      }
+      return existsSync(socket);
+    });
+    const guest = new Guest(socket);
+    lab.cleanup.add(`serial port of ${name}`, () => guest.close());
+    let ready = false;
+    void guest.ready.then(() => {
+      ready = true;
+    });
+    await waitFor(`the guest of ${name} to be ready`, () => ready, 90_000);
+    return { daemon, guest };
+  }
+}
+
+/** tap0 beside eth0, and every frame from one to the other. */
+async function wire(netns: string): Promise<void> {
+  await script(
+    netns,
+    `ip tuntap add tap0 mode tap vnet_hdr
+     ip link set tap0 up
+     tc qdisc add dev eth0 ingress
+     tc qdisc add dev tap0 ingress
+     tc filter add dev eth0 parent ffff: protocol all u32 match u32 0 0 action mirred egress redirect dev tap0
+     tc filter add dev tap0 parent ffff: protocol all u32 match u32 0 0 action mirred egress redirect dev eth0`,
+  );
+}
