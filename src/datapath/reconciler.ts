@@ -281,7 +281,9 @@ export class Reconciler {
     const wasEnrolled = this.#statuses.get(pod.uid)?.endpointId !== undefined;
     let row: EndpointRow | undefined;
     const outcome = this.#attempt(() => {
-      sysctls.ensure(location.link.name, plan.ifindex);
+      // Where the stack takes the packet in: a bridge's port only passes it on.
+      const entrance = location.kind === 'bridge' ? location.bridge : location.link;
+      sysctls.ensure(entrance.name, entrance.index);
       row = tables.enrol(pod.uid, plan.ifindex, wasEnrolled);
       this.#gone.delete(pod.uid);
       const changed = tables.program(row, plan);
@@ -342,13 +344,13 @@ export class Reconciler {
     for (const attachment of redirect.list()) {
       if (!attachments.has(`${attachment.role}-${attachment.ifindex}`)) {
         const done = this.#attempt(() => redirect.detach(attachment));
+        sysctls.restore(attachment.ifindex);
         log.info({ ...attachment, ...(done instanceof Error ? { err: done } : {}) }, 'program detached');
       }
     }
     for (const ifindex of tables.liveInterfaces()) {
       if (!wanted.has(ifindex)) {
         tables.withdraw(ifindex);
-        sysctls.restore(ifindex);
         log.info({ ifindex }, 'endpoint withdrawn');
       }
     }

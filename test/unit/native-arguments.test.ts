@@ -1,0 +1,85 @@
+/** Wrong arguments never reach the kernel: a TypeError names each. */
+import { afterAll, beforeAll, expect, it } from 'vitest';
+import * as bpf from '../../src/native/bpf.js';
+import * as kernel from '../../src/native/kernel.js';
+import { loadProbe, u32 } from './native-lab.js';
+
+let object: bpf.BpfObject;
+let numbers: bpf.BpfMap;
+let stamp: bpf.BpfProgram;
+
+beforeAll(() => {
+  object = loadProbe();
+  numbers = object.map('numbers');
+  stamp = object.program('stamp');
+});
+
+afterAll(() => {
+  stamp.close();
+  numbers.close();
+  object.close();
+});
+
+/** What a caller without types could pass. */
+const wrong = <T>(value: unknown) => value as T;
+const place = { priority: 1, handle: 1 };
+
+const cases: readonly (readonly [string, string, () => unknown])[] = [
+  ['BpfObject.open', 'path must be a non-empty string', () => bpf.BpfObject.open('')],
+  ['setReadOnlyData', 'variable must be', () => object.setReadOnlyData(wrong(1), u32(1))],
+  ['setReadOnlyData', 'value must be a Uint8Array', () => object.setReadOnlyData('answer', wrong('x'))],
+  ['reuseMap', 'map must be a BpfMap', () => object.reuseMap('numbers', wrong({}))],
+  ['map', 'name must be', () => object.map(wrong(undefined))],
+  ['program', 'name must be', () => object.program('a\0b')],
+  ['layout', 'struct must be', () => object.layout('')],
+  ['get', 'key must have 4 bytes, it has 2', () => numbers.get(Buffer.alloc(2))],
+  ['set', 'value must have 12 bytes, it has 1', () => numbers.set(u32(1), Buffer.alloc(1))],
+  ['set', 'mode must be one of', () => numbers.set(u32(1), Buffer.alloc(12), wrong('upsert'))],
+  ['delete', 'key must be a Uint8Array', () => numbers.delete(wrong([1]))],
+  ['deleteMany', 'keys[1] must have 4 bytes', () => numbers.deleteMany([u32(1), Buffer.alloc(1)])],
+  ['setSocket', 'fd must be a non-negative integer', () => numbers.setSocket(u32(1), -1)],
+  ['setSocket', 'map numbers must have values of 8 bytes', () => numbers.setSocket(u32(1), 0)],
+  ['pin', 'path must be', () => numbers.pin('')],
+  ['testRun', 'data must be a Uint8Array', () => stamp.testRun({ data: wrong('x') })],
+  ['testRun', 'repeat must be a positive integer', () => stamp.testRun({ data: u32(1), repeat: 0 })],
+  [
+    'testRun',
+    'context must have at most',
+    () => stamp.testRun({ data: u32(1), context: Buffer.alloc(5000) }),
+  ],
+  ['attachTcx', 'program must be a BpfProgram', () => bpf.attachTcx(wrong(numbers), 1, 'ingress')],
+  ['attachTcx', 'ifindex must be a positive integer', () => bpf.attachTcx(stamp, 0, 'ingress')],
+  ['queryTcx', 'direction must be one of ingress, egress', () => bpf.queryTcx(1, wrong('in'))],
+  [
+    'attachClsact',
+    'priority must be',
+    () => bpf.attachClsact(stamp, 1, 'ingress', { priority: 65_536, handle: 1 }),
+  ],
+  ['queryClsact', 'handle must be', () => bpf.queryClsact(1, 'ingress', { priority: 1, handle: 0 })],
+  ['detachClsact', 'ifindex must be', () => bpf.detachClsact(-1, 'ingress', place)],
+  ['attachCgroup', 'type must be one of', () => bpf.attachCgroup(stamp, '/sys/fs/cgroup', wrong('device'))],
+  ['attachSkMsg', 'map must be a BpfMap', () => bpf.attachSkMsg(stamp, wrong(undefined))],
+  ['attachSkLookup', 'netnsFd must be', () => bpf.attachSkLookup(stamp, wrong('3'))],
+  ['programInfo', 'id must be a positive integer', () => bpf.programInfo(1.5)],
+  ['openRingBuffer', 'map must be a BpfMap', () => bpf.openRingBuffer(wrong(undefined), () => {})],
+  ['openRingBuffer', 'onRecords must be a function', () => bpf.openRingBuffer(numbers, wrong(1))],
+  ['openRingBuffer', 'queueLimit must be', () => bpf.openRingBuffer(numbers, () => {}, { queueLimit: 0 })],
+  ['mountBpffs', 'path must be', () => bpf.mountBpffs('')],
+  ['openNamespace', 'path must be', () => kernel.openNamespace(wrong(3))],
+  ['withNetns', 'fd must be a non-negative integer', () => kernel.withNetns(wrong('0'), () => 1)],
+  ['withNetns', 'body must be a function', () => kernel.withNetns(0, wrong('x'))],
+  ['netnsIdentity', 'fd must be', () => kernel.netnsIdentity(-1)],
+  ['closeFd', 'fd must be', () => kernel.closeFd(Number.NaN)],
+  ['pidfdOpen', 'pid must be a positive integer', () => kernel.pidfdOpen(0)],
+  ['pidfdGetfd', 'pidfd must be', () => kernel.pidfdGetfd(-1, 0)],
+  ['setTransparent', 'fd must be', () => kernel.setTransparent(2 ** 31)],
+  ['socketInfo', 'fd must be', () => kernel.socketInfo(wrong(null))],
+  ['peerCredentials', 'fd must be', () => kernel.peerCredentials(wrong({}))],
+  ['interfaceIndex', 'name must be', () => kernel.interfaceIndex('')],
+  ['openLinkEvents', 'onResync must be a function', () => kernel.openLinkEvents(() => {}, wrong(0))],
+];
+
+it.each(cases)('%s: %s', (_function, message, call) => {
+  expect(call).toThrow(TypeError);
+  expect(call).toThrow(message);
+});
