@@ -385,6 +385,35 @@ static int connects(const char *ip, const char *port, int count, int interval_us
     return failures > 0;
 }
 
+/* Again and again from one local port, each connection closed by the other side first. */
+static int reuse(const char *ip, const char *port, int from, int count)
+{
+    struct target target = parse_target(ip, port);
+    struct target local = parse_target(target.family == AF_INET6 ? "::" : "0.0.0.0", "0");
+    double started = now_ms(), slowest = 0;
+    int failures = 0, last = 0, on = 1;
+
+    ((struct sockaddr_in *)&local.address)->sin_port = htons(from); /* at the same place in both families */
+    for (int i = 0; i < count; i++) {
+        double begun = now_ms();
+        uint64_t sum;
+        int fd = socket(target.family, SOCK_STREAM, 0);
+        setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+        if (bind(fd, (struct sockaddr *)&local.address, local.length) ||
+            connect(fd, (struct sockaddr *)&target.address, target.length) || send_all(fd, "send 8\n", 7) ||
+            receive_stream(fd, &sum) != 8) {
+            failures++;
+            last = errno;
+        }
+        close(fd);
+        slowest = now_ms() - begun > slowest ? now_ms() - begun : slowest;
+        usleep(50000);
+    }
+    printf("{\"ok\":%s,\"done\":%d,\"failures\":%d,\"error\":\"%s\",\"slowestMs\":%.1f,\"ms\":%.1f}\n",
+           failures ? "false" : "true", count, failures, error_name(last), slowest, now_ms() - started);
+    return failures > 0;
+}
+
 /* One connection, opened before anything changes, with a request whenever the file `go` grows by one byte. */
 static int hold(const char *ip, const char *port, const char *control)
 {
@@ -534,11 +563,14 @@ int main(int count, char **words)
         return keepalive(words[2], words[3], atoi(words[4]), atoi(words[5]));
     if (strcmp(command, "connects") == 0 && count == 6)
         return connects(words[2], words[3], atoi(words[4]), atoi(words[5]));
+    if (strcmp(command, "reuse") == 0 && count == 6)
+        return reuse(words[2], words[3], atoi(words[4]), atoi(words[5]));
     if (strcmp(command, "hold") == 0 && count == 5)
         return hold(words[2], words[3], words[4]);
     if (strcmp(command, "spoof") == 0 && count == 6)
         return spoof(words[2], words[3], words[4], atoi(words[5]));
     fprintf(stderr, "usage: app pause | serve PORT... | dial IP PORT | fetch|push IP PORT BYTES |\n"
-                    "           keepalive|connects IP PORT COUNT INTERVAL_US | hold IP PORT FILE | spoof SRC IP PORT COUNT\n");
+                    "           keepalive|connects IP PORT COUNT INTERVAL_US | reuse IP PORT LOCALPORT COUNT |\n"
+                    "           hold IP PORT FILE | spoof SRC IP PORT COUNT\n");
     return 2;
 }
