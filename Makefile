@@ -38,7 +38,7 @@ test: packages-lab build
 
 lint: packages-build node_modules/.package-lock.json
 	@echo "lint: biome, tsc, clang-format"
-	@npx --no-install biome ci .
+	@npx --no-install biome ci --colors=off .
 	@npx --no-install tsc --noEmit -p tsconfig.json
 	@git ls-files 'bpf/*.[ch]' 'native/*.[ch]' 'native/*.cc' 'native/*.hh' 'native/*.cpp' 'native/*.hpp' 'test/*.c' | xargs -r clang-format --dry-run --Werror
 

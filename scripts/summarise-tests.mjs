@@ -22,6 +22,6 @@ if (failed === 0 && (makeStatus !== '0' || report.numTotalTests === 0)) {
   failed = 1;
 }
 console.log(
-  `${report.numPassedTests} passed, ${failed}${skipped > 0 ? ' failed, ' + skipped + ' skipped' : ' failed'}`,
+  `${report.numPassedTests} passed, ${failed}${skipped > 0 ? ` failed, ${skipped} skipped` : ' failed'}`,
 );
 process.exit(failed > 0 || skipped > 0 ? 1 : 0);

@@ -5,7 +5,7 @@
  */
 
 import { writeFileSync } from 'node:fs';
-import { TestAgent, TestProxy, enrolled, staticPod } from '../e2e/agent.js';
+import { enrolled, staticPod, TestAgent, TestProxy } from '../e2e/agent.js';
 import { Containerd } from '../lab/containerd.js';
 import { Lab, REMOTE } from '../lab/lab.js';
 import { MicroVms } from '../lab/microvm.js';
@@ -34,7 +34,13 @@ function socketText(ip: string, port: number): string {
 }
 
 /** One dial: what the pod did, what the proxy logged, what the identity API answers. */
-async function dial(pod: LabPod, topology: Topology, family: 4 | 6, agent: TestAgent, proxy: TestProxy): Promise<Row> {
+async function dial(
+  pod: LabPod,
+  topology: Topology,
+  family: 4 | 6,
+  agent: TestAgent,
+  proxy: TestProxy,
+): Promise<Row> {
   const originalDst = socketText(REMOTE[family], 80);
   const base = { pod: `${pod.namespace}/${pod.name}`, runtime: pod.runtime, topology, family, originalDst };
   const dialled = reply(await pod.app(['dial', REMOTE[family], '80']));
@@ -106,7 +112,16 @@ async function show(topology: Topology): Promise<Row[]> {
 
 function table(rows: readonly Row[]): string {
   const cells = [
-    ['POD', 'RUNTIME', 'NETWORK', 'THE PROXY SAW: PEER', 'ORIGINAL DESTINATION', 'THE AGENT SAYS IT IS', 'ASSURANCE', 'OK'],
+    [
+      'POD',
+      'RUNTIME',
+      'NETWORK',
+      'THE PROXY SAW: PEER',
+      'ORIGINAL DESTINATION',
+      'THE AGENT SAYS IT IS',
+      'ASSURANCE',
+      'OK',
+    ],
     ...rows.map((row) => [
       row.pod,
       RUNTIME_NAMES[row.runtime] ?? row.runtime,
@@ -118,13 +133,24 @@ function table(rows: readonly Row[]): string {
       row.ok ? 'yes' : 'NO',
     ]),
   ];
-  const widths = (cells[0] ?? []).map((_, column) => Math.max(...cells.map((line) => line[column]?.length ?? 0)));
-  return cells.map((line) => line.map((cell, column) => cell.padEnd(widths[column] ?? 0)).join('  ').trimEnd()).join('\n');
+  const widths = (cells[0] ?? []).map((_, column) =>
+    Math.max(...cells.map((line) => line[column]?.length ?? 0)),
+  );
+  return cells
+    .map((line) =>
+      line
+        .map((cell, column) => cell.padEnd(widths[column] ?? 0))
+        .join('  ')
+        .trimEnd(),
+    )
+    .join('\n');
 }
 
 async function main(): Promise<number> {
   if (process.getuid?.() !== 0) {
-    process.stderr.write('make demo: needs root: it makes network namespaces and loads BPF programs in them\n');
+    process.stderr.write(
+      'make demo: needs root: it makes network namespaces and loads BPF programs in them\n',
+    );
     return 1;
   }
   const rows: Row[] = [];

@@ -47,7 +47,9 @@ beforeAll(async () => {
   await agent.reaches('web', 'INTERCEPTED');
   await agent.reaches('on-bridge', 'INTERCEPTED');
   await waitFor('the proxy to be adopted', async () =>
-    (await agent.client.status()).listeners.some(({ instance, adopted }) => instance === 'default' && adopted),
+    (await agent.client.status()).listeners.some(
+      ({ instance, adopted }) => instance === 'default' && adopted,
+    ),
   );
   pods.set('on-bridge', onBridge);
 }, 180_000);
@@ -69,7 +71,9 @@ async function podOf(app: string, annotations: Record<string, string> = {}): Pro
 
 async function adopted(instance: string): Promise<void> {
   await waitFor(`the listener of ${instance} to be adopted`, async () =>
-    (await agent.client.status()).listeners.some((listener) => listener.instance === instance && listener.adopted),
+    (await agent.client.status()).listeners.some(
+      (listener) => listener.instance === instance && listener.adopted,
+    ),
   );
 }
 
@@ -102,7 +106,10 @@ describe('without a listener', () => {
 
   it('a proxy that dies and comes back is adopted again without being announced', async () => {
     await proxy.stop('SIGKILL');
-    await waitFor('connections to be refused', async () => !reply(await web.app(['dial', REMOTE[4], '80'])).ok);
+    await waitFor(
+      'connections to be refused',
+      async () => !reply(await web.app(['dial', REMOTE[4], '80'])).ok,
+    );
     await proxy.start();
     await adopted('default');
     expect(reply(await web.app(['dial', REMOTE[4], '80']))).toMatchObject({ ok: true });
@@ -117,7 +124,13 @@ describe('a connection that was open before its pod was enrolled', () => {
     // Runs on the host's files in the pod's namespace, as a hostPath volume would let it.
     const plain = await containerd.runPod({ name: 'plain', runtime: 'runc', labels: { app: 'plain' } });
     const held = new Daemon('hold', join(lab.directory, 'hold.log'), 'nsenter', [
-      `--net=${plain.netns}`, '--', app, 'hold', REMOTE[4], '80', control,
+      `--net=${plain.netns}`,
+      '--',
+      app,
+      'hold',
+      REMOTE[4],
+      '80',
+      control,
     ]);
     lab.cleanup.add('hold', () => held.stop());
     await held.logged(/"localPort"/);
@@ -135,7 +148,9 @@ describe('a connection that was open before its pod was enrolled', () => {
     expect((await agent.packets('plain')).OLDER_CONNECTION).toBeGreaterThan(0);
 
     const dialled = reply(await plain.app(['dial', REMOTE[4], '80']));
-    expect(await proxy.flowFrom(`${plain.ips[4]}:${dialled.localPort}`)).toMatchObject({ originalDst: '10.200.1.1:80' });
+    expect(await proxy.flowFrom(`${plain.ips[4]}:${dialled.localPort}`)).toMatchObject({
+      originalDst: '10.200.1.1:80',
+    });
     await agent.stop();
     agent.writeConfig({});
     agent.writePods(described);
@@ -162,7 +177,9 @@ describe('beside a kube-proxy-style DNAT rule', () => {
   it('the proxy sees the address that the app dialled', async () => {
     const dialled = reply(await web.app(['dial', SERVICE, '8080']));
     expect(dialled).toMatchObject({ ok: true });
-    expect(await proxy.flowFrom(`${web.ips[4]}:${dialled.localPort}`)).toMatchObject({ originalDst: `${SERVICE}:8080` });
+    expect(await proxy.flowFrom(`${web.ips[4]}:${dialled.localPort}`)).toMatchObject({
+      originalDst: `${SERVICE}:8080`,
+    });
   });
 });
 
@@ -180,7 +197,9 @@ describe('other proxies, none of them told anything', () => {
     const pod = await podOf('behind-nginx');
     await adopted('nginx');
     const said = await runInPod(pod, ['curl', '-sS', '-m', '5', `http://${REMOTE[4]}:80/`]);
-    expect(said).toMatch(new RegExp(`^${pod.ips[4].replaceAll('.', '\\.')}:\\d+ ${REMOTE[4].replaceAll('.', '\\.')}:80\\n$`));
+    expect(said).toMatch(
+      new RegExp(`^${pod.ips[4].replaceAll('.', '\\.')}:\\d+ ${REMOTE[4].replaceAll('.', '\\.')}:80\\n$`),
+    );
   });
 
   it('HAProxy passes on to the original destination', async () => {
@@ -249,7 +268,10 @@ describe('on a bridge with br_netfilter', () => {
 
 describe('ports in TIME_WAIT', () => {
   it('a pod may dial again from the port of a connection that the proxy closed first', async () => {
-    const again = reply(await web.app(['reuse', REMOTE[4], '80', '33333', '5']));
+    // gVisor: Linux sends its SYN again within milliseconds of the reset and so hides what this is about.
+    const pod = await containerd.runPod({ name: 'redial', runtime: 'runsc', labels: enrolled('redial') });
+    await agent.reaches('redial', 'INTERCEPTED');
+    const again = reply(await pod.app(['reuse', REMOTE[4], '80', '33333', '5']));
     expect(again).toMatchObject({ ok: true, failures: 0 });
     expect(Number(again.slowestMs)).toBeLessThan(900);
   });
@@ -268,7 +290,14 @@ describe('pods that cannot be intercepted', () => {
     const labels = { 'nodesentry.io/intercept': 'enabled' };
     agent.writePods([
       ...described,
-      { namespace: 'default', name: 'on-macvlan', uid: 'm', labels, ips: ['10.66.9.1'], netns: `/run/netns/${netns}` },
+      {
+        namespace: 'default',
+        name: 'on-macvlan',
+        uid: 'm',
+        labels,
+        ips: ['10.66.9.1'],
+        netns: `/run/netns/${netns}`,
+      },
       { namespace: 'default', name: 'on-host', uid: 'h', labels, hostNetwork: true },
     ]);
     expect((await agent.reaches('on-macvlan', 'REFUSED')).interception.reason).toContain('macvlan');
@@ -279,7 +308,13 @@ describe('pods that cannot be intercepted', () => {
 
 describe('who it is', () => {
   it('two pods on one address: both kept, AMBIGUOUS without a record, the recorded flow still named', async () => {
-    const claim = { namespace: 'default', name: 'twin', uid: 'twin', ips: [web.ips[4]], interface: 'nowhere0' };
+    const claim = {
+      namespace: 'default',
+      name: 'twin',
+      uid: 'twin',
+      ips: [web.ips[4]],
+      interface: 'nowhere0',
+    };
     agent.writePods([...described, claim]);
     await waitFor('the twin to be known', () => agent.workload('twin'));
     const dst = { ip: REMOTE[4], port: 80 };
@@ -288,7 +323,11 @@ describe('who it is', () => {
     ).rejects.toMatchObject({ code: 'AMBIGUOUS' });
     const dialled = reply(await web.app(['dial', REMOTE[4], '80']));
     expect(
-      await agent.client.resolve({ proto: 'tcp', src: { ip: web.ips[4], port: Number(dialled.localPort) }, dst }),
+      await agent.client.resolve({
+        proto: 'tcp',
+        src: { ip: web.ips[4], port: Number(dialled.localPort) },
+        dst,
+      }),
     ).toMatchObject({ workload: { podName: 'web' }, assurance: 'DATAPATH_RECORDED' });
     agent.writePods(described);
     await waitFor('the twin to be forgotten', async () => (await agent.workload('twin')) === undefined);
@@ -310,7 +349,10 @@ describe('who it is', () => {
   });
 
   it('a bad edit of the static file is refused with its line, and the last good state stays', async () => {
-    writeFileSync(agent.podsPath, 'pods:\n  - {namespace: default, name: x, uid: x, ips: [not-an-ip], interface: a}\n');
+    writeFileSync(
+      agent.podsPath,
+      'pods:\n  - {namespace: default, name: x, uid: x, ips: [not-an-ip], interface: a}\n',
+    );
     await waitFor('the edit to be refused', async () =>
       (await agent.client.status()).sources.find(({ name }) => name === 'static')?.lastError.includes(':2'),
     );

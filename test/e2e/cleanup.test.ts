@@ -2,7 +2,7 @@
 
 import { afterAll, beforeAll, expect, it } from 'vitest';
 import { Containerd } from '../lab/containerd.js';
-import { runIn, tryRun, inNetns, waitFor } from '../lab/exec.js';
+import { inNetns, runIn, tryRun, waitFor } from '../lab/exec.js';
 import { Lab, REMOTE } from '../lab/lab.js';
 import { type LabPod, reply } from '../lab/pod.js';
 import { enrolled, TestAgent, TestProxy } from './agent.js';
@@ -41,7 +41,8 @@ afterAll(async () => {
 
 /** Everything a program or rule of ours could stand in, as text; counters left out. */
 async function node(): Promise<Record<string, string>> {
-  const show = async (command: string, ...args: string[]) => (await tryRun(...inNetns(lab.node, command, args))).stdout;
+  const show = async (command: string, ...args: string[]) =>
+    (await tryRun(...inNetns(lab.node, command, args))).stdout;
   return {
     rules4: await show('ip', 'rule'),
     rules6: await show('ip', '-6', 'rule'),
@@ -51,10 +52,26 @@ async function node(): Promise<Record<string, string>> {
     nft: await show('nft', 'list', 'ruleset'),
     net: await show('bpftool', 'net'),
     // Others on this machine load programs too: ours are known by name.
-    programs: await show('sh', '-c', 'bpftool prog | grep -E "pod_egress|bridge_steer|reuse" | cut -d" " -f2-6'),
-    maps: await show('sh', '-c', 'bpftool map | grep -E "name (endpoints|sources|workloads|listeners|flows|counters|events) " | cut -d" " -f2-6'),
-    sysctls: await show('sh', '-c', 'sysctl -a 2>/dev/null | grep -E "^net\\.(ipv4|ipv6|netfilter|bridge)\\." | grep -vE "nf_conntrack_count|tcp_mem|random|route.gc"'),
-    bpffs: await show('sh', '-c', `grep ${lab.directory} /proc/self/mounts | grep bpf; ls ${lab.directory}/bpf 2>/dev/null`),
+    programs: await show(
+      'sh',
+      '-c',
+      'bpftool prog | grep -E "pod_egress|bridge_steer|reuse" | cut -d" " -f2-6',
+    ),
+    maps: await show(
+      'sh',
+      '-c',
+      'bpftool map | grep -E "name (endpoints|sources|workloads|listeners|flows|counters|events) " | cut -d" " -f2-6',
+    ),
+    sysctls: await show(
+      'sh',
+      '-c',
+      'sysctl -a 2>/dev/null | grep -E "^net\\.(ipv4|ipv6|netfilter|bridge)\\." | grep -vE "nf_conntrack_count|tcp_mem|random|route.gc"',
+    ),
+    bpffs: await show(
+      'sh',
+      '-c',
+      `grep ${lab.directory} /proc/self/mounts | grep bpf; ls ${lab.directory}/bpf 2>/dev/null`,
+    ),
   };
 }
 

@@ -87,7 +87,12 @@ describe('an agent that is killed', () => {
   it('refuses to start without a capability, and names it', async () => {
     const words = ['--run-dir', `${lab.directory}/other`, '--config', agent.configPath, 'agent'];
     const { code, stderr } = await tryRun(
-      ...inNetns(lab.node, 'capsh', ['--drop=cap_net_admin', '--', '-c', `bin/nodesentry ${words.join(' ')}`]),
+      ...inNetns(lab.node, 'capsh', [
+        '--drop=cap_net_admin',
+        '--',
+        '-c',
+        `bin/nodesentry ${words.join(' ')}`,
+      ]),
     );
     expect(code).toBe(1);
     expect(stderr).toContain('CAP_NET_ADMIN');

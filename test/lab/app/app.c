@@ -30,15 +30,13 @@ struct target {
     int family;
 };
 
-static double now_ms(void)
-{
+static double now_ms(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return t.tv_sec * 1e3 + t.tv_nsec / 1e6;
 }
 
-static struct target parse_target(const char *ip, const char *port)
-{
+static struct target parse_target(const char *ip, const char *port) {
     struct target target = {};
     struct sockaddr_in *v4 = (struct sockaddr_in *)&target.address;
     struct sockaddr_in6 *v6 = (struct sockaddr_in6 *)&target.address;
@@ -59,8 +57,7 @@ static struct target parse_target(const char *ip, const char *port)
 }
 
 /* Connects within TIMEOUT_MS; -1 and errno otherwise. */
-static int dial(const struct target *target)
-{
+static int dial(const struct target *target) {
     int fd = socket(target->family, SOCK_STREAM | SOCK_CLOEXEC, 0);
     struct timeval limit = {.tv_sec = TIMEOUT_MS / 1000};
 
@@ -76,8 +73,7 @@ static int dial(const struct target *target)
     return -1;
 }
 
-static int local_port(int fd)
-{
+static int local_port(int fd) {
     struct sockaddr_storage address;
     socklen_t length = sizeof(address);
 
@@ -87,8 +83,7 @@ static int local_port(int fd)
                                                : ((struct sockaddr_in *)&address)->sin_port);
 }
 
-static int send_all(int fd, const void *data, size_t length)
-{
+static int send_all(int fd, const void *data, size_t length) {
     for (const char *from = data; length > 0;) {
         ssize_t sent = send(fd, from, length, MSG_NOSIGNAL);
         if (sent <= 0)
@@ -100,8 +95,7 @@ static int send_all(int fd, const void *data, size_t length)
 }
 
 /* A line without its newline; -1 at the end or on an error. */
-static int read_line(int fd, char *line, size_t size)
-{
+static int read_line(int fd, char *line, size_t size) {
     size_t used = 0;
 
     while (used + 1 < size) {
@@ -116,20 +110,21 @@ static int read_line(int fd, char *line, size_t size)
     return (int)used;
 }
 
-static const char *error_name(int error)
-{
-    return error == 0 ? "closed" : error == EAGAIN ? "ETIMEDOUT" : strerrorname_np(error) ? strerrorname_np(error) : "unknown";
+static const char *error_name(int error) {
+    return error == 0               ? "closed"
+           : error == EAGAIN        ? "ETIMEDOUT"
+           : strerrorname_np(error) ? strerrorname_np(error)
+                                    : "unknown";
 }
 
-static int failed(const char *what, int error, double started)
-{
-    printf("{\"ok\":false,\"failed\":\"%s\",\"error\":\"%s\",\"ms\":%.1f}\n", what, error_name(error), now_ms() - started);
+static int failed(const char *what, int error, double started) {
+    printf("{\"ok\":false,\"failed\":\"%s\",\"error\":\"%s\",\"ms\":%.1f}\n", what, error_name(error),
+           now_ms() - started);
     return 1;
 }
 
 /* The stream that both ends can make: xorshift64 from a fixed seed, and its FNV-1a checksum by 64-bit words. */
-static void fill(uint64_t *words, size_t count, uint64_t *state)
-{
+static void fill(uint64_t *words, size_t count, uint64_t *state) {
     for (size_t i = 0; i < count; i++) {
         *state ^= *state << 13;
         *state ^= *state >> 7;
@@ -141,15 +136,13 @@ static void fill(uint64_t *words, size_t count, uint64_t *state)
 #define SEED 88172645463325252ull
 #define FNV_START 14695981039346656037ull
 
-static uint64_t fnv(uint64_t sum, const unsigned char *bytes, size_t length)
-{
+static uint64_t fnv(uint64_t sum, const unsigned char *bytes, size_t length) {
     for (size_t i = 0; i < length; i++)
         sum = (sum ^ bytes[i]) * 1099511628211ull;
     return sum;
 }
 
-static int send_stream(int fd, uint64_t bytes, uint64_t *sum)
-{
+static int send_stream(int fd, uint64_t bytes, uint64_t *sum) {
     static __thread uint64_t words[CHUNK / 8];
     uint64_t state = SEED;
 
@@ -165,8 +158,7 @@ static int send_stream(int fd, uint64_t bytes, uint64_t *sum)
     return 0;
 }
 
-static uint64_t receive_stream(int fd, uint64_t *sum)
-{
+static uint64_t receive_stream(int fd, uint64_t *sum) {
     static __thread unsigned char buffer[CHUNK];
     uint64_t total = 0;
 
@@ -182,8 +174,7 @@ static uint64_t receive_stream(int fd, uint64_t *sum)
 
 /* --- server ----------------------------------------------------------------------------------------------------- */
 
-static void address_text(const struct sockaddr_storage *address, char *text, size_t size)
-{
+static void address_text(const struct sockaddr_storage *address, char *text, size_t size) {
     char ip[INET6_ADDRSTRLEN] = "";
     const struct sockaddr_in6 *v6 = (const struct sockaddr_in6 *)address;
 
@@ -196,8 +187,7 @@ static void address_text(const struct sockaddr_storage *address, char *text, siz
     }
 }
 
-static void *serve_one(void *argument)
-{
+static void *serve_one(void *argument) {
     int fd = (int)(intptr_t)argument;
     struct sockaddr_storage peer, local;
     socklen_t peer_length = sizeof(peer), local_length = sizeof(local);
@@ -232,14 +222,14 @@ static void *serve_one(void *argument)
     return NULL;
 }
 
-static int serve(int count, char **ports)
-{
+static int serve(int count, char **ports) {
     struct pollfd listeners[16];
 
     if (count < 1 || count > 16)
         return 2;
     for (int i = 0; i < count; i++) {
-        struct sockaddr_in6 any = {.sin6_family = AF_INET6, .sin6_port = htons(atoi(ports[i])), .sin6_addr = in6addr_any};
+        struct sockaddr_in6 any = {
+            .sin6_family = AF_INET6, .sin6_port = htons(atoi(ports[i])), .sin6_addr = in6addr_any};
         int fd = socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0), on = 1, off = 0;
 
         setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
@@ -272,8 +262,7 @@ static int serve(int count, char **ports)
 
 /* --- clients ---------------------------------------------------------------------------------------------------- */
 
-static int say_hello(const char *ip, const char *port)
-{
+static int say_hello(const char *ip, const char *port) {
     struct target target = parse_target(ip, port);
     double started = now_ms();
     char line[256];
@@ -288,8 +277,7 @@ static int say_hello(const char *ip, const char *port)
     return 0;
 }
 
-static int fetch(const char *ip, const char *port, const char *size)
-{
+static int fetch(const char *ip, const char *port, const char *size) {
     struct target target = parse_target(ip, port);
     uint64_t wanted = strtoull(size, NULL, 10), sum, expected = FNV_START, state = SEED;
     static uint64_t words[CHUNK / 8];
@@ -315,8 +303,7 @@ static int fetch(const char *ip, const char *port, const char *size)
     return !ok;
 }
 
-static int push(const char *ip, const char *port, const char *size)
-{
+static int push(const char *ip, const char *port, const char *size) {
     struct target target = parse_target(ip, port);
     uint64_t bytes = strtoull(size, NULL, 10), sum, seen = 0;
     double started = now_ms();
@@ -336,8 +323,7 @@ static int push(const char *ip, const char *port, const char *size)
     return !ok;
 }
 
-static int one_request(int fd, int number)
-{
+static int one_request(int fd, int number) {
     char line[64], reply[64];
 
     snprintf(line, sizeof(line), "ping %d\n", number);
@@ -347,8 +333,7 @@ static int one_request(int fd, int number)
     return strcmp(line, reply) == 0 ? 0 : -1;
 }
 
-static int keepalive(const char *ip, const char *port, int count, int interval_us)
-{
+static int keepalive(const char *ip, const char *port, int count, int interval_us) {
     struct target target = parse_target(ip, port);
     double started = now_ms();
     int fd = dial(&target), done = 0;
@@ -358,13 +343,12 @@ static int keepalive(const char *ip, const char *port, int count, int interval_u
     errno = 0;
     for (; done < count && one_request(fd, done) == 0; done++)
         usleep(interval_us);
-    printf("{\"ok\":%s,\"done\":%d,\"failures\":%d,\"error\":\"%s\",\"ms\":%.1f}\n", done == count ? "true" : "false", done,
-           count - done, error_name(errno), now_ms() - started);
+    printf("{\"ok\":%s,\"done\":%d,\"failures\":%d,\"error\":\"%s\",\"ms\":%.1f}\n", done == count ? "true" : "false",
+           done, count - done, error_name(errno), now_ms() - started);
     return done != count;
 }
 
-static int connects(const char *ip, const char *port, int count, int interval_us)
-{
+static int connects(const char *ip, const char *port, int count, int interval_us) {
     struct target target = parse_target(ip, port);
     double started = now_ms();
     int failures = 0, last = 0;
@@ -386,8 +370,7 @@ static int connects(const char *ip, const char *port, int count, int interval_us
 }
 
 /* Again and again from one local port, each connection closed by the other side first. */
-static int reuse(const char *ip, const char *port, int from, int count)
-{
+static int reuse(const char *ip, const char *port, int from, int count) {
     struct target target = parse_target(ip, port);
     struct target local = parse_target(target.family == AF_INET6 ? "::" : "0.0.0.0", "0");
     double started = now_ms(), slowest = 0;
@@ -415,8 +398,7 @@ static int reuse(const char *ip, const char *port, int from, int count)
 }
 
 /* One connection, opened before anything changes, with a request whenever the file `go` grows by one byte. */
-static int hold(const char *ip, const char *port, const char *control)
-{
+static int hold(const char *ip, const char *port, const char *control) {
     struct target target = parse_target(ip, port);
     double started = now_ms();
     int fd = dial(&target);
@@ -448,8 +430,7 @@ static int hold(const char *ip, const char *port, const char *control)
 
 /* --- spoofing --------------------------------------------------------------------------------------------------- */
 
-static uint16_t checksum(uint32_t sum, const void *data, size_t length)
-{
+static uint16_t checksum(uint32_t sum, const void *data, size_t length) {
     const uint8_t *bytes = data;
 
     for (size_t i = 0; i < length; i++)
@@ -460,8 +441,7 @@ static uint16_t checksum(uint32_t sum, const void *data, size_t length)
 }
 
 /* Puts the address on eth0 and dials from it. */
-static int impersonate(const char *source, struct target *to, const char *port, int count)
-{
+static int impersonate(const char *source, struct target *to, const char *port, int count) {
     struct target from = parse_target(source, "0");
     char prefix[64];
     pid_t child = fork();
@@ -485,8 +465,7 @@ static int impersonate(const char *source, struct target *to, const char *port, 
 }
 
 /* Raw SYNs under somebody else's address, with right checksums. */
-static int spoof(const char *source, const char *ip, const char *port, int count)
-{
+static int spoof(const char *source, const char *ip, const char *port, int count) {
     struct target to = parse_target(ip, port), from = parse_target(source, "44444");
     int v6 = to.family == AF_INET6, on = 1;
     int fd = socket(to.family, SOCK_RAW, IPPROTO_RAW);
@@ -535,8 +514,7 @@ static int spoof(const char *source, const char *ip, const char *port, int count
     return sent != count;
 }
 
-static _Noreturn void pause_forever(void)
-{
+static _Noreturn void pause_forever(void) {
     for (;;) {
         while (waitpid(-1, NULL, WNOHANG) > 0)
             ;
@@ -544,8 +522,7 @@ static _Noreturn void pause_forever(void)
     }
 }
 
-int main(int count, char **words)
-{
+int main(int count, char **words) {
     const char *command = count > 1 ? words[1] : "";
 
     signal(SIGPIPE, SIG_IGN);
