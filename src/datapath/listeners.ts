@@ -96,6 +96,7 @@ export class Listeners {
   readonly #slots: readonly Slot[];
   readonly #adopted = new Map<number, Adopted>();
   readonly #complaints = new Map<number, string>();
+  #first = true;
 
   constructor(map: BpfMap, instances: readonly WantedInstance[], log: ListenersLog) {
     if (instances.length * 4 > map.maxEntries) {
@@ -112,7 +113,8 @@ export class Listeners {
   /** One look: drops what is not wanted, adopts what is there and not adopted. Returns true if anything changed. */
   refresh(): boolean {
     const sockets = tcpListeners();
-    let changed = this.#dropForeignSlots();
+    let changed = this.#first && this.#dropForeignSlots();
+    this.#first = false;
     let owners: ReadonlyMap<number, { pid: number; fd: number }> | undefined;
     for (const slot of this.#slots) {
       const candidates = sockets.filter((socket) => serves(socket, slot));
@@ -156,6 +158,7 @@ export class Listeners {
     return value === undefined || value.length < 8 ? undefined : value.readBigUInt64LE(0);
   }
 
+  /** Slots of an agent before us that had other instances; nobody but us writes the map after that. */
   #dropForeignSlots(): boolean {
     const known = new Set(this.#slots.map((slot) => slot.index));
     let dropped = false;

@@ -1,9 +1,10 @@
-import { execFileSync } from 'node:child_process';
+import { execFileSync, spawn } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { EndpointTables } from '../../src/datapath/endpoints.js';
 import { type Layouts, readLayouts, u32 } from '../../src/datapath/layouts.js';
+import { Listeners } from '../../src/datapath/listeners.js';
 import { BpfObject } from '../../src/native/bpf.js';
 import { closeFd, interfaceIndex, openNamespace, withNetns } from '../../src/native/kernel.js';
 import { ipToBytes } from '../../src/pods/ip.js';
@@ -32,6 +33,9 @@ beforeAll(() => {
   for (const name of ['lo', 'pod', 'inside']) {
     execFileSync('ip', ['-n', NETNS, 'link', 'set', name, 'up']);
   }
+  // bpf_fib_lookup answers only where forwarding is on, as on every node.
+  const forwarding = ['net.ipv4.ip_forward=1', 'net.ipv6.conf.all.forwarding=1'];
+  execFileSync('nsenter', [`--net=/run/netns/${NETNS}`, 'sysctl', '-qw', ...forwarding]);
   ifindex = withNetns(netns, () => interfaceIndex('pod')) ?? 0;
 });
 
@@ -85,13 +89,20 @@ function send(bytes: Buffer, gsoSize = 0) {
   };
 }
 
-function record(options: { src: string; dst: string; generation: number; id: number }) {
+function record(options: {
+  src: string;
+  dst: string;
+  generation: number;
+  id: number;
+  sport?: number;
+  dport?: number;
+}) {
   object.map('flows').set(
     layouts.flowKey.encode({
       src: ipToBytes(options.src),
       dst: ipToBytes(options.dst),
-      sport: 40000,
-      dport: 80,
+      sport: options.sport ?? 40000,
+      dport: options.dport ?? 80,
       protocol: 6,
     }),
     layouts.flow.encode({
@@ -339,6 +350,157 @@ describe('a packet of IPv6', () => {
     const udp = frame({ ...base, protocol: PROTOCOL.UDP, extensions: [[PROTOCOL.FRAGMENT, fragment]] });
     expect(send(udp).action).toBe(NEXT);
   });
+});
+
+/** A real connection from the pod's address to the far one, both of which the namespace has on its loopback. */
+interface Connection {
+  readonly port: number;
+  readonly clientPort: number;
+  close(): void;
+}
+
+async function connectInside(family: 4 | 6): Promise<Connection> {
+  const code = `
+    const net = require('net');
+    const server = net.createServer(() => {}).listen({ port: 0, host: '::' }, () => {
+      const { port } = server.address();
+      const client = net.connect({ port, host: '${FAR[family]}', localAddress: '${POD[family]}' }, () =>
+        console.log(JSON.stringify({ port, clientPort: client.localPort })));
+    });`;
+  const child = spawn('nsenter', [`--net=/run/netns/${NETNS}`, process.execPath, '-e', code]);
+  const line = await new Promise<string>((resolve, reject) => {
+    child.stdout.once('data', (data: Buffer) => resolve(data.toString()));
+    child.stderr.once('data', (data: Buffer) => reject(new Error(data.toString())));
+  });
+  const ports = JSON.parse(line) as { port: number; clientPort: number };
+  return { ...ports, close: () => void child.kill('SIGKILL') };
+}
+
+describe.each([4, 6] as const)('with a listener, a packet of IPv%i', (family) => {
+  let connection: Connection;
+
+  beforeAll(async () => {
+    for (const ip of [POD[family], FAR[family]]) {
+      const prefix = `${ip}/${family === 4 ? 32 : 128}`;
+      execFileSync('ip', [
+        '-n',
+        NETNS,
+        'addr',
+        'add',
+        prefix,
+        'dev',
+        'lo',
+        ...(family === 6 ? ['nodad'] : []),
+      ]);
+    }
+    connection = await connectInside(family);
+  });
+
+  afterAll(() => connection?.close());
+
+  /** Enrols the pod and adopts the listener, as the agent does. */
+  function ready(bridged: boolean) {
+    const row = tables.enrol('pod-uid' as PodUid, ifindex, true);
+    const plan = { ifindex, instance: 0, failureOpen: false, bridgeIndex: bridged ? ifindex : 0 };
+    tables.program(row, { ...plan, ips: [POD[4], POD[6]] });
+    const wanted = { host: '::', port: connection.port, family: 6 } as const;
+    const instances = [{ name: 'default', outbound: [wanted], inbound: [] }];
+    const log = { info: () => undefined, warn: () => undefined };
+    withNetns(netns, () => new Listeners(object.map('listeners'), instances, log).refresh());
+    return row;
+  }
+
+  const base = { src: POD[family], dst: FAR[family] };
+
+  it('starts a flow as SYN: marked, recorded, sent to the bridge', () => {
+    const row = ready(true);
+    expect(send(frame({ ...base, sport: 40001 }))).toMatchObject({
+      action: REDIRECT,
+      verdicts: ['FLOW_STARTED 1'],
+      mark: 0x40,
+    });
+    const [entry] = object.map('flows').entries();
+    expect(layouts.flow.number(entry?.[1] ?? Buffer.alloc(0), 'endpoint')).toBe(row.id);
+  });
+
+  it('follows the socket of a flow that we started', () => {
+    const row = ready(true);
+    const { port, clientPort } = connection;
+    record({ ...base, generation: row.generation, id: row.id, sport: clientPort, dport: port });
+    const later = frame({ ...base, sport: clientPort, dport: port, flags: TCP.ACK });
+    expect(send(later)).toMatchObject({ action: REDIRECT, verdicts: ['FLOW_PACKET 1'], mark: 0x40 });
+  });
+
+  it("is left alone when it belongs to a connection of the node's own", () => {
+    ready(true);
+    const { port, clientPort } = connection;
+    const later = frame({ ...base, sport: clientPort, dport: port, flags: TCP.ACK });
+    expect(send(later)).toMatchObject({ action: NEXT, verdicts: ['OLDER_CONNECTION 1'], mark: 0 });
+  });
+
+  it('without a socket, of a flow that we started, is left to the listener', () => {
+    const row = ready(true);
+    record({ ...base, generation: row.generation, id: row.id });
+    expect(send(frame({ ...base, flags: TCP.ACK }))).toMatchObject({
+      action: REDIRECT,
+      verdicts: ['SYN_COOKIE 1'],
+      mark: 0x40,
+    });
+  });
+
+  it('is dropped without a mark where the kernel refuses the socket', () => {
+    ready(false); // a test run is not at tc ingress, which is what an assignment needs
+    expect(send(frame({ ...base, sport: 40002 }))).toMatchObject({
+      action: DROP,
+      verdicts: ['ASSIGN_FAILED 1'],
+      mark: 0,
+    });
+    expect(object.map('flows').entries()).toHaveLength(0);
+  });
+});
+
+describe.each([4, 6] as const)('at the bridge, a packet of IPv%i', (family) => {
+  const base: FrameOptions = { src: POD[family], dst: '203.0.113.9' };
+  const dst = family === 4 ? '203.0.113.9' : '2001:db8::9';
+
+  function steer(bytes: Buffer, mark: number) {
+    const steering = BpfObject.open(join(process.cwd(), 'build/bpf/steer.bpf.o'));
+    try {
+      steering.reuseMap('counters', object.map('counters'));
+      steering.load();
+      const context = Buffer.alloc(192);
+      context.writeUInt32LE(mark, 8);
+      context.writeUInt32LE(ifindex, 40);
+      const program = steering.program('bridge_steer');
+      const { retval } = withNetns(netns, () => program.testRun({ data: bytes, context }));
+      program.close();
+      const [nobody] = tables.counters().filter(({ endpointId }) => endpointId === 0);
+      return { action: retval >>> 0, lost: nobody?.packets.STEER_LOST };
+    } finally {
+      steering.close();
+    }
+  }
+
+  it('is not looked at without our mark', () => {
+    expect(steer(frame({ ...base, dst }), 0)).toEqual({ action: NEXT, lost: 0 });
+  });
+
+  it('is dropped and counted when it bears our mark and has no socket', () => {
+    expect(steer(frame({ ...base, dst, flags: TCP.ACK }), 0x40)).toEqual({ action: DROP, lost: 1 });
+  });
+});
+
+it('counts events that found the ring full, and lets the packets go on', () => {
+  enrol(true);
+  const context = Buffer.alloc(192);
+  context.writeUInt32LE(ifindex, 40);
+  const program = object.program('pod_egress');
+  const data = frame({ src: POD[4], dst: FAR[4] });
+  withNetns(netns, () => program.testRun({ data, context, repeat: 20_000 }));
+  program.close();
+  const [row] = tables.counters().filter(({ podUid }) => podUid === 'pod-uid');
+  expect(row?.packets.NO_LISTENER_OPEN).toBe(20_000);
+  expect(row?.packets.EVENT_LOST).toBeGreaterThan(1_000);
 });
 
 it('forgets the counters of an endpoint that is forgotten', () => {

@@ -266,6 +266,21 @@ describe('on a bridge with br_netfilter', () => {
   });
 });
 
+describe('under SYN cookies', () => {
+  it.each(['web', 'on-bridge'])('connections of %s are still intercepted', async (name) => {
+    await runIn(lab.node, 'sysctl', ['-qw', 'net.ipv4.tcp_syncookies=2']); // always, not only in a flood
+    try {
+      const pod = pods.get(name) ?? web;
+      for (const family of [4, 6] as const) {
+        expect(reply(await pod.app(['dial', REMOTE[family], '80']))).toMatchObject({ ok: true });
+      }
+      expect((await agent.packets(name)).SYN_COOKIE).toBeGreaterThan(0);
+    } finally {
+      await runIn(lab.node, 'sysctl', ['-qw', 'net.ipv4.tcp_syncookies=1']);
+    }
+  });
+});
+
 describe('ports in TIME_WAIT', () => {
   it('a pod may dial again from the port of a connection that the proxy closed first', async () => {
     // gVisor: Linux sends its SYN again within milliseconds of the reset and so hides what this is about.
