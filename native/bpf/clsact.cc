@@ -43,7 +43,8 @@ std::string qdisc_kind(Napi::Env env, int ifindex) {
 
     request.header.nlmsg_len = sizeof(request);
     request.header.nlmsg_type = RTM_GETQDISC;
-    request.header.nlmsg_flags = NLM_F_REQUEST;
+    // Without ECHO the kernel tells listeners only; without a qdisc its ACK is the whole answer.
+    request.header.nlmsg_flags = NLM_F_REQUEST | NLM_F_ECHO | NLM_F_ACK;
     request.body.tcm_ifindex = ifindex;
     request.body.tcm_parent = TC_H_INGRESS;
     if (!fd || send(fd.get(), &request, sizeof(request), 0) < 0)
@@ -54,7 +55,7 @@ std::string qdisc_kind(Napi::Env env, int ifindex) {
         throw kernel_error(env, length < 0 ? errno : EBADMSG, "recvmsg", "asking for the clsact qdisc");
     if (message->nlmsg_type == NLMSG_ERROR) {
         int error = -static_cast<const nlmsgerr *>(NLMSG_DATA(message))->error;
-        if (error == ENOENT || error == EINVAL) // EINVAL: without the qdisc its parent is not there either
+        if (error == 0 || error == ENOENT)
             return "";
         throw kernel_error(env, error, "sendmsg", "asking for the clsact qdisc");
     }

@@ -3,15 +3,12 @@
  * want, and applies the difference. Nothing else changes the kernel.
  */
 
-import { interceptionOf } from '../pods/annotations.js';
-import { appOf, type FailurePolicy, type Pod, type PodUid } from '../pods/pod.js';
+import type { FailurePolicy, Pod, PodUid } from '../pods/pod.js';
 import type { PodStore } from '../pods/pod-store.js';
-import { runtimeOf } from '../runtimes/index.js';
-import type { Location } from '../runtimes/runtime.js';
-import type { EndpointPlan, EndpointRow, EndpointTables } from './endpoints.js';
+import { type Desired, type DesiredOptions, DesiredStates } from './desired.js';
+import type { EndpointRow, EndpointTables } from './endpoints.js';
 import type { RouteSocket } from './netlink.js';
 import { ensureTable } from './nftables.js';
-import type { PodLinks } from './pod-links.js';
 import { ensurePolicyRoutes, type PolicyRoutesSettings } from './policy-routes.js';
 import type { Programs } from './programs.js';
 import type { Attachment, Redirect } from './redirect.js';
@@ -26,41 +23,24 @@ export interface ReconcilerLog {
   error(fields: object, message: string): void;
 }
 
-export interface ReconcilerOptions {
+export interface ReconcilerOptions extends Omit<DesiredOptions, 'store' | 'log'> {
   readonly store: PodStore;
-  readonly links: PodLinks;
   readonly socket: RouteSocket;
   readonly programs: Programs;
   readonly tables: EndpointTables;
   readonly redirect: Redirect;
   readonly sysctls: InterfaceSysctls;
   readonly settings: PolicyRoutesSettings;
-  readonly defaults: { readonly enrol: 'labelled' | 'all'; readonly failure: FailurePolicy };
-  /** Which instance serves an app; undefined where the configuration has none for it. */
-  readonly instanceFor: (
-    app: string | undefined,
-  ) => { readonly name: string; readonly index: number } | undefined;
   /** While false, what is pinned is kept even if no source has named it yet. */
   readonly synced: () => boolean;
   readonly log: ReconcilerLog;
   readonly now: () => number;
 }
 
-type Located = Extract<Location, { kind: 'routed' | 'bridge' }>;
-
-interface Desired {
-  readonly pod: Pod;
-  readonly location: Located;
-  readonly plan: EndpointPlan;
-  readonly instance: string;
-  readonly failure: FailurePolicy;
-  readonly problems: readonly string[];
-}
-
 export class Reconciler {
   readonly #options: ReconcilerOptions;
   readonly #statuses = new Map<PodUid, EndpointStatus>();
-  readonly #locations = new Map<PodUid, { pod: Pod; location: Location }>();
+  readonly #desired: DesiredStates;
   readonly #gone = new Map<PodUid, number>();
   #round: Promise<void> | undefined;
   #again = false;
@@ -70,6 +50,7 @@ export class Reconciler {
 
   constructor(options: ReconcilerOptions) {
     this.#options = options;
+    this.#desired = new DesiredStates(options);
   }
 
   statuses(): readonly EndpointStatus[] {
@@ -107,7 +88,14 @@ export class Reconciler {
     const { links, tables } = this.#options;
     links.refresh();
     tables.refresh();
-    const desired = await this.#desire();
+    const { desired, leftAlone } = await this.#desired.compute();
+    for (const { pod, state, reason, failure } of leftAlone) {
+      this.#setStatus(pod, state, reason, failure);
+    }
+    const known = new Set(this.#options.store.list().map((pod) => pod.uid));
+    for (const uid of [...this.#statuses.keys()].filter((candidate) => !known.has(candidate))) {
+      this.#statuses.delete(uid);
+    }
     await this.#ensureNode(desired);
     const attachments = this.#ensureBridges(desired);
     for (const entry of desired) {
@@ -122,111 +110,6 @@ export class Reconciler {
         this.#stalePrograms = false;
       }
     }
-  }
-
-  /** What every known pod should be; those that cannot be get their status here. */
-  async #desire(): Promise<Desired[]> {
-    const { store } = this.#options;
-    const desired: Desired[] = [];
-    const pods = store.list();
-    const known = new Set(pods.map((pod) => pod.uid));
-    for (const uid of [...this.#statuses.keys()].filter((candidate) => !known.has(candidate))) {
-      this.#statuses.delete(uid);
-      this.#locations.delete(uid);
-    }
-    for (const pod of pods) {
-      const entry = await this.#desireOne(pod);
-      if (entry !== undefined) {
-        desired.push(entry);
-      }
-    }
-    return this.#refuseSharedInterfaces(desired);
-  }
-
-  async #desireOne(pod: Pod): Promise<Desired | undefined> {
-    const { defaults, instanceFor } = this.#options;
-    const { enrolled, failure, problems } = interceptionOf(pod, defaults);
-    const reason = problems.length === 0 ? undefined : problems.join('; ');
-    if (!enrolled) {
-      this.#setStatus(pod, 'NOT_ENROLLED', reason, failure);
-      return undefined;
-    }
-    const location = await this.#locate(pod);
-    if (location.kind === 'refused') {
-      this.#setStatus(
-        pod,
-        location.retry ? 'PENDING' : 'REFUSED',
-        `${location.code}: ${location.reason}`,
-        failure,
-      );
-      return undefined;
-    }
-    const app = appOf(pod);
-    const instance = instanceFor(app);
-    if (instance === undefined) {
-      this.#setStatus(
-        pod,
-        'REFUSED',
-        `NO_INSTANCE: no instance is configured for app ${app ?? '(none)'}`,
-        failure,
-      );
-      return undefined;
-    }
-    const plan: EndpointPlan = {
-      ifindex: location.link.index,
-      instance: instance.index,
-      failureOpen: failure === 'open',
-      bridgeIndex: location.kind === 'bridge' ? location.bridge.index : 0,
-      ips: pod.ips,
-    };
-    return { pod, location, plan, instance: instance.name, failure, problems };
-  }
-
-  /** An interface is evidence of one pod; two that claim it are both refused rather than one of them guessed. */
-  #refuseSharedInterfaces(desired: readonly Desired[]): Desired[] {
-    const claims = new Map<number, Desired[]>();
-    for (const entry of desired) {
-      claims.set(entry.plan.ifindex, [...(claims.get(entry.plan.ifindex) ?? []), entry]);
-    }
-    return [...claims.values()].flatMap((entries) => {
-      if (entries.length === 1) {
-        return entries;
-      }
-      for (const { pod, location, failure } of entries) {
-        const others = entries
-          .filter((other) => other.pod !== pod)
-          .map(({ pod: other }) => `${other.namespace}/${other.name}`);
-        this.#setStatus(
-          pod,
-          'REFUSED',
-          `INTERFACE_SHARED: ${location.link.name} is also claimed by ${others.join(', ')}`,
-          failure,
-        );
-      }
-      return [];
-    });
-  }
-
-  /** A location holds until the pod changes or its interface does. */
-  async #locate(pod: Pod): Promise<Location> {
-    const cached = this.#locations.get(pod.uid);
-    const { links, log } = this.#options;
-    if (cached?.pod === pod && cached.location.kind !== 'refused') {
-      const { link } = cached.location;
-      const now = (await links.hostLinks()).find((candidate) => candidate.index === link.index);
-      if (now !== undefined && now.name === link.name && now.master === link.master) {
-        return cached.location;
-      }
-    }
-    let location: Location;
-    try {
-      location = await runtimeOf(pod.runtime).locate(pod, links);
-    } catch (error) {
-      log.error({ pod: `${pod.namespace}/${pod.name}`, err: error }, 'the pod could not be located');
-      location = { kind: 'refused', code: 'NO_INTERFACE', reason: messageOf(error), retry: true };
-    }
-    this.#locations.set(pod.uid, { pod, location });
-    return location;
   }
 
   async #ensureNode(desired: readonly Desired[]): Promise<void> {
