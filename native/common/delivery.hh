@@ -71,7 +71,7 @@ template <typename Item> class Delivery : public std::enable_shared_from_this<De
             try {
                 self->deliver(env, callback);
             } catch (const Napi::Error &error) {
-                error.ThrowAsJavaScriptException(); // an uncaughtException; unwinding further would leak this call
+                error.ThrowAsJavaScriptException(); // unwinding further would leak this call
             }
         });
     }

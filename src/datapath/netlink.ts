@@ -108,11 +108,12 @@ export class RouteSocket {
     );
   }
 
-  routes(family: Family, table: number): Promise<Route[]> {
+  /** Of one table, or of all. */
+  routes(family: Family, table?: number): Promise<Route[]> {
     return this.#queue(`listing IPv${family} routes`, async (options) =>
       (await this.#socket.getRoutes({ family: AF[family] }, {}, options))
         .map((message) => toRoute(family, message))
-        .filter((route) => route.table === table),
+        .filter((route) => table === undefined || route.table === table),
     );
   }
 
@@ -243,7 +244,8 @@ function toRoute(family: Family, message: netlink.rt.RouteMessage): Route {
     type: String(data.type ?? 'UNSPEC'),
     prefixLength: data.dstLen ?? 0,
     interfaceIndex: attrs.oif,
-    protocol: Number(data.protocol ?? 0),
+    protocol:
+      typeof data.protocol === 'string' ? netlink.rt.RouteProtocol[data.protocol] : (data.protocol ?? 0),
   };
 }
 

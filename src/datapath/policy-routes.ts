@@ -42,33 +42,46 @@ function isLocalDefault(route: Route): boolean {
   return route.type === 'LOCAL' && route.prefixLength === 0;
 }
 
+/** Asked for both families before anything is added: our route would catch what their rule sends to the table. */
+function refuseForeign(
+  family: Family,
+  routes: readonly Route[],
+  rules: readonly Rule[],
+  table: number,
+): void {
+  const route = routes.find((candidate) => !isOurs(candidate));
+  if (route !== undefined) {
+    throw new DatapathError(
+      'ROUTE_CONFLICT',
+      `routing table ${table} already holds an IPv${family} route of somebody else (protocol ${route.protocol}): set interception.table to a free one`,
+    );
+  }
+  const rule = rules.find((candidate) => !isOurs(candidate) && candidate.table === table);
+  if (rule !== undefined) {
+    throw new DatapathError(
+      'RULE_CONFLICT',
+      `an IPv${family} rule of somebody else at priority ${rule.priority} uses table ${table}: set interception.table to a free one`,
+    );
+  }
+}
+
 /** Puts rule and route in place for both families and reads them back. Route first: a rule alone would drop. */
 export async function ensurePolicyRoutes(
   socket: RouteSocket,
   settings: PolicyRoutesSettings,
 ): Promise<PolicyRoutesReport> {
-  const repaired: string[] = [];
+  const observed: { family: Family; routes: Route[]; rules: Rule[] }[] = [];
   for (const family of FAMILIES) {
     const routes = await socket.routes(family, settings.table);
-    const foreign = routes.find((route) => !isOurs(route));
-    if (foreign !== undefined) {
-      throw new DatapathError(
-        'ROUTE_CONFLICT',
-        `routing table ${settings.table} already holds an IPv${family} route of somebody else (protocol ${foreign.protocol}): set interception.table to a free one`,
-      );
-    }
+    const rules = await socket.rules(family);
+    refuseForeign(family, routes, rules, settings.table);
+    observed.push({ family, routes, rules });
+  }
+  const repaired: string[] = [];
+  for (const { family, routes, rules } of observed) {
     if (!routes.some(isLocalDefault)) {
       await socket.addLocalDefault(family, settings.table);
       repaired.push(`IPv${family} route in table ${settings.table}`);
-    }
-
-    const rules = await socket.rules(family);
-    const clash = rules.find((rule) => !isOurs(rule) && rule.table === settings.table);
-    if (clash !== undefined) {
-      throw new DatapathError(
-        'RULE_CONFLICT',
-        `an IPv${family} rule of somebody else at priority ${clash.priority} uses table ${settings.table}: set interception.table to a free one`,
-      );
     }
     const ours = rules.filter(isOurs);
     if (!ours.some((rule) => isWanted(rule, settings))) {
@@ -109,19 +122,13 @@ async function readBack(socket: RouteSocket, settings: PolicyRoutesSettings): Pr
 export async function removePolicyRoutes(socket: RouteSocket): Promise<string[]> {
   const removed: string[] = [];
   for (const family of FAMILIES) {
-    const tables = new Set<number>();
     for (const rule of (await socket.rules(family)).filter(isOurs)) {
       await socket.deleteRule(rule);
-      tables.add(rule.table);
       removed.push(`IPv${family} rule at priority ${rule.priority}`);
     }
-    for (const table of tables) {
-      for (const route of (await socket.routes(family, table)).filter(isOurs)) {
-        if (isLocalDefault(route)) {
-          await socket.deleteLocalDefault(family, table);
-          removed.push(`IPv${family} route in table ${table}`);
-        }
-      }
+    for (const route of (await socket.routes(family)).filter(isOurs).filter(isLocalDefault)) {
+      await socket.deleteLocalDefault(family, route.table);
+      removed.push(`IPv${family} route in table ${route.table}`);
     }
   }
   return removed;

@@ -64,3 +64,19 @@ export function checkOneOf<T extends string>(
     throw new TypeError(`${argument} must be one of ${allowed.join(', ')}`);
   }
 }
+
+/**
+ * What a callback from an addon's thread throws, Node 20 turns into a mere warning (DEP0168): thrown outside of that
+ * call it is an uncaught exception, as from any other callback.
+ */
+export function throwingOutside<A extends unknown[]>(callback: (...args: A) => void): (...args: A) => void {
+  return (...args) => {
+    try {
+      callback(...args);
+    } catch (error) {
+      setImmediate(() => {
+        throw error;
+      });
+    }
+  };
+}

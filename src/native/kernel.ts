@@ -1,6 +1,6 @@
 /** Namespaces, other processes' sockets, peers of Unix sockets, link events: what Node has no call for. */
 
-import { checkFd, checkFunction, checkPositive, checkText, loadAddon } from './addon.js';
+import { checkFd, checkFunction, checkPositive, checkText, loadAddon, throwingOutside } from './addon.js';
 
 export interface SocketInfo {
   readonly family: 4 | 6;
@@ -157,7 +157,7 @@ export function openLinkEvents(
   checkPositive(receiveBytes, 'receiveBytes');
   checkPositive(queueLimit, 'queueLimit');
   return new addon.LinkEvents(
-    (batch) => {
+    throwingOutside((batch) => {
       // Null is a resync: always the first of its batch, for it takes the place of what was waiting.
       const events = batch.filter((event) => event !== null);
       if (events.length < batch.length) {
@@ -166,7 +166,7 @@ export function openLinkEvents(
       if (events.length > 0) {
         onEvents(events);
       }
-    },
+    }),
     receiveBytes,
     queueLimit,
   );

@@ -1,6 +1,6 @@
 /** Records that BPF programs send, as they come. */
 
-import { checkFunction, checkPositive } from './addon.js';
+import { checkFunction, checkPositive, throwingOutside } from './addon.js';
 import { addon } from './bpf-addon.js';
 import { type BpfMap, checkMap } from './bpf-handles.js';
 
@@ -20,7 +20,7 @@ export function openRingBuffer(
   checkMap(map);
   checkFunction(onRecords, 'onRecords');
   checkPositive(queueLimit, 'queueLimit');
-  const native = new addon.RingBuffer(map.fd, onRecords, queueLimit);
+  const native = new addon.RingBuffer(map.fd, throwingOutside(onRecords), queueLimit);
   return {
     get lost() {
       return native.lost();

@@ -187,13 +187,16 @@ describe('refusals', () => {
     expect(await locate({ pod: [LO] })).toMatchObject({ code: 'NO_INTERFACE', retry: true });
   });
 
-  it.each(['macvlan', 'ipvlan', ''])('UNSUPPORTED_INTERFACE for a "%s" interface in the pod', async (kind) => {
-    expect(await locate({ pod: [LO, { ...ETH0, kind }] })).toMatchObject({
-      code: 'UNSUPPORTED_INTERFACE',
-      retry: false,
-      reason: `eth0 in the pod is a ${kind || 'physical'} interface: it has no peer on the host`,
-    });
-  });
+  it.each(['macvlan', 'ipvlan', ''])(
+    'UNSUPPORTED_INTERFACE for a "%s" interface in the pod',
+    async (kind) => {
+      expect(await locate({ pod: [LO, { ...ETH0, kind }] })).toMatchObject({
+        code: 'UNSUPPORTED_INTERFACE',
+        retry: false,
+        reason: `eth0 in the pod is a ${kind || 'physical'} interface: it has no peer on the host`,
+      });
+    },
+  );
 
   it('UNSUPPORTED_INTERFACE where the host end is a port of something else than a bridge', async () => {
     const bond = link(8, 'bond0', { kind: 'bond' });

@@ -1,6 +1,7 @@
+import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { connect, createServer, type Socket } from 'node:net';
-import { setImmediate } from 'node:timers/promises';
+import { setTimeout as delay, setImmediate } from 'node:timers/promises';
 import { afterEach, describe, expect, test, vi } from 'vitest';
 import { ApiError } from '../../src/api/client.js';
 import type { Resolution } from '../../src/identity/resolve.js';
@@ -92,12 +93,33 @@ async function nowhere(): Promise<Address> {
   return { ip: '127.0.0.1', port: typeof address === 'object' ? (address?.port ?? 0) : 0 };
 }
 
-async function readAll(socket: Socket): Promise<string> {
-  let text = '';
-  for await (const chunk of socket) {
-    text += String(chunk);
+/** A listener whose process is stopped and whose accept queue is full: the kernel drops the next SYN, listen(2). */
+async function silent(): Promise<Address> {
+  const code = `require('net').createServer().listen({ port: 0, host: '127.0.0.1', backlog: 1 }, function () {
+    console.log(this.address().port); })`;
+  const child = spawn(process.execPath, ['-e', code], { stdio: ['ignore', 'pipe', 'inherit'] });
+  opened.push(() => void child.kill('SIGKILL'));
+  const [line] = (await once(child.stdout, 'data')) as [Buffer];
+  child.kill('SIGSTOP');
+  const address = { ip: '127.0.0.1', port: Number(line.toString()) };
+  for (let filled = 0; filled < 4; filled += 1) {
+    const filler = connect({ host: address.ip, port: address.port }).on('error', () => {});
+    opened.push(() => void filler.destroy());
+    await Promise.race([once(filler, 'connect'), delay(100)]); // the last ones do not get in
   }
-  return text;
+  return address;
+}
+
+/** By events: an async iterator would destroy the socket at its end, and with it the other direction. */
+function readAll(socket: Socket): Promise<string> {
+  return new Promise((resolve, reject) => {
+    let text = '';
+    socket.on('data', (chunk) => {
+      text += String(chunk);
+    });
+    socket.once('end', () => resolve(text));
+    socket.once('error', reject);
+  });
 }
 
 /** How a connection ended without anybody asking: `ECONNRESET`, or `closed` for a clean end. */
@@ -186,6 +208,7 @@ describe('a flow', () => {
     client.on('data', (part: Buffer) => {
       received += part.length;
     });
+    client.resume();
     await once(client, 'end');
     expect(received).toBe(limit * chunk.length);
     client.end();
@@ -267,13 +290,9 @@ describe('a flow that is refused', () => {
   });
 
   test('because its destination does not answer in time is reset', async () => {
-    // A full accept queue: the kernel drops the next SYN, listen(2).
-    const silent = createServer().listen({ port: 0, host: '127.0.0.1', backlog: 1 });
-    await once(silent, 'listening');
-    opened.push(() => silent.close());
-    const { lines, dial } = await run({ ip: '198.51.100.1', port: 9 }, { connectTimeoutMs: 50 });
+    const { lines, dial } = await run(await silent(), { connectTimeoutMs: 50 });
     expect(await ending(dial())).toBe('ECONNRESET');
-    expect(String(lines[0]?.connectError)).toMatch(/^(ETIMEDOUT|ENETUNREACH|EHOSTUNREACH)$/);
+    expect(lines).toMatchObject([{ connectError: 'ETIMEDOUT' }]);
   });
 
   test('because it would lead back to the proxy is reset, whichever local address it names', async () => {
@@ -333,7 +352,7 @@ test('thousands of short connections leave nothing behind', async () => {
   };
   await Promise.all(Array.from({ length: 100 }, worker));
   await vi.waitFor(() => expect(proxy.active()).toBe(0));
-  await vi.waitFor(() => expect(sockets()).toBe(before));
+  await vi.waitFor(() => expect(sockets()).toBeLessThanOrEqual(before));
   expect(lines.filter(({ message }) => message === 'flow')).toHaveLength(total);
 });
 

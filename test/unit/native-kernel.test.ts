@@ -1,0 +1,212 @@
+import { spawn } from 'node:child_process';
+import { readFileSync, readlinkSync, statSync } from 'node:fs';
+import { createConnection, createServer, type Socket } from 'node:net';
+import { join } from 'node:path';
+import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import {
+  closeFd,
+  interfaceIndex,
+  netnsIdentity,
+  openNamespace,
+  peerCredentials,
+  pidfdGetfd,
+  pidfdOpen,
+  setTransparent,
+  socketInfo,
+  tcpListeners,
+  withNetns,
+} from '../../src/native/kernel.js';
+import { Cleanup, Netns, startProcess, temporaryFolder } from './native-lab.js';
+
+const cleanup = new Cleanup();
+let netns: Netns;
+
+beforeEach(() => {
+  netns = cleanup.owned(new Netns());
+});
+
+afterEach(() => cleanup.run());
+
+const here = () => readlinkSync('/proc/thread-self/ns/net');
+const fdOf = (handle: unknown) => (handle as { _handle: { fd: number } })._handle.fd;
+
+/** Listens on every address given, and says with which descriptor and port. */
+const LISTENERS = `
+const { createServer } = require('node:net');
+const options = JSON.parse(process.argv[1]);
+const servers = options.map(() => createServer());
+let left = servers.length;
+servers.forEach((server, i) => server.listen(options[i], () => {
+  if (--left === 0) console.log(JSON.stringify(servers.map((s) => ({ fd: s._handle.fd, port: s.address().port }))));
+}));
+`;
+
+interface Listening {
+  fd: number;
+  port: number;
+}
+
+async function startListeners(...options: object[]) {
+  const started = await startProcess<Listening[]>(
+    cleanup,
+    'nsenter',
+    `--net=${netns.path}`,
+    process.execPath,
+    '-e',
+    LISTENERS,
+    JSON.stringify(options),
+  );
+  const pidfd = cleanup.add(pidfdOpen(started.pid), closeFd);
+  const copy = ({ fd }: Listening) => cleanup.add(pidfdGetfd(pidfd, fd), closeFd);
+  return { ...started, pidfd, copy };
+}
+
+describe('a network namespace', () => {
+  it('is entered for one call and left again', () => {
+    const home = here();
+    const inside = withNetns(netns.fd, () => {
+      const nested = withNetns(netns.fd, here);
+      return [here(), nested];
+    });
+    expect(inside[0]).not.toBe(home);
+    expect(inside[1]).toBe(inside[0]);
+    expect(here()).toBe(home);
+  });
+
+  it('is left when the call throws, and the error comes through', () => {
+    const home = here();
+    const thrown = new RangeError('from the body');
+    expect(() =>
+      withNetns(netns.fd, () => {
+        throw thrown;
+      }),
+    ).toThrow(thrown);
+    expect(here()).toBe(home);
+  });
+
+  it('takes no asynchronous work', () => {
+    expect(() => withNetns(netns.fd, async () => 1)).toThrow(/body must be synchronous/);
+  });
+
+  it('is told by device and inode, whatever the path', () => {
+    const { inode } = netnsIdentity(netns.fd);
+    const again = cleanup.add(openNamespace(netns.path), closeFd);
+    expect(netnsIdentity(again)).toEqual(netnsIdentity(netns.fd));
+    expect(inode).toBe(statSync(netns.path, { bigint: true }).ino);
+    const own = cleanup.add(openNamespace('/proc/self/ns/net'), closeFd);
+    expect(netnsIdentity(own)).not.toEqual(netnsIdentity(netns.fd));
+  });
+
+  it('is not any file, and not any namespace', () => {
+    const refused = (path: string, code: string) =>
+      expect(() => openNamespace(path)).toThrow(expect.objectContaining({ code }));
+    refused('/proc/self/ns/mnt', 'EINVAL');
+    refused(import.meta.filename, 'ENOTTY');
+    refused('/run/netns/none', 'ENOENT');
+    expect(() => withNetns(0, () => 1)).toThrow(
+      expect.objectContaining({ code: 'EINVAL', syscall: 'setns' }),
+    );
+  });
+
+  it('knows its interfaces by name', () => {
+    const ifindex = netns.addVeth('pod');
+    expect(ifindex).toBeGreaterThan(1);
+    expect(netns.run(() => interfaceIndex('lo'))).toBe(1);
+    expect(netns.run(() => interfaceIndex('none'))).toBeUndefined();
+  });
+});
+
+describe("another process's listener", () => {
+  it('is copied, described, and transparent for its owner once the copy is', async () => {
+    const { hello, copy } = await startListeners({ host: '127.0.0.1' }, { host: '::1' });
+    for (const [i, family] of [4, 6].entries()) {
+      const listening = hello[i] as Listening;
+      const fd = copy(listening);
+      expect(socketInfo(fd)).toMatchObject({
+        family,
+        type: 'stream',
+        listening: true,
+        transparent: false,
+        address: family === 4 ? '127.0.0.1' : '::1',
+        port: listening.port,
+      });
+      setTransparent(fd);
+      expect(socketInfo(copy(listening)).transparent).toBe(true);
+    }
+  });
+
+  it('is listed by the kernel, with its cookie', async () => {
+    expect(netns.run(tcpListeners)).toEqual([]);
+    const { hello, copy } = await startListeners(
+      { host: '127.0.0.1' },
+      { host: '::' },
+      { host: '::1', ipv6Only: true },
+    );
+    const expected = hello.map((listening) => {
+      const { family, address, port, cookie, v6only } = socketInfo(copy(listening));
+      return { family, address, port, cookie, v6only, uid: 0, inode: expect.any(Number) };
+    });
+    expect(expected.map(({ v6only }) => v6only)).toEqual([false, false, true]);
+    const listed = netns.run(tcpListeners);
+    expect(listed).toHaveLength(3);
+    expect(listed).toEqual(expect.arrayContaining(expected));
+    expect(new Set(listed.map(({ inode }) => inode)).size).toBe(3);
+  });
+
+  it('cannot be had from a process that is not there', async () => {
+    const { child, pidfd } = await startListeners({ host: '127.0.0.1' });
+    expect(() => pidfdGetfd(pidfd, 9999)).toThrow(expect.objectContaining({ code: 'EBADF' }));
+    const ended = new Promise((resolve) => child.once('exit', resolve));
+    child.kill();
+    await ended;
+    expect(() => pidfdGetfd(pidfd, 0)).toThrow(
+      expect.objectContaining({ code: 'ESRCH', syscall: 'pidfd_getfd' }),
+    );
+    expect(() => pidfdOpen(2 ** 30)).toThrow(expect.objectContaining({ syscall: 'pidfd_open' }));
+  });
+
+  it('must be an IP socket', async () => {
+    const path = join(temporaryFolder(cleanup), 'socket');
+    const server = createServer();
+    cleanup.add(server, (it) => it.close());
+    await new Promise<void>((resolve) => server.listen(path, resolve));
+    expect(() => socketInfo(fdOf(server))).toThrow(expect.objectContaining({ code: 'EAFNOSUPPORT' }));
+    expect(() => socketInfo(99_999)).toThrow(expect.objectContaining({ code: 'EBADF' }));
+    expect(() => setTransparent(99_999)).toThrow(expect.objectContaining({ code: 'EBADF' }));
+  });
+});
+
+describe('the peer of a Unix socket', () => {
+  it('is the process that connected, with a pidfd of it', async () => {
+    const path = join(temporaryFolder(cleanup), 'socket');
+    const server = createServer();
+    cleanup.add(server, (it) => it.close());
+    await new Promise<void>((resolve) => server.listen(path, resolve));
+    const accepted = new Promise<Socket>((resolve) => server.once('connection', resolve));
+    const child = spawn(process.execPath, ['-e', 'require("node:net").connect(process.argv[1])', path]);
+    cleanup.add(child, (it) => it.kill('SIGKILL'));
+    const socket = await accepted;
+    cleanup.add(socket, (it) => it.destroy());
+
+    const { pidfd, ...credentials } = peerCredentials(fdOf(socket));
+    expect(credentials).toEqual({ pid: child.pid, uid: 0, gid: 0 });
+    if (pidfd === undefined) {
+      throw new Error('this kernel has SO_PEERPIDFD');
+    }
+    cleanup.add(pidfd, closeFd);
+    expect(readFileSync(`/proc/self/fdinfo/${pidfd}`, 'utf8')).toMatch(
+      new RegExp(`^Pid:\\s+${child.pid}$`, 'm'),
+    );
+  });
+
+  it('is not made up for a TCP socket', async () => {
+    const server = createServer();
+    cleanup.add(server, (it) => it.close());
+    await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+    const { port } = server.address() as { port: number };
+    const client = createConnection(port, '127.0.0.1');
+    cleanup.add(client, (it) => it.destroy());
+    await new Promise((resolve) => client.once('connect', resolve));
+    expect(() => peerCredentials(fdOf(client))).toThrow(expect.objectContaining({ code: 'EAFNOSUPPORT' }));
+  });
+});
