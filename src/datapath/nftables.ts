@@ -20,7 +20,7 @@ export interface NftSettings {
 }
 
 interface NftObject {
-  readonly chain?: { name: string; hook?: string; prio?: number };
+  readonly chain?: { name: string; hook?: string; prio?: number; policy?: string };
   readonly rule?: { chain: string; comment?: string };
   readonly set?: { name: string; elem?: unknown[] };
 }
@@ -31,7 +31,7 @@ interface Observed {
   readonly elements: Readonly<Record<string, string>>;
 }
 
-const CHAINS = 'output/output/-300 prerouting/prerouting/-300';
+const CHAINS = 'output/output/-300/accept prerouting/prerouting/-300/accept';
 
 function hex(value: number): string {
   return `0x${value.toString(16)}`;
@@ -89,7 +89,7 @@ function observe(listing: string): Observed {
   const elements: Record<string, string> = {};
   for (const { chain, rule, set } of objects) {
     if (chain !== undefined) {
-      chains.push(`${chain.name}/${chain.hook ?? ''}/${chain.prio ?? ''}`);
+      chains.push(`${chain.name}/${chain.hook ?? ''}/${chain.prio ?? ''}/${chain.policy ?? ''}`);
     }
     if (rule !== undefined) {
       rules.push(rule.comment ?? `unknown rule in ${rule.chain}`);

@@ -9,6 +9,7 @@
 import { existsSync, mkdirSync, readdirSync, rmSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { BpfMap, BpfObject, BpfProgram, isBpffs, mountBpffs } from '../native/bpf.js';
+import { isKernelError } from '../native/errors.js';
 import { DatapathError } from './errors.js';
 import { type Layouts, readLayouts } from './layouts.js';
 
@@ -74,6 +75,21 @@ function u32Bytes(value: number): Buffer {
   return bytes;
 }
 
+function reuse(object: BpfObject, name: MapName, map: BpfMap, bpffs: string): void {
+  try {
+    object.reuseMap(name, map);
+  } catch (error) {
+    if (isKernelError(error) && error.code === 'EINVAL') {
+      throw new DatapathError(
+        'LAYOUT_MISMATCH',
+        `${join(bpffs, LAYOUT, 'maps', name)} is of another shape than in this agent's objects: run "nodesentry cleanup" first`,
+        error,
+      );
+    }
+    throw error;
+  }
+}
+
 function openObject(options: ProgramsOptions, file: string, maps: ReadonlyMap<MapName, BpfMap>): BpfObject {
   const path = join(options.objects, `${file}.bpf.o`);
   if (!existsSync(path)) {
@@ -84,7 +100,7 @@ function openObject(options: ProgramsOptions, file: string, maps: ReadonlyMap<Ma
     object.setReadOnlyData('mark_value', u32Bytes(options.mark.value));
     object.setReadOnlyData('mark_mask', u32Bytes(options.mark.mask));
     for (const [name, map] of maps) {
-      object.reuseMap(name, map);
+      reuse(object, name, map, options.bpffs);
     }
     object.load();
     return object;
@@ -94,13 +110,16 @@ function openObject(options: ProgramsOptions, file: string, maps: ReadonlyMap<Ma
   }
 }
 
+/** Whatever is opened is closed with the rest, in reverse order, also where a later step fails. */
+type Own = <T extends { close(): void }>(handle: T) => T;
+
 /** Pinned maps are reused as they are; libbpf refuses one whose key, value or size differs from the object's. */
-function openPinnedMaps(folder: string): Map<MapName, BpfMap> {
+function openPinnedMaps(folder: string, own: Own): Map<MapName, BpfMap> {
   const maps = new Map<MapName, BpfMap>();
   for (const name of MAPS) {
     const path = join(folder, name);
     if (existsSync(path)) {
-      maps.set(name, BpfMap.openPinned(path));
+      maps.set(name, own(BpfMap.openPinned(path)));
     }
   }
   return maps;
@@ -122,38 +141,37 @@ export function openPrograms(options: ProgramsOptions): Programs {
       closer();
     }
   };
+  const own: Own = (handle) => {
+    closers.push(() => handle.close());
+    return handle;
+  };
   try {
-    const maps = openPinnedMaps(mapsPath);
+    const maps = openPinnedMaps(mapsPath, own);
     const takenOver = maps.size === MAPS.length;
     let layouts: Layouts | undefined;
     const programs = new Map<ProgramName, BpfProgram>();
     const current = new Set<string>();
     for (const name of Object.keys(PROGRAMS) as ProgramName[]) {
-      const object = openObject(options, PROGRAMS[name], maps);
-      closers.push(() => object.close());
+      const object = own(openObject(options, PROGRAMS[name], maps));
       layouts ??= readLayouts(object);
       for (const mapName of MAPS) {
         if (!maps.has(mapName)) {
-          const map = object.map(mapName);
+          const map = own(object.map(mapName));
           map.pin(join(mapsPath, mapName));
           maps.set(mapName, map);
         }
       }
-      const fresh = object.program(name);
+      const fresh = own(object.program(name));
       const pin = pinName(fresh, name, options.mark);
       current.add(pin);
       const path = join(programsPath, pin);
       if (existsSync(path) && takenOver) {
-        fresh.close();
-        programs.set(name, BpfProgram.openPinned(path));
+        programs.set(name, own(BpfProgram.openPinned(path)));
       } else {
         rmSync(path, { force: true });
         fresh.pin(path);
         programs.set(name, fresh);
       }
-    }
-    for (const handle of [...maps.values(), ...programs.values()]) {
-      closers.push(() => handle.close());
     }
     if (layouts === undefined) {
       throw new DatapathError('LAYOUT_MISMATCH', 'no BPF object was loaded');

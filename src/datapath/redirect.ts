@@ -62,7 +62,7 @@ export class Redirect {
       return;
     }
     for (const ifindex of ifindexes) {
-      const filter = queryClsact(ifindex, 'ingress', CLSACT);
+      const filter = unlessGone(() => queryClsact(ifindex, 'ingress', CLSACT));
       const role = filter === undefined ? undefined : ROLE_OF[programInfo(filter.programId)?.name ?? ''];
       if (role !== undefined) {
         const attachment: Attachment = { role, ifindex };
@@ -73,16 +73,12 @@ export class Redirect {
 
   /** Attached, and running exactly `program`. Read from the kernel, not remembered. */
   isAttached(attachment: Attachment, program: BpfProgram): boolean {
-    try {
-      return this.#options.tcx
+    const attached = unlessGone(() =>
+      this.#options.tcx
         ? queryTcx(attachment.ifindex, 'ingress').some((entry) => entry.programId === program.id)
-        : queryClsact(attachment.ifindex, 'ingress', CLSACT)?.programId === program.id;
-    } catch (error) {
-      if (isGone(error)) {
-        return false;
-      }
-      throw error;
-    }
+        : queryClsact(attachment.ifindex, 'ingress', CLSACT)?.programId === program.id,
+    );
+    return attached === true;
   }
 
   /** Idempotent. Returns what was done: nothing, a fresh attachment, or an exchange of the program in place. */
@@ -130,14 +126,17 @@ export class Redirect {
     if (existsSync(path)) {
       const pinned = BpfLink.openPinned(path);
       try {
-        if (pinned.programId === program.id) {
-          return 'kept';
+        const done = pinned.programId === program.id ? 'kept' : 'updated';
+        pinned.update(program); // also the same one: a link that somebody detached refuses it
+        return done;
+      } catch (error) {
+        if (!isGone(error)) {
+          throw error;
         }
-        pinned.update(program);
-        return 'updated';
       } finally {
         pinned.close();
       }
+      rmSync(path);
     }
     const netns = openNamespace('/proc/thread-self/ns/net');
     try {
@@ -162,13 +161,7 @@ export class Redirect {
   detach(attachment: Attachment): void {
     this.#detachPinned(join(this.#options.linksPath, pinName(attachment)));
     if (this.#filters.delete(pinName(attachment)) && !this.#options.tcx) {
-      try {
-        detachClsact(attachment.ifindex, 'ingress', CLSACT);
-      } catch (error) {
-        if (!isGone(error)) {
-          throw error;
-        }
-      }
+      unlessGone(() => detachClsact(attachment.ifindex, 'ingress', CLSACT));
     }
   }
 
@@ -191,16 +184,24 @@ export class Redirect {
     }
     const link = BpfLink.openPinned(path);
     try {
-      link.detach();
-    } catch (error) {
-      if (!isGone(error)) {
-        throw error;
-      }
+      unlessGone(() => link.detach());
     } finally {
       link.close();
     }
     rmSync(path, { force: true });
     return true;
+  }
+}
+
+/** Interfaces, and what is attached to them, may go at any moment. */
+function unlessGone<T>(step: () => T): T | undefined {
+  try {
+    return step();
+  } catch (error) {
+    if (isGone(error)) {
+      return undefined;
+    }
+    throw error;
   }
 }
 

@@ -15,6 +15,7 @@ const MAY_IMPORT: Readonly<Record<string, { values: readonly string[]; types?: r
   identity: { values: ['pods'], types: ['datapath'] },
   telemetry: { values: [], types: ['pods', 'datapath'] },
   api: { values: ['identity', 'pods'], types: ['datapath', 'config', 'telemetry'] },
+  doctor: { values: ['native', 'config', 'datapath'] },
   proxy: { values: ['api/client.ts'] },
   'run-lock.ts': { values: [] },
   'agent.ts': {
@@ -40,6 +41,7 @@ const MAY_IMPORT: Readonly<Record<string, { values: readonly string[]; types?: r
       'identity',
       'telemetry',
       'api',
+      'doctor',
       'proxy',
       'run-lock.ts',
       'agent.ts',

@@ -36,7 +36,7 @@ const { createServer } = require('node:net');
 const options = JSON.parse(process.argv[1]);
 const servers = options.map(() => createServer());
 let left = servers.length;
-servers.forEach((server, i) => server.listen(options[i], () => {
+servers.forEach((server, i) => server.listen({ port: 0, ...options[i] }, () => {
   if (--left === 0) console.log(JSON.stringify(servers.map((s) => ({ fd: s._handle.fd, port: s.address().port }))));
 }));
 `;

@@ -1,5 +1,10 @@
 import { afterEach, beforeEach, expect, it, vi } from 'vitest';
-import { type LinkEvent, type LinkEventOptions, openLinkEvents } from '../../src/native/kernel.js';
+import {
+  interfaceIndex,
+  type LinkEvent,
+  type LinkEventOptions,
+  openLinkEvents,
+} from '../../src/native/kernel.js';
 import { Cleanup, Netns } from './native-lab.js';
 
 const cleanup = new Cleanup();
@@ -28,8 +33,12 @@ function watch(options?: LinkEventOptions) {
 }
 
 /** Up and down, `times` each; JavaScript is blocked meanwhile. */
-function flap(name: string, times: number): void {
-  netns.ipBatch(Array.from({ length: times }, () => [`link set ${name} up`, `link set ${name} down`]).flat());
+function flap(name: string, times: number, lastCommand?: string): void {
+  const commands = Array.from({ length: times }, () => [
+    `link set ${name} up`,
+    `link set ${name} down`,
+  ]).flat();
+  netns.ipBatch(lastCommand === undefined ? commands : [...commands, lastCommand]);
 }
 
 it('tells links that come, change and go', async () => {
@@ -61,17 +70,35 @@ it('does not take a port that leaves its bridge for a link that is gone', async 
 it.each([
   ['its socket overran (ENOBUFS)', { receiveBytes: 1 }],
   ['JavaScript was behind', { queueLimit: 8 }],
-])('asks for a resync when %s, and everything after it is newer', async (_why, options) => {
+])('asks for a resync when %s, and nothing older comes after it', async (_why, options) => {
   netns.addVeth('pod');
-  const { seen, last } = watch(options);
-  flap('pod', 1000);
-  await vi.waitFor(() => expect(seen).toContain('resync'));
-  expect(seen.length).toBeLessThan(2000);
-  netns.ip('link del pod');
-  // A resync may have taken the place of this too: then the link is not there when everything is read anew.
-  await vi.waitFor(() => expect(seen.at(-1) === 'resync' || last('pod')).toBeTruthy());
+  const known = new Set(['pod']);
+  let resyncs = 0;
+  cleanup.owned(
+    netns.run(() =>
+      openLinkEvents(
+        (events) => {
+          for (const { kind, name } of events) {
+            known[kind === 'new' ? 'add' : 'delete'](name);
+          }
+        },
+        () => {
+          resyncs++;
+          known.clear();
+          for (const name of ['pod', 'after']) {
+            netns.run(() => interfaceIndex(name)) && known.add(name);
+          }
+        },
+        options,
+      ),
+    ),
+  );
+  // The link goes while events are being lost: an old event that came late would bring it back for good.
+  flap('pod', 1000, 'link del pod');
+  await vi.waitFor(() => expect(resyncs).toBeGreaterThan(0));
   netns.ip('link add name after type bridge');
-  await vi.waitFor(() => expect(last('after')).toMatchObject({ kind: 'new', name: 'after' }));
+  await vi.waitFor(() => expect(known).toContain('after'));
+  expect(known).not.toContain('pod');
 });
 
 it('delivers thousands of events that came while JavaScript was busy', async () => {

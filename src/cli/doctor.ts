@@ -1,0 +1,44 @@
+import { Command } from 'commander';
+import type { CheckResult } from '../doctor/check.js';
+import { globalOptions } from './options.js';
+import { json, type Print, printToStdout } from './output.js';
+
+const LABEL: Readonly<Record<CheckResult['status'], string>> = { ok: 'ok  ', warn: 'warn', fail: 'FAIL' };
+/** Where no configuration can be read: the places it would name by default. */
+const DEFAULT_PLACE = { mark: { value: 0x40, mask: 0x40 }, table: 7340, rulePriority: 90 };
+
+export function doctorCommand(print: Print = printToStdout): Command {
+  return new Command('doctor')
+    .description('can this node do it, feature by feature, and what is in the way')
+    .option('--json', 'print JSON')
+    .action(async (options: { json?: true }, command: Command) => {
+      const { config: path, bpffs } = globalOptions(command);
+      // Load the native addons: only where they are needed.
+      const { runChecks } = await import('../doctor/check.js');
+      const { nodeChecks } = await import('../doctor/node.js');
+      const { configurationChecks, readConfig } = await import('../doctor/configuration.js');
+      const { neighbourChecks } = await import('../doctor/neighbours.js');
+      const { config, check } = readConfig(path);
+      const results = await runChecks([
+        ...nodeChecks(bpffs),
+        check,
+        ...(config === undefined ? [] : configurationChecks(config)),
+        ...neighbourChecks(config?.interception ?? DEFAULT_PLACE),
+      ]);
+      print(options.json ? json(results) : report(results));
+      const failed = results.filter(({ status }) => status === 'fail').length;
+      if (failed > 0) {
+        throw new Error(`${failed} of ${results.length} checks failed`);
+      }
+    });
+}
+
+function report(results: readonly CheckResult[]): string {
+  const width = Math.max(...results.map(({ name }) => name.length));
+  return results
+    .flatMap(({ name, status, found, advice }) => [
+      `${LABEL[status]}  ${name.padEnd(width)}  ${found}`,
+      ...(advice === '' ? [] : [`${' '.repeat(width + 8)}→ ${advice}`]),
+    ])
+    .join('\n');
+}
