@@ -44,8 +44,9 @@ interface Slot {
 }
 
 interface Adopted {
-  readonly cookie: bigint;
+  readonly inode: number;
   readonly pid: number;
+  readonly fd: number;
   readonly process: string;
 }
 
@@ -120,7 +121,8 @@ export class Listeners {
       const candidates = sockets.filter((socket) => serves(socket, slot));
       const inMap = this.#cookieIn(slot.index);
       if (inMap !== undefined && candidates.some((socket) => socket.cookie === inMap)) {
-        if (this.#adopted.has(slot.index)) {
+        const adopted = this.#adopted.get(slot.index);
+        if (adopted !== undefined && isHeld(adopted)) {
           continue;
         }
       } else if (inMap !== undefined) {
@@ -176,7 +178,7 @@ export class Listeners {
     inMap: bigint | undefined,
     owners: ReadonlyMap<number, { pid: number; fd: number }>,
   ): boolean {
-    // Taken over from the agent before us: only its owner's name is not known yet.
+    // Taken over from the agent before us, or handed on by its process: only its owner's name is not known yet.
     const ordered = [...candidates].sort((a, b) => Number(b.cookie === inMap) - Number(a.cookie === inMap));
     for (const socket of ordered) {
       const owner = owners.get(socket.inode);
@@ -187,7 +189,7 @@ export class Listeners {
         if (socket.cookie !== inMap) {
           adopt(this.#map, slot.index, socket, owner);
         }
-        const adopted = { cookie: socket.cookie, pid: owner.pid, process: processName(owner.pid) };
+        const adopted = { inode: socket.inode, ...owner, process: processName(owner.pid) };
         this.#adopted.set(slot.index, adopted);
         this.#complaints.delete(slot.index);
         this.#log.info(
@@ -277,6 +279,11 @@ function socketOwners(inodes: ReadonlySet<number>): Map<number, { pid: number; f
     }
   }
   return owners;
+}
+
+/** Whether the process still has the socket: a reload may have handed it on (HAProxy, systemd). */
+function isHeld({ pid, fd, inode }: Adopted): boolean {
+  return readable(() => readlinkSync(`/proc/${pid}/fd/${fd}`)) === `socket:[${inode}]`;
 }
 
 function processName(pid: number): string {

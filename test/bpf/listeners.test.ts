@@ -1,0 +1,337 @@
+import { readdirSync, readlinkSync } from 'node:fs';
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import { u32 } from '../../src/datapath/layouts.js';
+import {
+  Listeners,
+  slotIndex,
+  type WantedInstance,
+  type WantedListener,
+} from '../../src/datapath/listeners.js';
+import type { BpfMap } from '../../src/native/bpf.js';
+import {
+  closeFd,
+  pidfdGetfd,
+  pidfdOpen,
+  type SocketInfo,
+  socketInfo,
+  tcpListeners,
+} from '../../src/native/kernel.js';
+import { Cleanup, Netns, startProcess, temporaryBpffs } from '../unit/native-lab.js';
+import { openIn } from './datapath-lab.js';
+
+const V4 = slotIndex(0, 'outbound', 4);
+const V6 = slotIndex(0, 'outbound', 6);
+
+const cleanup = new Cleanup();
+let netns: Netns;
+let map: BpfMap;
+let log: { level: 'info' | 'warn'; message: string; fields: object }[];
+
+beforeEach(() => {
+  netns = cleanup.owned(new Netns());
+  map = openIn(cleanup, temporaryBpffs(cleanup)).maps.listeners;
+  log = [];
+});
+
+afterEach(() => cleanup.run());
+
+interface Proxy {
+  readonly pid: number;
+  readonly port: number;
+  /** Of a process that got the socket from this one. */
+  readonly heir: number;
+  /** Resolves when the process has ended and its sockets are closed. */
+  kill(): Promise<void>;
+}
+
+/** A process in the namespace that listens; `port` 0 lets the kernel choose. */
+async function startProxy(listen: object, options: { heir?: boolean } = {}): Promise<Proxy> {
+  const heir = `spawn('sleep', ['600'], { stdio: ['ignore', 'ignore', 'ignore', server._handle.fd] }).pid`;
+  const code = `
+    const { spawn } = require('node:child_process');
+    const server = require('node:net').createServer().listen(${JSON.stringify(listen)}, () =>
+      console.log(JSON.stringify({ port: server.address().port, heir: ${options.heir === true ? heir : 0} })));`;
+  const { child, pid, hello } = await startProcess<{ port: number; heir: number }>(
+    cleanup,
+    'nsenter',
+    `--net=${netns.path}`,
+    process.execPath,
+    '-e',
+    code,
+  );
+  if (hello.heir > 0) {
+    cleanup.add(hello.heir, (it) => void process.kill(it, 'SIGKILL'));
+  }
+  const kill = async () => {
+    const ended = new Promise((resolve) => child.once('exit', resolve));
+    child.kill('SIGKILL');
+    await ended;
+  };
+  return { pid, ...hello, kill };
+}
+
+function listenersOf(...instances: { outbound?: WantedListener[]; inbound?: WantedListener[] }[]): Listeners {
+  const wanted: WantedInstance[] = instances.map(({ outbound = [], inbound = [] }, i) => ({
+    name: `proxy${i}`,
+    outbound,
+    inbound,
+  }));
+  return new Listeners(map, wanted, {
+    info: (fields, message) => void log.push({ level: 'info', message, fields }),
+    warn: (fields, message) => void log.push({ level: 'warn', message, fields }),
+  });
+}
+
+function at(host: string, port: number): WantedListener {
+  return { host, port, family: host.includes(':') ? 6 : 4 };
+}
+
+const refresh = (listeners: Listeners) => netns.run(() => listeners.refresh());
+const cookieIn = (slot: number) => map.get(u32(slot))?.readBigUInt64LE(0);
+const cookieOf = (host: string, port: number) =>
+  netns.run(tcpListeners).find((socket) => socket.address === host && socket.port === port)?.cookie;
+
+/** The process's own view of its listening socket. */
+function socketOf(pid: number): SocketInfo {
+  const pidfd = pidfdOpen(pid);
+  try {
+    for (const name of readdirSync(`/proc/${pid}/fd`)) {
+      if (readlinkSync(`/proc/${pid}/fd/${name}`).startsWith('socket:')) {
+        const fd = pidfdGetfd(pidfd, Number(name));
+        try {
+          const info = socketInfo(fd);
+          if (info.listening) {
+            return info;
+          }
+        } catch {
+          // a Unix socket: one of the standard streams
+        } finally {
+          closeFd(fd);
+        }
+      }
+    }
+  } finally {
+    closeFd(pidfd);
+  }
+  throw new Error(`process ${pid} does not listen`);
+}
+
+describe('a listener is adopted by its address', () => {
+  it.each([
+    ['of IPv4', '127.0.0.1', V4],
+    ['of IPv6', '::1', V6],
+    ['of all of IPv4', '0.0.0.0', V4],
+  ])('%s, from whichever process owns it, and becomes transparent', async (_what, host, slot) => {
+    const proxy = await startProxy({ host, port: 0 });
+    expect(socketOf(proxy.pid).transparent).toBe(false);
+    const listeners = listenersOf({ outbound: [at(host, proxy.port)] });
+    expect(refresh(listeners)).toBe(true);
+    expect(cookieIn(slot)).toBe(cookieOf(host, proxy.port));
+    expect(socketOf(proxy.pid)).toMatchObject({ transparent: true, cookie: cookieIn(slot) });
+    expect(listeners.status().find(({ adopted }) => adopted)).toEqual({
+      instance: 'proxy0',
+      direction: 'outbound',
+      family: slot === V4 ? 4 : 6,
+      address: host.includes(':') ? `[${host}]:${proxy.port}` : `${host}:${proxy.port}`,
+      adopted: true,
+      pid: proxy.pid,
+      process: 'node',
+    });
+    expect(map.entries()).toHaveLength(1);
+    expect(refresh(listeners)).toBe(false);
+    expect(log).toMatchObject([{ level: 'info', message: 'listener adopted', fields: { pid: proxy.pid } }]);
+  });
+
+  it('of [::] serves both families', async () => {
+    const proxy = await startProxy({ host: '::', port: 0 });
+    const listeners = listenersOf({ outbound: [at('::', proxy.port)] });
+    refresh(listeners);
+    expect(cookieIn(V6)).toBe(cookieOf('::', proxy.port));
+    expect(cookieIn(V4)).toBe(cookieIn(V6));
+    expect(listeners.status().map(({ family, adopted }) => [family, adopted])).toEqual([
+      [4, true],
+      [6, true],
+    ]);
+  });
+
+  it('of [::] for IPv6 only does not serve IPv4', async () => {
+    const proxy = await startProxy({ host: '::', port: 0, ipv6Only: true });
+    const listeners = listenersOf({ outbound: [at('::', proxy.port)] });
+    refresh(listeners);
+    expect(cookieIn(V6)).toBe(cookieOf('::', proxy.port));
+    expect(cookieIn(V4)).toBeUndefined();
+    expect(listeners.status()).toMatchObject([
+      { family: 4, adopted: false },
+      { family: 6, adopted: true },
+    ]);
+  });
+
+  it('and by no other: not on another port, address or namespace', async () => {
+    const { port } = await startProxy({ host: '127.0.0.1', port: 0 });
+    const listeners = listenersOf(
+      { outbound: [at('127.0.0.1', port === 1024 ? 1025 : port - 1)] },
+      { outbound: [at('0.0.0.0', port)] },
+      { outbound: [at('127.0.0.2', port)] },
+      { outbound: [at('::', port)] },
+    );
+    expect(refresh(listeners)).toBe(false);
+    const outside = cleanup.owned(new Netns());
+    expect(outside.run(() => listenersOf({ outbound: [at('127.0.0.1', port)] }).refresh())).toBe(false);
+    expect(map.entries()).toEqual([]);
+  });
+
+  it('into the slot of its instance and direction', async () => {
+    const first = await startProxy({ host: '127.0.0.1', port: 0 });
+    const second = await startProxy({ host: '::1', port: 0 });
+    refresh(listenersOf({}, { outbound: [at('127.0.0.1', first.port)], inbound: [at('::1', second.port)] }));
+    expect(map.entries().map(([key]) => key.readUInt32LE(0))).toEqual([4, 7]);
+    expect(cookieIn(slotIndex(1, 'outbound', 4))).toBe(cookieOf('127.0.0.1', first.port));
+    expect(cookieIn(slotIndex(1, 'inbound', 6))).toBe(cookieOf('::1', second.port));
+  });
+});
+
+describe('when a listener closes', () => {
+  it('it leaves the map by itself, and its successor is adopted at the next look', async () => {
+    const proxy = await startProxy({ host: '127.0.0.1', port: 0 });
+    const listeners = listenersOf({ outbound: [at('127.0.0.1', proxy.port)] });
+    refresh(listeners);
+    const before = cookieIn(V4);
+    await proxy.kill();
+    await vi.waitFor(() => expect(cookieIn(V4)).toBeUndefined());
+    expect(listeners.status()).toMatchObject([
+      { family: 4, adopted: false },
+      { family: 6, adopted: false, address: 'not configured' },
+    ]);
+    refresh(listeners);
+    refresh(listeners);
+    const successor = await startProxy({ host: '127.0.0.1', port: proxy.port });
+    expect(refresh(listeners)).toBe(true);
+    expect(cookieIn(V4)).toBe(cookieOf('127.0.0.1', proxy.port));
+    expect(cookieIn(V4)).not.toBe(before);
+    expect(listeners.status()[0]).toMatchObject({ adopted: true, pid: successor.pid });
+    expect(log.map(({ message }) => message)).toEqual([
+      'listener adopted',
+      'listener gone: new connections meet the failure policy',
+      'listener adopted',
+    ]);
+  });
+
+  it('its successor is adopted also where nobody looked between the two', async () => {
+    const proxy = await startProxy({ host: '::', port: 0 });
+    const listeners = listenersOf({ outbound: [at('::', proxy.port)] });
+    refresh(listeners);
+    await proxy.kill();
+    const successor = await startProxy({ host: '::', port: proxy.port });
+    expect(refresh(listeners)).toBe(true);
+    expect(cookieIn(V4)).toBe(cookieOf('::', proxy.port));
+    expect(listeners.status()).toMatchObject([{ pid: successor.pid }, { pid: successor.pid }]);
+  });
+
+  it('another member of its reuseport group is adopted', async () => {
+    const port = 8127;
+    const member = async () => {
+      const count = () => netns.run(tcpListeners).length;
+      const before = count();
+      const socat = `TCP4-LISTEN:${port},bind=127.0.0.1,reuseport,fork`;
+      const started = startProcess(
+        cleanup,
+        'nsenter',
+        `--net=${netns.path}`,
+        'sh',
+        '-c',
+        `echo $$; exec socat ${socat} PIPE`,
+      );
+      const { child, pid } = await started;
+      await vi.waitFor(() => expect(count()).toBe(before + 1), 10_000);
+      return { pid, kill: () => child.kill('SIGKILL') };
+    };
+    const members = [await member(), await member()];
+    const listeners = listenersOf({ outbound: [at('127.0.0.1', port)] });
+    refresh(listeners);
+    const before = cookieIn(V4);
+    const adopted = members.find(({ pid }) => pid === listeners.status()[0]?.pid);
+    const other = members.find(({ pid }) => pid !== adopted?.pid);
+    adopted?.kill();
+    await vi.waitFor(() => expect(cookieIn(V4)).toBeUndefined());
+    expect(refresh(listeners)).toBe(true);
+    expect(cookieIn(V4)).toBeDefined();
+    expect(cookieIn(V4)).not.toBe(before);
+    expect(listeners.status()[0]).toMatchObject({ adopted: true, pid: other?.pid, process: 'socat' });
+    expect(socketOf(other?.pid ?? 0)).toMatchObject({ transparent: true, cookie: cookieIn(V4) });
+  });
+
+  it('only in the process that opened it, and not in the one it was handed to, it stays', async () => {
+    const proxy = await startProxy({ host: '127.0.0.1', port: 0 }, { heir: true });
+    const listeners = listenersOf({ outbound: [at('127.0.0.1', proxy.port)] });
+    refresh(listeners);
+    const before = cookieIn(V4);
+    expect(listeners.status()[0]).toMatchObject({ pid: proxy.pid });
+    await proxy.kill();
+    refresh(listeners);
+    expect(cookieIn(V4)).toBe(before);
+    expect(listeners.status()[0]).toMatchObject({ adopted: true, pid: proxy.heir, process: 'sleep' });
+    expect(refresh(listeners)).toBe(false);
+  });
+});
+
+describe('the next agent', () => {
+  it('keeps the sockets in the map and learns whose they are', async () => {
+    const proxy = await startProxy({ host: '127.0.0.1', port: 0 });
+    const wanted = { outbound: [at('127.0.0.1', proxy.port)] };
+    refresh(listenersOf(wanted));
+    const before = cookieIn(V4);
+    const listeners = listenersOf(wanted);
+    refresh(listeners);
+    expect(cookieIn(V4)).toBe(before);
+    expect(listeners.status()[0]).toMatchObject({ adopted: true, pid: proxy.pid });
+    expect(refresh(listeners)).toBe(false);
+  });
+
+  it('drops slots of instances that it has not, and of addresses that are not configured any more', async () => {
+    const [first, second, third] = [
+      await startProxy({ host: '127.0.0.1', port: 0 }),
+      await startProxy({ host: '127.0.0.1', port: 0 }),
+      await startProxy({ host: '::1', port: 0 }),
+    ];
+    refresh(
+      listenersOf(
+        { outbound: [at('127.0.0.1', first.port), at('::1', third.port)] },
+        { outbound: [at('127.0.0.1', second.port)] },
+      ),
+    );
+    expect(map.entries()).toHaveLength(3);
+    const listeners = listenersOf({ outbound: [at('127.0.0.1', second.port)] });
+    expect(refresh(listeners)).toBe(true);
+    expect(map.entries()).toHaveLength(1);
+    expect(cookieIn(V4)).toBe(cookieOf('127.0.0.1', second.port));
+    expect(refresh(listeners)).toBe(false);
+  });
+});
+
+it('no descriptor is left behind, however often a listener is adopted', async () => {
+  const proxy = await startProxy({ host: '::', port: 0 });
+  const listeners = listenersOf({ outbound: [at('::', proxy.port)] });
+  refresh(listeners);
+  const descriptors = () => readdirSync('/proc/self/fd').length;
+  const before = descriptors();
+  for (let i = 0; i < 200; i++) {
+    if (i % 4 === 0) {
+      map.delete(u32(V4)); // adopted anew
+    }
+    expect(refresh(listeners)).toBe(i % 4 === 0);
+  }
+  expect(descriptors()).toBe(before);
+  await proxy.kill();
+  await vi.waitFor(() => expect(map.entries()).toEqual([]));
+});
+
+it('refuses more instances than the map has room for', () => {
+  const instances = Array.from({ length: map.maxEntries / 4 + 1 }, () => ({}));
+  expect(() => listenersOf(...instances)).toThrow(
+    expect.objectContaining({
+      code: 'LISTENER_LIMIT',
+      message: 'instances: at most 256 are possible, 257 are configured',
+    }),
+  );
+  expect(() => listenersOf(...instances.slice(1))).not.toThrow();
+});

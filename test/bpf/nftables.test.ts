@@ -1,0 +1,186 @@
+import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
+import type { NftSettings } from '../../src/datapath/nftables.js';
+import { Netns } from '../unit/native-lab.js';
+import { NftInside } from './in-netns.js';
+
+const SETTINGS: NftSettings = {
+  mark: { value: 0x40, mask: 0x40 },
+  pods4: ['10.66.0.3', '10.66.0.20'],
+  pods6: ['fd00:66::3'],
+};
+
+const CREATED = ['table inet nodesentry'];
+const REPAIRED = ['contents of table inet nodesentry'];
+
+const OTHERS = `
+table ip kube-proxy {
+  counter hits { packets 5 bytes 300 }
+  chain services {
+    type nat hook prerouting priority dstnat; policy accept;
+    ip daddr 10.96.0.10 tcp dport 53 dnat to 10.66.0.3:53 comment "dns"
+  }
+}
+table inet nodesentry2 {
+  set pods4 { type ipv4_addr; elements = { 192.0.2.1 } }
+}
+table ip6 nodesentry {
+  chain prerouting { type filter hook prerouting priority -300; policy accept; }
+}
+`;
+
+let netns: Netns;
+let inside: NftInside;
+
+beforeAll(() => {
+  netns = new Netns();
+  inside = new NftInside(netns.path);
+});
+
+afterEach(() => void nft('flush', 'ruleset'));
+
+afterAll(async () => {
+  await inside?.close();
+  netns?.close();
+});
+
+function nft(...args: string[]): string {
+  return netns.exec('nft', ...args);
+}
+
+/** Our table without the handles, which count up with each change. */
+const table = () => nft('list', 'table', 'inet', 'nodesentry');
+const handles = () => nft('-a', 'list', 'table', 'inet', 'nodesentry');
+
+describe('the table', () => {
+  it('takes intercepted packets and their replies out of connection tracking', async () => {
+    expect(await inside.ensure(SETTINGS)).toEqual(CREATED);
+    const text = table().replaceAll(/\s+/g, ' ');
+    expect(text).toContain('elements = { 10.66.0.3, 10.66.0.20 }');
+    expect(text).toContain('elements = { fd00:66::3 }');
+    expect(text).toContain('type filter hook prerouting priority raw; policy accept; meta mark & 0x00000040');
+    expect(text).toContain('ip daddr @pods4 socket transparent 1 notrack');
+    expect(text).toContain('ip6 daddr @pods6 socket transparent 1 notrack');
+    expect(text.match(/notrack/g)).toHaveLength(3);
+  });
+
+  it('is not written again while it is as wanted', async () => {
+    await inside.ensure(SETTINGS);
+    const before = handles();
+    expect(await inside.ensure(SETTINGS)).toEqual([]);
+    expect(await inside.ensure({ ...SETTINGS, pods4: [...SETTINGS.pods4].reverse() })).toEqual([]);
+    expect(handles()).toBe(before);
+  });
+
+  it('stands without any pod, and with 2,000', async () => {
+    const none = { ...SETTINGS, pods4: [], pods6: [] };
+    expect(await inside.ensure(none)).toEqual(CREATED);
+    expect(await inside.ensure(none)).toEqual([]);
+    const many = (prefix: string, separator: string) =>
+      Array.from({ length: 1_000 }, (_, i) => `${prefix}${1 + (i >> 7)}${separator}${1 + (i & 0x7f)}`);
+    const pods4 = many('10.66.', '.');
+    const pods6 = many('fd00::', ':');
+    expect(await inside.ensure({ ...SETTINGS, pods4, pods6 })).toEqual(REPAIRED);
+    expect(await inside.ensure({ ...SETTINGS, pods4, pods6 })).toEqual([]);
+  });
+
+  it.each([
+    ['a pod came', { ...SETTINGS, pods4: [...SETTINGS.pods4, '10.66.0.9'] }, '10.66.0.9'],
+    ['a pod went', { ...SETTINGS, pods6: [] }, 'set pods6'],
+    ['the mark changed', { ...SETTINGS, mark: { value: 0x400, mask: 0xf00 } }, '0x00000f00'],
+  ])('follows when %s', async (_what, settings, text) => {
+    await inside.ensure(SETTINGS);
+    expect(await inside.ensure(settings)).toEqual(REPAIRED);
+    expect(table()).toContain(text);
+    expect(await inside.ensure(settings)).toEqual([]);
+  });
+});
+
+describe('what somebody did to the table is undone', () => {
+  const handleOf = (comment: string) =>
+    new RegExp(`comment "${comment}[^"]*" # handle (\\d+)`).exec(handles())?.[1] ?? '';
+  const inet = ['inet', 'nodesentry'];
+
+  it.each([
+    ['a rule deleted', () => nft('delete', 'rule', ...inet, 'output', 'handle', handleOf('output replies'))],
+    ['a rule added', () => nft('add', 'rule', ...inet, 'prerouting', 'tcp', 'dport', '80', 'drop')],
+    [
+      'a rule added with a comment',
+      () => nft('add', 'rule', ...inet, 'output', 'drop', 'comment', '"output replies IPv4"'),
+    ],
+    ['the rules flushed', () => nft('flush', 'table', ...inet)],
+    ['a chain added', () => nft('add', 'chain', ...inet, 'input')],
+    ['a policy changed', () => nft('add', 'chain', ...inet, 'output', '{ policy drop; }')],
+    ['a chain deleted', () => nft('delete', 'chain', ...inet, 'prerouting')],
+    ['an address added', () => nft('add', 'element', ...inet, 'pods4', '{ 192.0.2.7 }')],
+    ['an address deleted', () => nft('delete', 'element', ...inet, 'pods6', '{ fd00:66::3 }')],
+    ['a set flushed', () => nft('flush', 'set', ...inet, 'pods4')],
+  ])('%s', async (_what, tamper) => {
+    await inside.ensure(SETTINGS);
+    const before = table();
+    tamper();
+    expect(table()).not.toBe(before);
+    expect(await inside.ensure(SETTINGS)).toEqual(REPAIRED);
+    expect(table()).toBe(before);
+  });
+
+  it('the table deleted', async () => {
+    await inside.ensure(SETTINGS);
+    const before = table();
+    nft('delete', 'table', 'inet', 'nodesentry');
+    expect(await inside.ensure(SETTINGS)).toEqual(CREATED);
+    expect(table()).toBe(before);
+  });
+});
+
+describe('the tables of others', () => {
+  it('stay as they are, byte for byte, whatever happens to ours', async () => {
+    nft(OTHERS);
+    const before = nft('-a', 'list', 'ruleset');
+    await inside.ensure(SETTINGS);
+    await inside.ensure({ ...SETTINGS, pods4: [] });
+    expect(nft('-a', 'list', 'ruleset').startsWith(before.trimEnd())).toBe(true);
+    expect(await inside.remove()).toEqual(CREATED);
+    expect(nft('-a', 'list', 'ruleset')).toBe(before);
+  });
+});
+
+describe('removal', () => {
+  it('leaves no table, and finds nothing the second time', async () => {
+    await inside.ensure(SETTINGS);
+    expect(await inside.remove()).toEqual(CREATED);
+    expect(nft('list', 'ruleset')).toBe('');
+    expect(await inside.remove()).toEqual([]);
+  });
+});
+
+describe('failures', () => {
+  it('say what nft said', async () => {
+    await expect(inside.ensure({ ...SETTINGS, pods4: ['10.66.0.300'] })).rejects.toMatchObject({
+      code: 'NFT_FAILED',
+      message: expect.stringContaining('10.66.0.300'),
+    });
+    expect(nft('list', 'ruleset')).toBe('');
+  });
+
+  it('leave the table as it was', async () => {
+    await inside.ensure(SETTINGS);
+    const before = handles();
+    await expect(inside.ensure({ ...SETTINGS, pods6: ['10.66.0.3'] })).rejects.toMatchObject({
+      code: 'NFT_FAILED',
+    });
+    expect(handles()).toBe(before);
+  });
+
+  it('name the package where the command is missing', async () => {
+    const without = new NftInside(netns.path, { PATH: '/nonexistent' });
+    try {
+      await expect(without.ensure(SETTINGS)).rejects.toMatchObject({
+        code: 'NFT_FAILED',
+        message:
+          'nft -j list table inet nodesentry: the nft command is not installed (Debian package nftables)',
+      });
+    } finally {
+      await without.close();
+    }
+  });
+});

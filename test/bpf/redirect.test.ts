@@ -1,0 +1,211 @@
+import { execFileSync } from 'node:child_process';
+import { readdirSync } from 'node:fs';
+import { join } from 'node:path';
+import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { type Attachment, CLSACT, Redirect } from '../../src/datapath/redirect.js';
+import { attachTcx, type BpfProgram, queryClsact, queryTcx } from '../../src/native/bpf.js';
+import { interfaceIndex } from '../../src/native/kernel.js';
+import { Cleanup, loadProbe, Netns, temporaryBpffs } from '../unit/native-lab.js';
+import { openIn } from './datapath-lab.js';
+
+const cleanup = new Cleanup();
+let netns: Netns;
+let ifindex: number;
+let bpffs: string;
+let linksPath: string;
+/** The programs of this agent, and of one with another mark after it. */
+let before: Readonly<Record<'pod_egress' | 'bridge_steer' | 'reuse', BpfProgram>>;
+let after: typeof before;
+
+beforeEach(() => {
+  netns = cleanup.owned(new Netns());
+  ifindex = netns.addVeth('pod');
+  bpffs = join(temporaryBpffs(cleanup), 'nodesentry');
+  const first = openIn(cleanup, bpffs);
+  linksPath = first.linksPath;
+  before = first.programs;
+  after = openIn(cleanup, bpffs, { value: 0x80, mask: 0x80 }).programs;
+});
+
+afterEach(() => cleanup.run());
+
+function tc(...args: string[]): string {
+  return netns.exec('tc', ...args);
+}
+
+describe.each([
+  { way: 'a tcx link', tcx: true },
+  { way: 'a clsact filter', tcx: false },
+])('by $way', ({ tcx }) => {
+  let redirect: Redirect;
+  let egress: Attachment;
+
+  beforeEach(() => {
+    redirect = new Redirect({ linksPath, tcx });
+    egress = { role: 'egress', ifindex };
+  });
+
+  const attach = (program: BpfProgram, at = egress) => netns.run(() => redirect.attach(at, program));
+  const detach = (at = egress) => netns.run(() => redirect.detach(at));
+  const isAttached = (program: BpfProgram, at = egress) => netns.run(() => redirect.isAttached(at, program));
+  /** Programs that run at the interface's ingress, ours and others'. */
+  const running = (at = ifindex) =>
+    netns.run(() =>
+      tcx
+        ? queryTcx(at, 'ingress').map((entry) => entry.programId)
+        : [queryClsact(at, 'ingress', CLSACT)?.programId].filter((id) => id !== undefined),
+    );
+
+  it('a program is attached, kept, exchanged and taken off', () => {
+    expect(isAttached(before.pod_egress)).toBe(false);
+    expect(attach(before.pod_egress)).toBe('attached');
+    expect(attach(before.pod_egress)).toBe('kept');
+    expect(running()).toEqual([before.pod_egress.id]);
+    expect(attach(after.pod_egress)).toBe('updated');
+    expect(running()).toEqual([after.pod_egress.id]);
+    expect(isAttached(before.pod_egress)).toBe(false);
+    expect(isAttached(after.pod_egress)).toBe(true);
+    expect(redirect.list()).toEqual([egress]);
+    detach();
+    expect(running()).toEqual([]);
+    expect(redirect.list()).toEqual([]);
+    expect(readdirSync(linksPath)).toEqual([]);
+    detach();
+  });
+
+  it("somebody else's tcx program and filter stay beside it, untouched", () => {
+    const probe = cleanup.owned(loadProbe());
+    const other = cleanup.owned(probe.program('other'));
+    const link = cleanup.owned(netns.run(() => attachTcx(other, ifindex, 'ingress')));
+    tc('qdisc', 'add', 'dev', 'pod', 'clsact');
+    const match = ['prio', '9', 'u32', 'match', 'u32', '0', '0', 'flowid', '1:1'];
+    tc('filter', 'add', 'dev', 'pod', 'ingress', ...match);
+    const filters = () => tc('filter', 'show', 'dev', 'pod', 'ingress', 'prio', '9');
+    const theirs = { programId: other.id, linkId: link.id };
+    const filtersBefore = filters();
+    const untouched = () => {
+      expect(netns.run(() => queryTcx(ifindex, 'ingress'))).toContainEqual(theirs);
+      expect(filters()).toBe(filtersBefore);
+    };
+    for (const step of [() => attach(before.pod_egress), () => attach(after.pod_egress), () => detach()]) {
+      step();
+      untouched();
+    }
+    expect(running()).toEqual(tcx ? [other.id] : []);
+    expect(netns.run(() => queryTcx(ifindex, 'ingress'))).toEqual([theirs]);
+    expect(tc('qdisc', 'show', 'dev', 'pod')).toContain('clsact');
+  });
+
+  it('an interface and a bridge are told apart by their roles', () => {
+    netns.ip('link add br0 type bridge');
+    const bridge = netns.run(() => interfaceIndex('br0') ?? 0);
+    const steer: Attachment = { role: 'steer', ifindex: bridge };
+    attach(before.pod_egress);
+    expect(attach(before.bridge_steer, steer)).toBe('attached');
+    expect(redirect.list()).toHaveLength(2);
+    expect(redirect.list()).toEqual(expect.arrayContaining([egress, steer]));
+    expect(running(bridge)).toEqual([before.bridge_steer.id]);
+    detach();
+    expect(running(bridge)).toEqual([before.bridge_steer.id]);
+    detach(steer);
+  });
+
+  it('an interface that is gone is no reason to fail, and leaves no pin', () => {
+    attach(before.pod_egress);
+    netns.ip('link del pod');
+    expect(isAttached(before.pod_egress)).toBe(false);
+    detach();
+    expect(redirect.list()).toEqual([]);
+    expect(readdirSync(linksPath)).toEqual([]);
+  });
+
+  it('an interface that is gone cannot be attached to, with the reason', () => {
+    netns.ip('link del pod');
+    expect(() => attach(before.pod_egress)).toThrow(expect.objectContaining({ code: 'ENODEV' }));
+    expect(readdirSync(linksPath)).toEqual([]);
+    expect(redirect.list()).toEqual([]);
+  });
+
+  it('an ifindex that has come back under another interface is attached to anew', () => {
+    attach(before.pod_egress);
+    netns.ip('link del pod');
+    netns.ip(`link add name again index ${ifindex} type veth peer name again-peer`);
+    expect(isAttached(before.pod_egress)).toBe(false);
+    expect(attach(before.pod_egress)).toBe('attached');
+    expect(running()).toEqual([before.pod_egress.id]);
+    expect(attach(before.pod_egress)).toBe('kept');
+    detach();
+    expect(running()).toEqual([]);
+  });
+
+  it('a program that somebody took off is attached again', () => {
+    attach(before.pod_egress);
+    if (tcx) {
+      execFileSync('bpftool', ['link', 'detach', 'pinned', join(linksPath, `egress-${ifindex}`)]);
+    } else {
+      tc('filter', 'del', 'dev', 'pod', 'ingress', 'prio', String(CLSACT.priority));
+    }
+    expect(running()).toEqual([]);
+    expect(isAttached(before.pod_egress)).toBe(false);
+    expect(attach(before.pod_egress)).toBe('attached');
+    expect(running()).toEqual([before.pod_egress.id]);
+  });
+
+  it('the next agent finds what this one attached, keeps it, and can take it off', () => {
+    attach(before.pod_egress);
+    redirect = new Redirect({ linksPath, tcx });
+    netns.run(() => redirect.adoptFilters([1, ifindex, 9999]));
+    expect(redirect.list()).toEqual([egress]);
+    expect(attach(before.pod_egress)).toBe('kept');
+    detach();
+    expect(running()).toEqual([]);
+  });
+});
+
+describe('socket lookup', () => {
+  let redirect: Redirect;
+
+  beforeEach(() => {
+    redirect = new Redirect({ linksPath, tcx: true });
+  });
+
+  const attach = (program: BpfProgram) => netns.run(() => redirect.attachLookup(program));
+  /** Programs of sk_lookup in the namespace. */
+  const attached = () => {
+    const shown = JSON.parse(netns.exec('bpftool', '-j', 'link', 'show')) as {
+      type: string;
+      prog_id: number;
+      netns_ino?: number;
+    }[];
+    const own = Number(/\d+/.exec(netns.exec('readlink', '/proc/self/ns/net'))?.[0]);
+    return shown.filter(({ netns_ino }) => netns_ino === own).map(({ prog_id }) => prog_id);
+  };
+
+  it('is attached to the namespace of the agent, kept, exchanged and taken off', () => {
+    expect(attach(before.reuse)).toBe('attached');
+    expect(attach(before.reuse)).toBe('kept');
+    expect(attached()).toEqual([before.reuse.id]);
+    expect(attach(after.reuse)).toBe('updated');
+    expect(attached()).toEqual([after.reuse.id]);
+    expect(redirect.list()).toEqual([]);
+    expect(redirect.detachLookup()).toBe(true);
+    expect(attached()).toEqual([]);
+    expect(redirect.detachLookup()).toBe(false);
+  });
+
+  it('outlives its agent, and the next one takes it over', () => {
+    attach(before.reuse);
+    redirect = new Redirect({ linksPath, tcx: true });
+    expect(attached()).toEqual([before.reuse.id]);
+    expect(attach(before.reuse)).toBe('kept');
+    expect(redirect.detachLookup()).toBe(true);
+  });
+
+  it('that somebody detached is attached again', () => {
+    attach(before.reuse);
+    execFileSync('bpftool', ['link', 'detach', 'pinned', join(linksPath, 'lookup')]);
+    expect(attached()).toEqual([]);
+    expect(attach(before.reuse)).toBe('attached');
+    expect(attached()).toEqual([before.reuse.id]);
+  });
+});
