@@ -29,7 +29,7 @@ export interface ProxyOptions {
   readonly destinationOf?: (client: Socket) => Address | undefined;
 }
 
-export interface Proxy {
+export interface StartedProxy {
   /** Where it listens, in the order asked for. */
   readonly addresses: readonly Address[];
   /** Flows at this moment. */
@@ -41,7 +41,7 @@ const BACKLOG = 4_096;
 const KEEP_ALIVE_MS = 60_000;
 
 /** Throws where an address cannot be listened at; nothing stays open then. */
-export async function startProxy(options: ProxyOptions): Promise<Proxy> {
+export async function startProxy(options: ProxyOptions): Promise<StartedProxy> {
   const running = new RunningProxy(options);
   try {
     for (const address of options.listen) {
@@ -56,7 +56,7 @@ export async function startProxy(options: ProxyOptions): Promise<Proxy> {
 
 type Outcome<T> = { readonly value: T } | { readonly error: unknown };
 
-class RunningProxy implements Proxy {
+class RunningProxy implements StartedProxy {
   readonly addresses: Address[] = [];
   readonly #options: Required<ProxyOptions>;
   readonly #servers: Server[] = [];
