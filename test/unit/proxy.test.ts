@@ -6,7 +6,7 @@ import { afterEach, describe, expect, test, vi } from 'vitest';
 import { ApiError } from '../../src/api/client.js';
 import type { Resolution } from '../../src/identity/resolve.js';
 import { type Address, formatAddress, leadsBack, parseAddress, plainIp } from '../../src/proxy/addresses.js';
-import { type ProxyOptions, type Proxy as RunningProxy, startProxy } from '../../src/proxy/proxy.js';
+import { type ProxyOptions, type StartedProxy, startProxy } from '../../src/proxy/proxy.js';
 
 const opened: (() => Promise<unknown> | unknown)[] = [];
 
@@ -24,7 +24,7 @@ const WEB = {
 type Line = Record<string, unknown> & { message: string };
 
 interface Running {
-  readonly proxy: RunningProxy;
+  readonly proxy: StartedProxy;
   readonly lines: Line[];
   readonly asked: Parameters<ProxyOptions['client']['resolve']>[0][];
   dial(options?: { allowHalfOpen?: boolean }): Socket;
