@@ -55,6 +55,7 @@ export interface ListenersLog {
   warn(fields: object, message: string): void;
 }
 
+const RETRY_MS = 1_000;
 const WILDCARD: Readonly<Record<Family, string>> = { 4: '0.0.0.0', 6: '::' };
 
 export function slotIndex(instance: number, direction: 'outbound' | 'inbound', family: Family): number {
@@ -97,6 +98,8 @@ export class Listeners {
   readonly #slots: readonly Slot[];
   readonly #adopted = new Map<number, Adopted>();
   readonly #complaints = new Map<number, string>();
+  /** Sockets that could not be adopted: finding an owner walks /proc, so the same ones are not tried at every look. */
+  readonly #vain = new Map<number, { signature: string; untilMs: number }>();
   #first = true;
 
   constructor(map: BpfMap, instances: readonly WantedInstance[], log: ListenersLog) {
@@ -133,8 +136,18 @@ export class Listeners {
         this.#lost(slot);
         continue;
       }
+      const signature = candidates.map(({ cookie }) => cookie).join(' ');
+      const vain = this.#vain.get(slot.index);
+      if (vain?.signature === signature && performance.now() < vain.untilMs) {
+        continue;
+      }
       owners ??= socketOwners(new Set(sockets.map((socket) => socket.inode)));
-      changed = this.#adoptAny(slot, candidates, inMap, owners) || changed;
+      if (this.#adoptAny(slot, candidates, inMap, owners)) {
+        this.#vain.delete(slot.index);
+        changed = true;
+      } else {
+        this.#vain.set(slot.index, { signature, untilMs: performance.now() + RETRY_MS });
+      }
     }
     return changed;
   }

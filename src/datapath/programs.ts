@@ -167,11 +167,13 @@ export function openPrograms(options: ProgramsOptions): Programs {
       const path = join(programsPath, pin);
       if (existsSync(path) && takenOver) {
         programs.set(name, own(BpfProgram.openPinned(path)));
+        fresh.close();
       } else {
         rmSync(path, { force: true });
         fresh.pin(path);
         programs.set(name, fresh);
       }
+      object.close(); // it would keep the copies that nobody uses in the kernel
     }
     if (layouts === undefined) {
       throw new DatapathError('LAYOUT_MISMATCH', 'no BPF object was loaded');

@@ -94,8 +94,15 @@ it.each([
     ),
   );
   // The link goes while events are being lost: an old event that came late would bring it back for good.
-  flap('pod', 1000, 'link del pod');
-  await vi.waitFor(() => expect(resyncs).toBeGreaterThan(0));
+  // Whether a burst overruns the buffer is the scheduler's choice: until one does.
+  for (let round = 0; resyncs === 0 && round < 20; round++) {
+    if (round > 0) {
+      netns.addVeth('pod');
+    }
+    flap('pod', 1000, 'link del pod');
+    await vi.waitFor(() => expect(resyncs).toBeGreaterThan(0), 300).catch(() => undefined);
+  }
+  expect(resyncs).toBeGreaterThan(0);
   netns.ip('link add name after type bridge');
   await vi.waitFor(() => expect(known).toContain('after'));
   expect(known).not.toContain('pod');
