@@ -1,7 +1,7 @@
 import { Command } from 'commander';
 import type { CheckResult } from '../doctor/check.js';
 import { globalOptions } from './options.js';
-import { json, type Print, printToStdout } from './output.js';
+import { json, oneLine, type Print, printToStdout } from './output.js';
 
 const LABEL: Readonly<Record<CheckResult['status'], string>> = { ok: 'ok  ', warn: 'warn', fail: 'FAIL' };
 /** Where no configuration can be read: the places it would name by default. */
@@ -35,10 +35,11 @@ export function doctorCommand(print: Print = printToStdout): Command {
 
 function report(results: readonly CheckResult[]): string {
   const width = Math.max(...results.map(({ name }) => name.length));
-  return results
-    .flatMap(({ name, status, found, advice }) => [
-      `${LABEL[status]}  ${name.padEnd(width)}  ${found}`,
-      ...(advice === '' ? [] : [`${' '.repeat(width + 8)}→ ${advice}`]),
-    ])
-    .join('\n');
+  const count = (status: CheckResult['status']): number =>
+    results.filter((result) => result.status === status).length;
+  const lines = results.flatMap(({ name, status, found, advice }) => [
+    `${LABEL[status]}  ${name.padEnd(width)}  ${oneLine(found)}`,
+    ...(advice === '' ? [] : [`${' '.repeat(width + 8)}→ ${oneLine(advice)}`]),
+  ]);
+  return [...lines, '', `${count('ok')} ok, ${count('warn')} to look at, ${count('fail')} failed`].join('\n');
 }

@@ -10,21 +10,23 @@ export interface CheckResult {
   readonly advice: string;
 }
 
+export type Finding = Omit<CheckResult, 'name'>;
+
 /** A check may find several things; none means there is nothing to tell. */
 export interface Check {
   readonly name: string;
-  run(): Promise<readonly Omit<CheckResult, 'name'>[]> | readonly Omit<CheckResult, 'name'>[];
+  run(): Promise<readonly Finding[]> | readonly Finding[];
 }
 
-export function ok(found: string): Omit<CheckResult, 'name'> {
+export function ok(found: string): Finding {
   return { status: 'ok', found, advice: '' };
 }
 
-export function warn(found: string, advice: string): Omit<CheckResult, 'name'> {
+export function warn(found: string, advice: string): Finding {
   return { status: 'warn', found, advice };
 }
 
-export function fail(found: string, advice: string): Omit<CheckResult, 'name'> {
+export function fail(found: string, advice: string): Finding {
   return { status: 'fail', found, advice };
 }
 

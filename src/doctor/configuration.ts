@@ -1,12 +1,14 @@
 /** Whether what the configuration names is there: sources that answer, proxies that listen. */
 
-import { accessSync, constants } from 'node:fs';
+import { readFileSync } from 'node:fs';
 import { connect } from 'node:net';
-import type { Config } from '../config/config.js';
+import type { Config, ListenerAddress } from '../config/config.js';
 import { loadConfig } from '../config/load.js';
-import { tcpListeners } from '../native/kernel.js';
-import { type Check, fail, ok, warn } from './check.js';
+import type { Family } from '../datapath/netlink.js';
+import { type TcpListener, tcpListeners } from '../native/kernel.js';
+import { type Check, type Finding, fail, ok, warn } from './check.js';
 
+const FAMILIES: readonly Family[] = [4, 6];
 const WILDCARD = '::';
 
 /** The configuration where it is valid, for the checks after it. */
@@ -36,8 +38,8 @@ export function configurationChecks(config: Config): Check[] {
   return checks;
 }
 
-function cri(path: string) {
-  return new Promise<ReturnType<typeof ok>[]>((resolve) => {
+function cri(path: string): Promise<Finding[]> {
+  return new Promise((resolve) => {
     const socket = connect(path);
     socket.setTimeout(2_000, () => socket.destroy(new Error('no answer within 2 s')));
     socket.once('connect', () => {
@@ -52,45 +54,79 @@ function cri(path: string) {
   });
 }
 
-function readable(file: string) {
+function readable(file: string): Finding {
   try {
-    accessSync(file, constants.R_OK);
+    readFileSync(file);
     return ok(file);
   } catch (error) {
     return fail(error instanceof Error ? error.message : String(error), 'correct sources.static.file');
   }
 }
 
-/** Every instance and family: who listens, or which policy new connections meet. */
-function listeners(config: Config) {
-  const sockets = tcpListeners();
+/** Every instance, direction and family: who listens, or which policy new connections meet. */
+export function listeners(config: Config, sockets: readonly TcpListener[] = tcpListeners()): Finding[] {
   const policy =
     config.interception.failure === 'closed'
       ? 'connections are reset (failure: closed)'
       : 'connections go straight through (failure: open)';
-  return config.instances.flatMap(({ name, outbound }) =>
-    ([4, 6] as const).map((family) => {
-      const wanted =
-        outbound.find((address) => address.family === family) ??
-        (family === 4 ? outbound.find(({ host }) => host === WILDCARD) : undefined);
-      if (wanted === undefined) {
-        return warn(
-          `${name}: no IPv${family} address`,
-          `name one in instances.outbound; until then ${policy}`,
-        );
-      }
-      const found = sockets.some(
-        (socket) =>
-          socket.port === wanted.port &&
-          socket.address === wanted.host &&
-          (socket.family === family || (family === 4 && !socket.v6only)),
+  return config.instances.flatMap(({ name, outbound, inbound }) =>
+    FAMILIES.flatMap((family) => [
+      outboundListener(name, family, addressFor(outbound, family), sockets, policy),
+      ...inboundListener(name, family, addressFor(inbound, family), sockets),
+    ]),
+  );
+}
+
+function outboundListener(
+  instance: string,
+  family: Family,
+  wanted: ListenerAddress | undefined,
+  sockets: readonly TcpListener[],
+  policy: string,
+): Finding {
+  if (wanted === undefined) {
+    return warn(
+      `${instance}: no IPv${family} address`,
+      `name one in instances.outbound; until then IPv${family} ${policy}`,
+    );
+  }
+  return listensAt(wanted, family, sockets)
+    ? ok(`${instance}: outbound IPv${family} at ${wanted.text}`)
+    : warn(
+        `${instance}: nobody listens at ${wanted.text} for outbound IPv${family}`,
+        `start the proxy; until then ${policy}`,
       );
-      return found
-        ? ok(`${name}: IPv${family} at ${wanted.text}`)
-        : warn(
-            `${name}: nobody listens at ${wanted.text} for IPv${family}`,
-            `start the proxy; until then ${policy}`,
-          );
-    }),
+}
+
+/** This version intercepts what pods send, so an inbound listener that is not there harms nobody. */
+function inboundListener(
+  instance: string,
+  family: Family,
+  wanted: ListenerAddress | undefined,
+  sockets: readonly TcpListener[],
+): Finding[] {
+  if (wanted === undefined) {
+    return [];
+  }
+  const who = listensAt(wanted, family, sockets) ? '' : 'nobody listens; ';
+  return [
+    ok(`${instance}: inbound IPv${family} at ${wanted.text} (${who}this version does not intercept inbound)`),
+  ];
+}
+
+/** As the datapath chooses: an IPv6 wildcard serves IPv4 where no IPv4 address is named. */
+function addressFor(addresses: readonly ListenerAddress[], family: Family): ListenerAddress | undefined {
+  return (
+    addresses.find((address) => address.family === family) ??
+    (family === 4 ? addresses.find(({ host }) => host === WILDCARD) : undefined)
+  );
+}
+
+function listensAt(wanted: ListenerAddress, family: Family, sockets: readonly TcpListener[]): boolean {
+  return sockets.some(
+    (socket) =>
+      socket.port === wanted.port &&
+      socket.address === wanted.host &&
+      (socket.family === family || (family === 4 && !socket.v6only)),
   );
 }

@@ -1,15 +1,15 @@
 /** What of other people's is in the way: rules, routes, marks, firewalls, programs at our hook. */
 
-import { execFile } from 'node:child_process';
-import { promisify } from 'node:util';
 import { type Family, ROUTE_PROTOCOL, RouteSocket } from '../datapath/netlink.js';
 import { TABLE } from '../datapath/nftables.js';
-import { programInfo, queryTcx } from '../native/bpf.js';
-import { type Check, fail, ok, warn } from './check.js';
+import { type Check, type Finding, fail, ok, warn } from './check.js';
+import { refusals } from './firewall.js';
+import { hookFindings } from './hooks.js';
+import { type MarkUse, markUses } from './marks.js';
+import { type Rulesets, readRulesets } from './rulesets.js';
+import { type Command, runCommand, some } from './system.js';
 
-const run = promisify(execFile);
 const FAMILIES: readonly Family[] = [4, 6];
-const OURS: ReadonlySet<string> = new Set(['pod_egress', 'bridge_steer']);
 
 export interface Place {
   readonly mark: { readonly value: number; readonly mask: number };
@@ -17,17 +17,25 @@ export interface Place {
   readonly rulePriority: number;
 }
 
-export function neighbourChecks(place: Place): Check[] {
+export function neighbourChecks(place: Place, command: Command = runCommand): Check[] {
+  let reading: Promise<Rulesets> | undefined;
+  const rulesets = (): Promise<Rulesets> => {
+    reading ??= readRulesets(command);
+    return reading;
+  };
   return [
     { name: 'policy rules', run: () => rules(place) },
     { name: `table ${place.table}`, run: () => routes(place) },
-    { name: 'marks of others', run: () => marks(place) },
-    { name: 'host firewall', run: firewall },
-    { name: 'programs of others', run: programs },
+    { name: 'marks of others', run: async () => marks(place, await rulesets()) },
+    { name: 'host firewall', run: async () => firewall(place, await rulesets()) },
+    {
+      name: 'programs of others',
+      run: () => withSocket(async (socket) => hookFindings(await socket.links(), command)),
+    },
   ];
 }
 
-async function withSocket<T>(body: (socket: RouteSocket) => Promise<T>): Promise<T> {
+export async function withSocket<T>(body: (socket: RouteSocket) => Promise<T>): Promise<T> {
   const socket = new RouteSocket();
   try {
     return await body(socket);
@@ -36,9 +44,9 @@ async function withSocket<T>(body: (socket: RouteSocket) => Promise<T>): Promise
   }
 }
 
-function rules({ mark, table, rulePriority }: Place) {
+function rules({ mark, table, rulePriority }: Place): Promise<Finding[]> {
   return withSocket(async (socket) => {
-    const found = [];
+    const found: Finding[] = [];
     for (const family of FAMILIES) {
       for (const rule of await socket.rules(family)) {
         if (rule.protocol === ROUTE_PROTOCOL) {
@@ -49,20 +57,29 @@ function rules({ mark, table, rulePriority }: Place) {
           found.push(fail(`${what} uses table ${table}`, 'set interception.table to a free one'));
         }
         if ((rule.mask & mark.mask) !== 0) {
-          found.push(warn(`${what} matches our mark's bits`, 'set interception.mark to a bit nobody uses'));
+          found.push(
+            warn(
+              `${what} matches ${hex(rule.mark)}/${hex(rule.mask)}, which has bits of our ${markText(mark)}`,
+              (rule.mark & mark.mask) === 0
+                ? 'see that its packets never come from pods, or set interception.mark to bits nobody uses'
+                : 'packets that bear its mark would be delivered to this node: set interception.mark to bits nobody uses',
+            ),
+          );
         }
         if (rule.priority === rulePriority) {
           found.push(warn(`${what} has our priority`, 'set interception.rulePriority to a free one'));
         }
       }
     }
-    return found.length === 0 ? [ok(`nobody uses priority ${rulePriority} or our mark`)] : found;
+    return found.length === 0
+      ? [ok(`nobody else uses priority ${rulePriority}, table ${table} or mark ${markText(mark)}`)]
+      : found;
   });
 }
 
-function routes({ table }: Place) {
+function routes({ table }: Place): Promise<Finding[]> {
   return withSocket(async (socket) => {
-    const found = [];
+    const found: Finding[] = [];
     for (const family of FAMILIES) {
       const foreign = (await socket.routes(family, table)).filter(
         ({ protocol }) => protocol !== ROUTE_PROTOCOL,
@@ -70,14 +87,79 @@ function routes({ table }: Place) {
       if (foreign.length > 0) {
         found.push(
           fail(
-            `${foreign.length} IPv${family} routes of somebody else`,
+            `IPv${family} routes of somebody else: ${foreign.length}`,
             'set interception.table to a free one',
           ),
         );
       }
     }
-    return found.length === 0 ? [ok('free')] : found;
+    return found.length === 0 ? [ok('no routes of others')] : found;
   });
+}
+
+const CONSEQUENCES = [
+  {
+    does: 'sets',
+    verb: 'set bits of',
+    advice: 'packets that get it would be delivered to this node: set interception.mark to bits nobody uses',
+  },
+  {
+    does: 'overwrites',
+    verb: 'overwrite the whole mark, with it',
+    advice:
+      'an intercepted packet that meets the rule is lost: give the rule a mask (value/mask) without our bits',
+  },
+  {
+    does: 'matches',
+    verb: 'match on bits of',
+    advice:
+      'intercepted packets meet the rule: set interception.mark to bits nobody uses, or see that it may be so',
+  },
+] as const satisfies readonly { does: MarkUse['does']; verb: string; advice: string }[];
+
+function marks({ mark }: Place, rulesets: Rulesets): Finding[] {
+  const uses = markUses(rulesets, mark.mask);
+  const found = CONSEQUENCES.flatMap(({ does, verb, advice }) => {
+    const places = uses.filter((use) => use.does === does).map(({ where }) => where);
+    return places.length === 0 ? [] : [warn(`rules in ${some(places)} ${verb} ${markText(mark)}`, advice)];
+  });
+  return [
+    ...(found.length === 0 && rulesets.unread.length === 0
+      ? [ok(`no nftables or iptables rule touches ${markText(mark)}`)]
+      : found),
+    ...unread(rulesets),
+  ];
+}
+
+function firewall({ mark }: Place, rulesets: Rulesets): Finding[] {
+  const refused = refusals(rulesets, mark.value);
+  if (refused.length > 0) {
+    const hooks = [...new Set(refused.map(({ hook }) => hook))].join(' and ');
+    const places = [...new Set(refused.map(({ where }) => where))];
+    return [
+      warn(
+        `${hooks} drop by default`,
+        `intercepted flows are untracked: accept "ct state untracked" (iptables: --ctstate UNTRACKED) in ${some(places)}; see docs/datapath.md`,
+      ),
+    ];
+  }
+  return rulesets.unread.length > 0
+    ? unread(rulesets)
+    : [ok('accepts untracked packets on input and output, as far as can be told')];
+}
+
+function unread({ unread: reasons }: Rulesets): Finding[] {
+  return reasons.map((reason) =>
+    fail(`could not be checked: ${reason}`, 'run as root, or repair the command'),
+  );
+}
+
+function markText({ value, mask }: Place['mark']): string {
+  return `${hex(value)}/${hex(mask)}`;
+}
+
+function hex(value: number): string {
+  return `0x${(value >>> 0).toString(16)}`;
 }
 
 /** Values and masks that a rule set or match names after the word mark, in nft and iptables alike. */
@@ -97,66 +179,7 @@ export function marksIn(text: string): number[] {
   return found;
 }
 
-async function listing(command: string, args: readonly string[]): Promise<string> {
-  try {
-    return (await run(command, [...args], { timeout: 10_000, maxBuffer: 64 << 20 })).stdout;
-  } catch (error) {
-    if ((error as { code?: string }).code === 'ENOENT') {
-      return '';
-    }
-    throw error;
-  }
-}
-
 /** The rule set without our own table. */
 export function withoutOurs(ruleset: string): string {
   return ruleset.replace(new RegExp(`^table inet ${TABLE} \\{.*?^\\}`, 'gms'), '');
-}
-
-async function marks({ mark }: Place) {
-  const nft = withoutOurs(await listing('nft', ['list', 'ruleset']));
-  const texts: readonly (readonly [string, string])[] = [
-    ['nftables', nft],
-    ['iptables', await listing('iptables-legacy-save', [])],
-    ['ip6tables', await listing('ip6tables-legacy-save', [])],
-  ];
-  const found = texts
-    .filter(([, text]) => marksIn(text).some((value) => (value & mark.mask) !== 0))
-    .map(([where]) => {
-      const bits = `0x${mark.mask.toString(16)}`;
-      return warn(`rules in ${where} use the bits ${bits}`, 'set interception.mark to a bit nobody uses');
-    });
-  return found.length === 0 ? [ok('none uses our bits')] : found;
-}
-
-async function firewall() {
-  const ruleset = withoutOurs(await listing('nft', ['list', 'ruleset']));
-  const strict = [...ruleset.matchAll(/hook (input|output) [^;]*; policy drop;/g)].map((match) => match[1]);
-  return strict.length === 0
-    ? [ok('no input or output chain drops by default')]
-    : [
-        warn(
-          `${[...new Set(strict)].join(' and ')} drop by default`,
-          'intercepted flows are untracked: accept "ct state untracked" there (docs/datapath.md)',
-        ),
-      ];
-}
-
-/** At tc ingress of veths, the hook that we share; tcx runs in the order shown. */
-function programs() {
-  return withSocket(async (socket) => {
-    const found = [];
-    for (const link of (await socket.links()).filter(({ kind }) => kind === 'veth')) {
-      const names = queryTcx(link.index, 'ingress').map(
-        ({ programId }) => programInfo(programId)?.name ?? `#${programId}`,
-      );
-      const ours = names.findIndex((name) => OURS.has(name));
-      const before = ours === -1 ? names : names.slice(0, ours);
-      if (before.length > 0) {
-        const what = `${link.name}: ${before.join(', ')}${ours === -1 ? '' : ' before ours'}`;
-        found.push(warn(what, 'see that it passes on what it does not handle (TCX_NEXT)'));
-      }
-    }
-    return found.length === 0 ? [ok('none comes before ours at a veth')] : found;
-  });
 }

@@ -1,28 +1,28 @@
 /** What the kernel and the node's own settings have to offer. */
 
-import { execFile } from 'node:child_process';
-import { accessSync, constants, existsSync, readFileSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { release } from 'node:os';
 import { dirname } from 'node:path';
-import { promisify } from 'node:util';
-import { missingCapabilities } from '../datapath/capabilities.js';
+import { type Capability, missingCapabilities } from '../datapath/capabilities.js';
+import { refuseNewerLayout } from '../datapath/programs.js';
 import { isBpffs, tcxSupported } from '../native/bpf.js';
-import { type Check, fail, ok, warn } from './check.js';
+import { type Check, type Finding, fail, ok, warn } from './check.js';
+import { podInterfaces } from './hooks.js';
+import { withSocket } from './neighbours.js';
+import { type Command, isMissing, readSysctl, runCommand, type Sysctl, some } from './system.js';
 
-const run = promisify(execFile);
+/** Names of the interfaces of pods, as far as they can be told: veths and their bridges. */
+export type Interfaces = () => Promise<readonly string[]>;
 
-/** Reads of /proc/sys, so that settings this machine does not have can be tested. */
-export type Sysctl = (name: string) => string | undefined;
+const podInterfaceNames: Interfaces = () =>
+  withSocket(async (socket) => podInterfaces(await socket.links()).map(({ name }) => name));
 
-export const readSysctl: Sysctl = (name) => {
-  try {
-    return readFileSync(`/proc/sys/${name}`, 'utf8').trim();
-  } catch {
-    return undefined;
-  }
-};
-
-export function nodeChecks(bpffs: string, sysctl: Sysctl = readSysctl): Check[] {
+export function nodeChecks(
+  bpffs: string,
+  sysctl: Sysctl = readSysctl,
+  command: Command = runCommand,
+  interfaces: Interfaces = podInterfaceNames,
+): Check[] {
   return [
     { name: 'kernel', run: () => [kernel(release())] },
     {
@@ -33,7 +33,7 @@ export function nodeChecks(bpffs: string, sysctl: Sysctl = readSysctl): Check[] 
           : fail('no /sys/kernel/btf/vmlinux', 'use a kernel with CONFIG_DEBUG_INFO_BTF=y'),
       ],
     },
-    { name: 'capabilities', run: capabilities },
+    { name: 'capabilities', run: () => [capabilities()] },
     { name: 'bpffs', run: () => [bpffsAt(bpffs)] },
     {
       name: 'tcx',
@@ -43,7 +43,7 @@ export function nodeChecks(bpffs: string, sysctl: Sysctl = readSysctl): Check[] 
           : warn('not in this kernel', 'nothing to do: clsact filters are used instead; 6.6 is better'),
       ],
     },
-    { name: 'nftables', run: nft },
+    { name: 'nftables', run: async () => [await nft(command)] },
     {
       name: 'conntrack',
       run: () => [
@@ -53,7 +53,7 @@ export function nodeChecks(bpffs: string, sysctl: Sysctl = readSysctl): Check[] 
       ],
     },
     { name: 'forwarding', run: () => forwarding(sysctl) },
-    { name: 'reverse path', run: () => reversePath(sysctl) },
+    { name: 'reverse path', run: async () => reversePath(sysctl, await interfaces()) },
     { name: 'mark inheritance', run: () => markInheritance(sysctl) },
     { name: 'bridges', run: () => bridges(sysctl) },
   ];
@@ -72,40 +72,55 @@ export function kernel(version: string) {
     : ok(version);
 }
 
-function capabilities() {
-  const missing = missingCapabilities();
+export function capabilities(missing: readonly Capability[] = missingCapabilities()): Finding {
   return missing.length === 0
-    ? [ok('all that are needed')]
-    : missing.map(({ name, why }) => fail(`${name} is missing`, `run as root, or grant it: ${why}`));
+    ? ok('all that are needed')
+    : fail(
+        `missing: ${missing.map(({ name }) => name).join(', ')}`,
+        `run as root, or grant them: ${missing.map(({ name, why }) => `${name} for ${why}`).join('; ')}`,
+      );
 }
 
-function bpffsAt(path: string) {
-  const existing = [path, dirname(path), '/sys/fs/bpf'].find((candidate) => existsSync(candidate));
-  if (existing !== undefined && isBpffs(existing)) {
-    return ok(`mounted at ${existing}`);
+/** The agent mounts one itself, at /sys/fs/bpf for a folder below it, else at the folder (see programs.ts). */
+export function bpffsAt(path: string, filesystems = readFileSync('/proc/filesystems', 'utf8')): Finding {
+  const mounted = [path, dirname(path)].find((candidate) => existsSync(candidate) && isBpffs(candidate));
+  if (mounted !== undefined) {
+    try {
+      refuseNewerLayout(path);
+    } catch (error) {
+      return fail(error instanceof Error ? error.message : String(error), 'do what the message says');
+    }
+    return ok(`mounted at ${mounted}`);
   }
-  try {
-    accessSync(existing ?? '/', constants.W_OK);
-    return ok('not mounted; the agent mounts it');
-  } catch {
-    return fail(`not mounted at ${path}`, 'mount -t bpf bpf /sys/fs/bpf');
+  if (!/\tbpf$/m.test(filesystems)) {
+    return fail('not in this kernel', 'use a kernel with CONFIG_BPF_SYSCALL=y');
   }
+  const mountPoint = path.startsWith('/sys/fs/bpf/') ? '/sys/fs/bpf' : path;
+  return existsSync(dirname(mountPoint))
+    ? ok(`not mounted at ${mountPoint} yet: the agent does it`)
+    : fail(`${dirname(mountPoint)} does not exist`, 'create it, or correct --bpffs');
 }
 
-async function nft() {
+/** The expressions of our own table; with `-c` nothing is put in place. */
+const TRIAL = `table inet nodesentry_doctor {
+  chain trial {
+    meta l4proto tcp socket transparent 1 notrack
+  }
+}
+`;
+
+async function nft(command: Command): Promise<Finding> {
   try {
-    await run('nft', ['list', 'tables'], { timeout: 5_000 });
-    return [ok('the nft command works')];
+    await command('nft', ['-j', 'list', 'tables']);
+    await command('nft', ['-c', '-f', '-'], TRIAL);
+    return ok('the nft command works, and the kernel has socket and notrack');
   } catch (error) {
-    const { code } = error as { code?: string };
-    return code === 'ENOENT'
-      ? [fail('no nft command', 'install the package nftables')]
-      : [
-          fail(
-            `nft: ${String((error as { stderr?: string }).stderr ?? error).trim()}`,
-            'needs nf_tables in the kernel, and root',
-          ),
-        ];
+    return isMissing(error)
+      ? fail('no nft command', 'install the package nftables')
+      : fail(
+          error instanceof Error ? error.message : String(error),
+          'run as root; the kernel needs CONFIG_NF_TABLES_INET, CONFIG_NFT_SOCKET and CONFIG_NFT_CT',
+        );
   }
 }
 
@@ -124,13 +139,27 @@ function forwarding(sysctl: Sysctl) {
       ];
 }
 
-function reversePath(sysctl: Sysctl) {
-  const filter = sysctl('net/ipv4/conf/all/rp_filter') ?? '?';
-  const found = [ok(`rp_filter ${filter}: any value works, the agent checks sources itself`)];
-  if (sysctl('net/ipv4/conf/all/src_valid_mark') === '1') {
-    found.push(ok('src_valid_mark 1: the agent sets accept_local on interfaces of enrolled pods'));
+/** Strict is fine: a source that is not the pod's is dropped at our hook, one that is has its route back. */
+function reversePath(sysctl: Sysctl, interfaces: readonly string[]): Finding[] {
+  const setting = (name: string, key: string): string | undefined => sysctl(`net/ipv4/conf/${name}/${key}`);
+  const names = ['all', ...interfaces];
+  const filters = new Map<string, string[]>();
+  for (const name of names) {
+    const value = setting(name, 'rp_filter') ?? 'unknown';
+    filters.set(value, [...(filters.get(value) ?? []), name]);
   }
-  return found;
+  const found = [...filters].map(([value, where]) => `${value} on ${some(where)}`).join('; ');
+  const validated = names.filter((name) => setting(name, 'src_valid_mark') === '1');
+  return [
+    ok(`rp_filter ${found}: every value works, strict (1) too; the agent checks sources itself`),
+    ...(validated.length === 0
+      ? []
+      : [
+          ok(
+            `src_valid_mark 1 on ${some(validated)}: the agent sets accept_local on interfaces of enrolled pods`,
+          ),
+        ]),
+  ];
 }
 
 /** With either of these on, the proxy's replies take our mark over and are delivered to this node again. */
