@@ -1,7 +1,6 @@
 /** What of other people's is in the way: rules, routes, marks, firewalls, programs at our hook. */
 
 import { type Family, ROUTE_PROTOCOL, RouteSocket } from '../datapath/netlink.js';
-import { TABLE } from '../datapath/nftables.js';
 import { type Check, type Finding, fail, ok, warn } from './check.js';
 import { refusals } from './firewall.js';
 import { hookFindings } from './hooks.js';
@@ -149,9 +148,9 @@ function firewall({ mark }: Place, rulesets: Rulesets): Finding[] {
 }
 
 function unread({ unread: reasons }: Rulesets): Finding[] {
-  return reasons.map((reason) =>
-    fail(`could not be checked: ${reason}`, 'run as root, or repair the command'),
-  );
+  return reasons.length === 0
+    ? []
+    : [fail(`could not be checked: ${some(reasons, 1)}`, 'run as root, or repair the command')];
 }
 
 function markText({ value, mask }: Place['mark']): string {
@@ -160,26 +159,4 @@ function markText({ value, mask }: Place['mark']): string {
 
 function hex(value: number): string {
   return `0x${(value >>> 0).toString(16)}`;
-}
-
-/** Values and masks that a rule set or match names after the word mark, in nft and iptables alike. */
-export function marksIn(text: string): number[] {
-  const found: number[] = [];
-  for (const line of text.split('\n')) {
-    for (const match of line.matchAll(/\bmark\b[^\n]*?(0x[0-9a-f]+)(?:\/(0x[0-9a-f]+))?/gi)) {
-      found.push(Number(match[2] ?? match[1]));
-    }
-    for (const match of line.matchAll(
-      /(?:--set-xmark|--set-mark|--or-mark)\s+(0x[0-9a-f]+)(?:\/(0x[0-9a-f]+))?/gi,
-    )) {
-      const [, value, mask] = match;
-      found.push(mask === '0xffffffff' || mask === undefined ? Number(value) : Number(mask));
-    }
-  }
-  return found;
-}
-
-/** The rule set without our own table. */
-export function withoutOurs(ruleset: string): string {
-  return ruleset.replace(new RegExp(`^table inet ${TABLE} \\{.*?^\\}`, 'gms'), '');
 }

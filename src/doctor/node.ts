@@ -134,7 +134,7 @@ function forwarding(sysctl: Sysctl) {
     : [
         warn(
           `off for ${off.join(' and ')}`,
-          'intercepted flows do not need it, what pods send past the proxy does',
+          'turn it on (net.ipv4.ip_forward, net.ipv6.conf.all.forwarding): what pods send past the proxy needs it',
         ),
       ];
 }

@@ -57,26 +57,27 @@ const IPTABLES = ['iptables', 'ip6tables'] as const;
 /** Commands that are not installed have nothing to tell; those that fail are named in `unread`. */
 export async function readRulesets(command: Command): Promise<Rulesets> {
   const unread: string[] = [];
-  const listing = async (name: string, args: readonly string[]): Promise<string> => {
+  /** Undefined where the command is not installed. */
+  const listing = async (name: string, args: readonly string[] = []): Promise<string | undefined> => {
     try {
       return await command(name, args);
     } catch (error) {
-      if (!isMissing(error)) {
-        unread.push(error instanceof Error ? error.message : String(error));
+      if (isMissing(error)) {
+        return undefined;
       }
+      unread.push(error instanceof Error ? error.message : String(error));
       return '';
     }
   };
-  const iptables = new Map<string, IptablesTable>();
+  const iptables: IptablesTable[] = [];
   for (const family of IPTABLES) {
-    for (const variant of ['-save', '-nft-save', '-legacy-save']) {
-      for (const table of parseIptables(family, await listing(`${family}${variant}`, []))) {
-        iptables.set(`${family} ${table.backend} ${table.name}`, table); // the plain command is one of the others
-      }
-    }
+    const [nft, legacy] = [await listing(`${family}-nft-save`), await listing(`${family}-legacy-save`)];
+    // Where both are installed, the plain command is one of them; before iptables 1.8 there was no other.
+    const plain = nft === undefined && legacy === undefined ? await listing(`${family}-save`) : '';
+    iptables.push(...parseIptables(family, [nft, legacy, plain].join('\n')));
   }
-  const nftables = parseNft(await listing('nft', ['-j', 'list', 'ruleset']), [...iptables.values()]);
-  return { nftables, iptables: [...iptables.values()], unread };
+  const nftables = parseNft((await listing('nft', ['-j', 'list', 'ruleset'])) ?? '', iptables);
+  return { nftables, iptables, unread };
 }
 
 /** Leaves out our own table, and those that iptables-nft manages: its own listing says what is in them. */

@@ -5,7 +5,6 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, it } from 'vitest';
 import type { CheckResult } from '../../src/doctor/check.js';
-import { marksIn, withoutOurs } from '../../src/doctor/neighbours.js';
 import { kernel, nodeChecks } from '../../src/doctor/node.js';
 import { inNetns, type Output, run, runIn, tryRun } from '../lab/exec.js';
 
@@ -105,13 +104,4 @@ it('knows kernels by version', () => {
   expect(kernel('4.19.0')).toMatchObject({ status: 'fail' });
   expect(kernel('5.15.0-91-generic')).toMatchObject({ status: 'warn' });
   expect(kernel('6.6.1')).toMatchObject({ status: 'ok' });
-});
-
-it('reads marks with and without masks, and leaves our own table out', () => {
-  expect(marksIn('-A X -m mark --mark 0x4000/0x4000 -j MASQUERADE')).toContain(0x4000);
-  expect(marksIn('-A X -j MARK --set-xmark 0x40/0xffffffff')).toContain(0x40);
-  expect(marksIn('meta mark & 0x00000040 == 0x00000040 notrack')).toContain(0x40);
-  const ruleset = 'table inet nodesentry {\n\tchain a {\n\t\tmeta mark 0x40\n\t}\n}\ntable ip x {\n}\n';
-  expect(withoutOurs(ruleset)).not.toContain('0x40');
-  expect(withoutOurs(ruleset)).toContain('table ip x');
 });
