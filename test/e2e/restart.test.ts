@@ -69,7 +69,7 @@ describe('an agent that is killed', () => {
   it('leaves pods intercepted while no agent runs', async () => {
     const started = (await agent.packets('web')).FLOW_STARTED ?? 0;
     await agent.stop('SIGTERM');
-    // The reference proxy asks the agent and fails closed, so this dials a proxy that asks nobody.
+    // It reaches the proxy, which can ask nobody whose it is and so resets it: it did not get past.
     const dialled = await pod.app(['dial', REMOTE[4], '80'], 30_000);
     expect(reply(dialled).ok).toBe(false);
     await agent.start();
