@@ -62,15 +62,12 @@ export function slotIndex(instance: number, direction: 'outbound' | 'inbound', f
   return instance * 4 + (direction === 'inbound' ? 2 : 0) + (family === 6 ? 1 : 0);
 }
 
-/** An IPv6 wildcard that is not v6-only serves IPv4 as well (RFC 3493, 5.3). */
 function slotsOf(instance: WantedInstance, position: number): Slot[] {
   const slots: Slot[] = [];
   for (const direction of ['outbound', 'inbound'] as const) {
     const addresses = instance[direction];
     for (const family of [4, 6] as const) {
-      const wanted =
-        addresses.find((address) => address.family === family) ??
-        (family === 4 ? addresses.find((address) => address.host === WILDCARD[6]) : undefined);
+      const wanted = addressFor(addresses, family);
       slots.push({
         index: slotIndex(position, direction, family),
         instance: instance.name,
@@ -83,12 +80,18 @@ function slotsOf(instance: WantedInstance, position: number): Slot[] {
   return slots;
 }
 
-function serves(socket: Socket, slot: Slot): boolean {
-  const { wanted } = slot;
-  if (wanted === undefined || socket.port !== wanted.port || socket.address !== wanted.host) {
-    return false;
-  }
-  return socket.family === slot.family || (slot.family === 4 && socket.family === 6 && !socket.v6only);
+/** The address that serves a family: its own, or for IPv4 an IPv6 wildcard (RFC 3493, 5.3). */
+export function addressFor<T extends WantedListener>(addresses: readonly T[], family: Family): T | undefined {
+  return (
+    addresses.find((address) => address.family === family) ??
+    (family === 4 ? addresses.find((address) => address.host === WILDCARD[6]) : undefined)
+  );
+}
+
+/** Whether `socket` is the one that was asked for, and takes `family`. */
+export function serves(socket: Socket, wanted: WantedListener, family: Family): boolean {
+  const isThere = socket.port === wanted.port && socket.address === wanted.host;
+  return isThere && (socket.family === family || (family === 4 && socket.family === 6 && !socket.v6only));
 }
 
 /** Keeps the SOCKMAP in step with the sockets that listen in the current network namespace. */
@@ -121,7 +124,9 @@ export class Listeners {
     this.#first = false;
     let owners: ReadonlyMap<number, { pid: number; fd: number }> | undefined;
     for (const slot of this.#slots) {
-      const candidates = sockets.filter((socket) => serves(socket, slot));
+      const candidates = sockets.filter(
+        (socket) => slot.wanted !== undefined && serves(socket, slot.wanted, slot.family),
+      );
       const inMap = this.#cookieIn(slot.index);
       if (inMap !== undefined && candidates.some((socket) => socket.cookie === inMap)) {
         const adopted = this.#adopted.get(slot.index);

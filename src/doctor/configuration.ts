@@ -4,12 +4,12 @@ import { readFileSync } from 'node:fs';
 import { connect } from 'node:net';
 import type { Config, ListenerAddress } from '../config/config.js';
 import { loadConfig } from '../config/load.js';
+import { addressFor, serves } from '../datapath/listeners.js';
 import type { Family } from '../datapath/netlink.js';
 import { type TcpListener, tcpListeners } from '../native/kernel.js';
 import { type Check, type Finding, fail, ok, warn } from './check.js';
 
 const FAMILIES: readonly Family[] = [4, 6];
-const WILDCARD = '::';
 
 /** The configuration where it is valid, for the checks after it. */
 export function readConfig(path: string): { config: Config | undefined; check: Check } {
@@ -90,7 +90,7 @@ function outboundListener(
       `name one in instances.outbound; until then IPv${family} ${policy}`,
     );
   }
-  return listensAt(wanted, family, sockets)
+  return sockets.some((socket) => serves(socket, wanted, family))
     ? ok(`${instance}: outbound IPv${family} at ${wanted.text}`)
     : warn(
         `${instance}: nobody listens at ${wanted.text} for outbound IPv${family}`,
@@ -108,25 +108,8 @@ function inboundListener(
   if (wanted === undefined) {
     return [];
   }
-  const who = listensAt(wanted, family, sockets) ? '' : 'nobody listens; ';
+  const who = sockets.some((socket) => serves(socket, wanted, family)) ? '' : 'nobody listens; ';
   return [
     ok(`${instance}: inbound IPv${family} at ${wanted.text} (${who}this version does not intercept inbound)`),
   ];
-}
-
-/** As the datapath chooses: an IPv6 wildcard serves IPv4 where no IPv4 address is named. */
-function addressFor(addresses: readonly ListenerAddress[], family: Family): ListenerAddress | undefined {
-  return (
-    addresses.find((address) => address.family === family) ??
-    (family === 4 ? addresses.find(({ host }) => host === WILDCARD) : undefined)
-  );
-}
-
-function listensAt(wanted: ListenerAddress, family: Family, sockets: readonly TcpListener[]): boolean {
-  return sockets.some(
-    (socket) =>
-      socket.port === wanted.port &&
-      socket.address === wanted.host &&
-      (socket.family === family || (family === 4 && !socket.v6only)),
-  );
 }
