@@ -221,6 +221,30 @@ static __always_inline int without_socket(struct __sk_buff *skb, const struct pa
     return deliver(skb, packet, endpoint, listener, VERDICT_SYN_COOKIE);
 }
 
+/* The agent's own packet, sent from the pod's end of the interface: it has come as far as any of the pod's would.
+ * Only the nonce that is waited for is answered; a pod that sends such packets itself gains nothing. */
+static __always_inline bool answer_canary(struct __sk_buff *skb, const struct packet *packet,
+                                          const struct endpoint *endpoint) {
+    struct canary_key key = {.ifindex = skb->ifindex, .family = packet->family};
+    struct canary *canary = bpf_map_lookup_elem(&canaries, &key);
+    struct bpf_sock *listener;
+    __be32 sequence;
+
+    if (!canary || bpf_skb_load_bytes(skb, packet->l4 + offsetof(struct tcphdr, seq), &sequence, sizeof(sequence)))
+        return false;
+    if (bpf_ntohl(sequence) != canary->nonce)
+        return false;
+    listener = listener_socket(endpoint->instance, DIRECTION_EGRESS, packet->family);
+    canary->listening = listener ? 1 : 0;
+    if (listener)
+        bpf_sk_release(listener);
+    canary->endpoint = endpoint->id;
+    canary->generation = endpoint->generation;
+    canary->instance = endpoint->instance;
+    canary->answered = canary->nonce;
+    return true;
+}
+
 SEC("tc")
 int pod_egress(struct __sk_buff *skb) {
     const struct endpoint nobody = {};
@@ -246,6 +270,8 @@ int pod_egress(struct __sk_buff *skb) {
         return drop(endpoint, parsed);
 
     starts = (packet.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
+    if (starts && packet.key.dport == 0 && answer_canary(skb, &packet, endpoint))
+        return TC_ACT_SHOT;
     sk = connection_socket(skb, &packet);
     if (!sk)
         return starts ? start(skb, &packet, endpoint) : without_socket(skb, &packet, endpoint);

@@ -7,21 +7,26 @@ import type { Logger } from 'pino';
 import { startHttpApi } from './api/http.js';
 import { type Config, instanceFor } from './config/config.js';
 import { loadConfig } from './config/load.js';
+import { Canaries } from './datapath/canary.js';
 import { missingCapabilities } from './datapath/capabilities.js';
 import { EndpointTables } from './datapath/endpoints.js';
 import { Flows } from './datapath/flows.js';
 import { Listeners } from './datapath/listeners.js';
 import { RouteSocket } from './datapath/netlink.js';
+import { NotrackTable } from './datapath/nftables.js';
+import { NodeState } from './datapath/node-state.js';
 import { PodLinks } from './datapath/pod-links.js';
 import { openPrograms, type Programs } from './datapath/programs.js';
+import { Proofs } from './datapath/proofs.js';
 import { Reconciler } from './datapath/reconciler.js';
 import { Redirect } from './datapath/redirect.js';
+import { Repairs } from './datapath/repairs.js';
 import { InterfaceSysctls } from './datapath/sysctls.js';
 import { Datapath } from './datapath/view.js';
 import { IdentityService } from './identity/resolve.js';
 import { tcxSupported } from './native/bpf.js';
-import { openLinkEvents, peerCredentials } from './native/kernel.js';
-import { type PodSource, PodStore } from './pods/pod-store.js';
+import { type LinkEvent, Netfilter, openLinkEvents, peerCredentials } from './native/kernel.js';
+import { type PodChange, type PodSource, PodStore } from './pods/pod-store.js';
 import { CriSource } from './pods/sources/cri.js';
 import { StaticSource } from './pods/sources/static.js';
 import { takeLock } from './run-lock.js';
@@ -30,7 +35,9 @@ import { Metrics } from './telemetry/metrics.js';
 import { packageVersion } from './telemetry/version.js';
 
 const LISTENER_LOOK_MS = 100;
-const RECONCILE_MS = 2_000;
+/** The whole of the kernel's state is looked at this often, whether anything has happened or not. */
+const RECONCILE_MS = 1_000;
+const PROVE_MS = 250;
 
 export interface AgentOptions {
   readonly config: string;
@@ -116,7 +123,22 @@ async function start(
     config.instances,
     log.child({ part: 'listeners' }),
   );
-  const reconciler = createReconciler({ config, options, programs, socket, store, tables, synced, log });
+  const links = new PodLinks(socket);
+  const netfilter = opened.add(new Netfilter(), (handle) => handle.close());
+  const repairs = new Repairs(log.child({ part: 'datapath' }));
+  const reconciler = createReconciler({
+    config,
+    options,
+    programs,
+    socket,
+    links,
+    netfilter,
+    store,
+    tables,
+    repairs,
+    synced,
+    log,
+  });
   const flows = opened.add(
     new Flows({
       layouts: programs.layouts,
@@ -126,7 +148,7 @@ async function start(
     }),
     (handle) => handle.close(),
   );
-  const datapath = new Datapath({ tables, flows, listeners, reconciler });
+  const datapath = new Datapath({ tables, flows, listeners, reconciler, repairs });
 
   // Listeners before the first program: an enrolled pod must not meet an empty map for want of a look.
   listeners.refresh();
@@ -137,18 +159,31 @@ async function start(
   opened.add(look, clearInterval);
   flows.open();
 
-  const reconcile = () =>
-    void reconciler.reconcile().catch((error: unknown) => log.error({ err: error }, 'reconciling failed'));
-  opened.add(store.subscribe(reconcile), (unsubscribe) => unsubscribe());
-  const pokes = () => {
-    reconcile();
+  const reconcile = () => guarded(log, 'reconciling', () => reconciler.reconcile());
+  const changed = (changes: readonly PodChange[]) =>
+    guarded(log, 'reconciling', () => reconciler.reconcilePods(changes.map(({ pod }) => pod.uid)));
+  opened.add(store.subscribe(changed), (unsubscribe) => unsubscribe());
+  const poke = () => {
     for (const source of sources) {
       source.poke?.();
     }
   };
-  opened.add(openLinkEvents(pokes, pokes), (events) => events.close());
-  const timer = setInterval(reconcile, RECONCILE_MS);
-  opened.add(timer, clearInterval);
+  const linksChanged = (events: readonly LinkEvent[]) => {
+    const ifindexes = new Set(events.map(({ ifindex }) => ifindex));
+    guarded(log, 'reconciling', () => reconciler.linksChanged(ifindexes));
+    poke();
+  };
+  const linksLost = () => {
+    links.forget();
+    reconcile();
+    poke();
+  };
+  opened.add(openLinkEvents(linksChanged, linksLost), (events) => events.close());
+  opened.add(setInterval(reconcile, RECONCILE_MS), clearInterval);
+  opened.add(
+    setInterval(() => guarded(log, 'asking for proof', () => reconciler.prove()), PROVE_MS),
+    clearInterval,
+  );
 
   const identity = new IdentityService({
     store,
@@ -190,27 +225,43 @@ function createReconciler(parts: {
   readonly options: AgentOptions;
   readonly programs: Programs;
   readonly socket: RouteSocket;
+  readonly links: PodLinks;
+  readonly netfilter: Netfilter;
   readonly store: PodStore;
   readonly tables: EndpointTables;
+  readonly repairs: Repairs;
   readonly synced: () => boolean;
   readonly log: Logger;
 }): Reconciler {
-  const { config, options, programs, socket, store, tables, synced, log } = parts;
-  const tcx = tcxSupported();
+  const { config, options, programs, socket, links, netfilter, store, tables, repairs, synced } = parts;
   const { mark, table, rulePriority, enrol, failure } = config.interception;
+  const log = parts.log.child({ part: 'datapath' });
+  const redirect = new Redirect({ linksPath: programs.linksPath, tcx: tcxSupported() });
+  const notrack = new NotrackTable(netfilter, mark);
+  const canaries = new Canaries(programs.maps.canaries, programs.layouts, programs.programs.pod_egress);
   return new Reconciler({
     store,
-    links: new PodLinks(socket),
-    socket,
+    links,
+    node: new NodeState({
+      socket,
+      notrack,
+      programs,
+      tables,
+      redirect,
+      settings: { mark, table, rulePriority },
+      repairs,
+      log,
+    }),
     programs,
     tables,
-    redirect: new Redirect({ linksPath: programs.linksPath, tcx }),
+    redirect,
     sysctls: new InterfaceSysctls(options.runDir),
-    settings: { mark, table, rulePriority },
+    proofs: new Proofs(canaries, () => performance.now()),
+    repairs,
     defaults: { enrol, failure },
     instanceFor: (app) => instanceFor(config, app),
     synced,
-    log: log.child({ part: 'datapath' }),
+    log,
     now: Date.now,
   });
 }
@@ -247,9 +298,13 @@ function objectsPath(): string {
 }
 
 function guarded(log: Logger, doing: string, step: () => unknown): void {
+  const failed = (error: unknown) => log.error({ err: error }, `${doing} failed`);
   try {
-    step();
+    const result = step();
+    if (result instanceof Promise) {
+      result.catch(failed);
+    }
   } catch (error) {
-    log.error({ err: error }, `${doing} failed`);
+    failed(error);
   }
 }

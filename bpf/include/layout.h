@@ -73,6 +73,23 @@ struct flow {
     __u8 pad[7];
 };
 
+/* canaries: what the agent asks of one interface and family, and what pod_egress answered. A canary is a SYN to port
+ * 0 of the loopback address, which no real packet is, with the nonce as its sequence number. */
+struct canary_key {
+    __u32 ifindex;
+    __u8 family; /* AF_INET or AF_INET6 */
+    __u8 pad[3];
+};
+
+struct canary {
+    __u32 nonce;
+    __u32 answered; /* 0, or the nonce that arrived */
+    __u32 endpoint;
+    __u32 generation;
+    __u32 instance;
+    __u32 listening; /* 1: the instance has a listener for this family */
+};
+
 /* Why a packet met the end that it met; also the index into struct counters. */
 enum verdict {
     VERDICT_FLOW_STARTED,      /* a SYN was assigned to the listener */

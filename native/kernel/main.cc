@@ -8,6 +8,9 @@ static Napi::Object init(Napi::Env env, Napi::Object exports) {
     ns::define_namespaces(env, exports);
     ns::define_sockets(env, exports);
     ns::define_listeners(env, exports);
+    ns::define_routes(env, exports);
+    ns::define_frames(env, exports);
+    ns::define_nftables(env, exports);
     return exports;
 }
 

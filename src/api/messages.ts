@@ -1,5 +1,6 @@
 /** The JSON that goes over the socket besides `Resolution`. */
 
+import type { RepairKind } from '../datapath/repairs.js';
 import type { EndpointState, ListenerStatus } from '../datapath/status.js';
 import type { Resolution } from '../identity/resolve.js';
 import type { InterceptionReport, Workload } from '../identity/workload.js';
@@ -71,6 +72,8 @@ export interface StatusMessage {
   readonly sources: readonly SourceMessage[];
   readonly listeners: readonly ListenerMessage[];
   readonly endpoints: Readonly<Record<EndpointState, number>>;
+  /** What was found missing or changed in the kernel and put right, since the agent started. */
+  readonly repairs: Readonly<Record<RepairKind, number>>;
   /** By verdict, over all pods. */
   readonly packets: Readonly<Record<string, number>>;
   readonly eventsLost: { readonly kernel: number; readonly agent: number };

@@ -92,6 +92,7 @@ export class Views {
       })),
       listeners: datapath.listeners().map((listener) => ({ ...listener, failure: interception.failure })),
       endpoints: this.#endpointCounts(),
+      repairs: datapath.repairs(),
       packets: this.#packetTotals(),
       eventsLost: datapath.eventsLost(),
     };

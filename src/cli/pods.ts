@@ -36,14 +36,14 @@ export function podsCommand(print: Print = printToStdout): Command {
 }
 
 function row({ namespace, podName, runtime, ips, interception }: WorkloadMessage): string[] {
-  const { state, topology, desired, programmed, verified, reason, problems } = interception;
+  const { state, topology, interfaces, desired, programmed, verified, reason, problems } = interception;
   const told = problems.filter((problem) => !reason.includes(problem));
   return [
     namespace,
     podName,
     runtime,
     state,
-    interception.interface,
+    interfaces.map(({ name }) => name).join(','),
     topology,
     ips.join(','),
     yesNo(desired),

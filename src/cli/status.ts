@@ -31,6 +31,7 @@ function describe(status: StatusMessage): string {
     ...section('Sources', table(['NAME', 'SYNCED', 'LAST ERROR'], status.sources.map(sourceRow))),
     ...section('Listeners', table(LISTENER_HEADER, status.listeners.map(listenerRow))),
     ...section('Pods by state', table(['STATE', 'PODS'], countRows(status.endpoints))),
+    ...section('Repairs', repairs(status.repairs)),
     ...section('Packets by verdict', packets(status.packets)),
   ].join('\n');
 }
@@ -54,6 +55,11 @@ function listenerRow(listener: ListenerMessage): string[] {
 
 function sourceRow({ name, synced, lastError }: StatusMessage['sources'][number]): string[] {
   return [name, synced ? 'yes' : 'NO', lastError];
+}
+
+function repairs(counts: StatusMessage['repairs']): string {
+  const rows = countRows(counts).filter(([, count]) => count !== '0');
+  return rows.length === 0 ? 'none needed' : table(['KIND', 'REPAIRS'], rows);
 }
 
 function packets(totals: Readonly<Record<string, number>>): string {

@@ -1,16 +1,16 @@
-/** What every known pod should be in the kernel, or why it is to be left alone: no side effects but a cache. */
+/** What every known pod should be in the kernel, or why it is to be left alone. Reads links; changes nothing. */
 
 import { interceptionOf } from '../pods/annotations.js';
 import { appOf, type FailurePolicy, type Pod, type PodUid } from '../pods/pod.js';
 import type { PodStore } from '../pods/pod-store.js';
 import { runtimeOf } from '../runtimes/index.js';
-import type { Location } from '../runtimes/runtime.js';
+import type { HostAttachment, Location, Unreachable } from '../runtimes/runtime.js';
 import type { EndpointPlan } from './endpoints.js';
 import type { PodLinks } from './pod-links.js';
 import type { EndpointState } from './status.js';
 
 export interface DesiredOptions {
-  readonly store: Pick<PodStore, 'list'>;
+  readonly store: Pick<PodStore, 'list' | 'get'>;
   readonly links: PodLinks;
   readonly defaults: { readonly enrol: 'labelled' | 'all'; readonly failure: FailurePolicy };
   /** Which instance serves an app; undefined where the configuration has none for it. */
@@ -20,13 +20,20 @@ export interface DesiredOptions {
   readonly log: { error(fields: object, message: string): void };
 }
 
-export type Located = Extract<Location, { kind: 'routed' | 'bridge' }>;
+/** One interface of a pod that is to be intercepted. */
+export interface DesiredEndpoint {
+  readonly at: HostAttachment;
+  readonly plan: EndpointPlan;
+}
 
 /** A pod that is to be intercepted, and how. */
 export interface Desired {
+  readonly kind: 'desired';
   readonly pod: Pod;
-  readonly location: Located;
-  readonly plan: EndpointPlan;
+  /** The pod's first interface, then any further ones. */
+  readonly endpoints: readonly [DesiredEndpoint, ...DesiredEndpoint[]];
+  /** Interfaces of the pod by which it gets past us. */
+  readonly unreachable: readonly Unreachable[];
   readonly instance: string;
   readonly failure: FailurePolicy;
   /** Annotations that were not understood. */
@@ -35,118 +42,196 @@ export interface Desired {
 
 /** A pod that is not, or not yet. */
 export interface LeftAlone {
+  readonly kind: 'left-alone';
   readonly pod: Pod;
   readonly state: Extract<EndpointState, 'NOT_ENROLLED' | 'PENDING' | 'REFUSED'>;
   readonly reason: string | undefined;
   readonly failure: FailurePolicy;
+  /** Worth another look although nothing has changed here. */
+  readonly retry: boolean;
 }
 
-export interface DesiredState {
-  readonly desired: readonly Desired[];
-  readonly leftAlone: readonly LeftAlone[];
-}
+export type Outcome = Desired | LeftAlone;
 
 export class DesiredStates {
   readonly #options: DesiredOptions;
-  /** Where pods were found; entering their namespaces each time would cost more than the rest of a round. */
-  readonly #locations = new Map<PodUid, { pod: Pod; location: Location }>();
+  readonly #outcomes = new Map<PodUid, Outcome>();
+  /** Which pods claim an interface. */
+  readonly #claims = new Map<number, Set<PodUid>>();
 
   constructor(options: DesiredOptions) {
     this.#options = options;
   }
 
-  async compute(): Promise<DesiredState> {
-    const pods = this.#options.store.list();
-    const known = new Set(pods.map((pod) => pod.uid));
-    for (const uid of [...this.#locations.keys()].filter((candidate) => !known.has(candidate))) {
-      this.#locations.delete(uid);
-    }
-    const wanted: Desired[] = [];
-    const leftAlone: LeftAlone[] = [];
-    for (const pod of pods) {
-      const outcome = await this.#one(pod);
-      if ('plan' in outcome) {
-        wanted.push(outcome);
-      } else {
-        leftAlone.push(outcome);
+  /**
+   * Looks at these pods, or at all. Returns whose outcome may be another now: those, and the pods that claimed an
+   * interface together with one of them.
+   */
+  async update(uids: 'all' | Iterable<PodUid>): Promise<Set<PodUid>> {
+    const { store } = this.#options;
+    const touched = new Set<PodUid>(
+      uids === 'all' ? [...this.#outcomes.keys(), ...store.list().map((pod) => pod.uid)] : uids,
+    );
+    for (const uid of [...touched]) {
+      const pod = store.get(uid);
+      const before = this.#outcomes.get(uid);
+      if (pod !== undefined && before?.pod === pod && (await this.#holds(before))) {
+        continue;
+      }
+      for (const other of this.#release(uid)) {
+        touched.add(other);
+      }
+      if (pod !== undefined) {
+        for (const other of this.#take(await this.#decide(pod))) {
+          touched.add(other);
+        }
       }
     }
-    const { desired, refused } = refuseSharedInterfaces(wanted);
-    return { desired, leftAlone: [...leftAlone, ...refused] };
+    return touched;
   }
 
-  async #one(pod: Pod): Promise<Desired | LeftAlone> {
+  /** An interface is evidence of one pod: all that claim the same one are refused rather than one of them guessed. */
+  outcome(uid: PodUid): Outcome | undefined {
+    const outcome = this.#outcomes.get(uid);
+    if (outcome?.kind !== 'desired') {
+      return outcome;
+    }
+    for (const { at, plan } of outcome.endpoints) {
+      const others = [...(this.#claims.get(plan.ifindex) ?? [])].filter((other) => other !== uid);
+      if (others.length > 0) {
+        const names = others.map((other) => nameOf(this.#outcomes.get(other)?.pod));
+        const reason = `INTERFACE_SHARED: ${at.link.name} is also claimed by ${names.join(', ')}`;
+        return {
+          kind: 'left-alone',
+          pod: outcome.pod,
+          state: 'REFUSED',
+          reason,
+          failure: outcome.failure,
+          retry: false,
+        };
+      }
+    }
+    return outcome;
+  }
+
+  /** Every pod that is to be intercepted. */
+  desired(): Desired[] {
+    return [...this.#outcomes.keys()].flatMap((uid) => {
+      const outcome = this.outcome(uid);
+      return outcome?.kind === 'desired' ? [outcome] : [];
+    });
+  }
+
+  /** Pods that may come out otherwise by looking again, and those that an interface of this ifindex belongs to. */
+  affectedBy(ifindexes: ReadonlySet<number>): PodUid[] {
+    const found = [...ifindexes].flatMap((ifindex) => [...(this.#claims.get(ifindex) ?? [])]);
+    for (const [uid, outcome] of this.#outcomes) {
+      if (outcome.kind === 'left-alone' && outcome.retry) {
+        found.push(uid);
+      }
+    }
+    return found;
+  }
+
+  #take(outcome: Outcome): PodUid[] {
+    this.#outcomes.set(outcome.pod.uid, outcome);
+    if (outcome.kind !== 'desired') {
+      return [];
+    }
+    return outcome.endpoints.flatMap(({ plan }) => {
+      const claims = this.#claims.get(plan.ifindex) ?? new Set();
+      this.#claims.set(plan.ifindex, claims.add(outcome.pod.uid));
+      return claims.size > 1 ? [...claims] : [];
+    });
+  }
+
+  #release(uid: PodUid): PodUid[] {
+    const before = this.#outcomes.get(uid);
+    this.#outcomes.delete(uid);
+    if (before?.kind !== 'desired') {
+      return [];
+    }
+    return before.endpoints.flatMap(({ plan }) => {
+      const claims = this.#claims.get(plan.ifindex);
+      claims?.delete(uid);
+      if (claims === undefined || claims.size === 0) {
+        this.#claims.delete(plan.ifindex);
+        return [];
+      }
+      return [...claims];
+    });
+  }
+
+  /** An outcome holds until the pod changes or one of its interfaces does. */
+  async #holds(outcome: Outcome): Promise<boolean> {
+    if (outcome.kind === 'left-alone') {
+      return !outcome.retry;
+    }
+    for (const { at } of outcome.endpoints) {
+      const now = await this.#options.links.hostLink(at.link.index);
+      if (now === undefined || now.name !== at.link.name || now.master !== at.link.master) {
+        return false;
+      }
+    }
+    return true;
+  }
+
+  async #decide(pod: Pod): Promise<Outcome> {
     const { defaults, instanceFor } = this.#options;
     const { enrolled, failure, problems } = interceptionOf(pod, defaults);
+    const leave = (state: LeftAlone['state'], reason: string | undefined, retry = false): LeftAlone => ({
+      kind: 'left-alone',
+      pod,
+      state,
+      reason,
+      failure,
+      retry,
+    });
     if (!enrolled) {
-      const reason = problems.length === 0 ? undefined : problems.join('; ');
-      return { pod, state: 'NOT_ENROLLED', reason, failure };
+      return leave('NOT_ENROLLED', problems.length === 0 ? undefined : problems.join('; '));
     }
     const location = await this.#locate(pod);
     if (location.kind === 'refused') {
-      const state = location.retry ? 'PENDING' : 'REFUSED';
-      return { pod, state, reason: `${location.code}: ${location.reason}`, failure };
+      const reason = `${location.code}: ${location.reason}`;
+      return leave(location.retry ? 'PENDING' : 'REFUSED', reason, location.retry);
     }
     const app = appOf(pod);
     const instance = instanceFor(app);
     if (instance === undefined) {
-      const reason = `NO_INSTANCE: no instance is configured for app ${app ?? '(none)'}`;
-      return { pod, state: 'REFUSED', reason, failure };
+      return leave('REFUSED', `NO_INSTANCE: no instance is configured for app ${app ?? '(none)'}`);
     }
-    const plan: EndpointPlan = {
-      ifindex: location.link.index,
-      instance: instance.index,
-      failureOpen: failure === 'open',
-      bridgeIndex: location.kind === 'bridge' ? location.bridge.index : 0,
-      ips: pod.ips,
+    const endpoint = (at: HostAttachment): DesiredEndpoint => ({
+      at,
+      plan: {
+        ifindex: at.link.index,
+        instance: instance.index,
+        failureOpen: failure === 'open',
+        bridgeIndex: at.kind === 'bridge' ? at.bridge.index : 0,
+        ips: pod.ips,
+      },
+    });
+    return {
+      kind: 'desired',
+      pod,
+      endpoints: [endpoint(location.primary), ...location.more.map(endpoint)],
+      unreachable: location.unreachable,
+      instance: instance.name,
+      failure,
+      problems,
     };
-    return { pod, location, plan, instance: instance.name, failure, problems };
   }
 
-  /** A location holds until the pod changes or its interface does. */
   async #locate(pod: Pod): Promise<Location> {
-    const cached = this.#locations.get(pod.uid);
-    const { links, log } = this.#options;
-    if (cached?.pod === pod && cached.location.kind !== 'refused') {
-      const { link } = cached.location;
-      const now = (await links.hostLinks()).find((candidate) => candidate.index === link.index);
-      if (now !== undefined && now.name === link.name && now.master === link.master) {
-        return cached.location;
-      }
-    }
-    let location: Location;
     try {
-      location = await runtimeOf(pod.runtime).locate(pod, links);
+      return await runtimeOf(pod.runtime).locate(pod, this.#options.links);
     } catch (error) {
-      log.error({ pod: `${pod.namespace}/${pod.name}`, err: error }, 'the pod could not be located');
+      this.#options.log.error({ pod: nameOf(pod), err: error }, 'the pod could not be located');
       const reason = error instanceof Error ? error.message : String(error);
-      location = { kind: 'refused', code: 'NO_INTERFACE', reason, retry: true };
+      return { kind: 'refused', code: 'NO_INTERFACE', reason, retry: true };
     }
-    this.#locations.set(pod.uid, { pod, location });
-    return location;
   }
 }
 
-/** An interface is evidence of one pod; all that claim the same one are refused rather than one of them guessed. */
-function refuseSharedInterfaces(wanted: readonly Desired[]): { desired: Desired[]; refused: LeftAlone[] } {
-  const claims = new Map<number, Desired[]>();
-  for (const entry of wanted) {
-    claims.set(entry.plan.ifindex, [...(claims.get(entry.plan.ifindex) ?? []), entry]);
-  }
-  const desired: Desired[] = [];
-  const refused: LeftAlone[] = [];
-  for (const entries of claims.values()) {
-    if (entries.length === 1) {
-      desired.push(...entries);
-      continue;
-    }
-    for (const { pod, location, failure } of entries) {
-      const others = entries
-        .filter((other) => other.pod !== pod)
-        .map((other) => `${other.pod.namespace}/${other.pod.name}`);
-      const reason = `INTERFACE_SHARED: ${location.link.name} is also claimed by ${others.join(', ')}`;
-      refused.push({ pod, state: 'REFUSED', reason, failure });
-    }
-  }
-  return { desired, refused };
+function nameOf(pod: Pod | undefined): string {
+  return pod === undefined ? 'another pod' : `${pod.namespace}/${pod.name}`;
 }

@@ -7,7 +7,7 @@
  */
 
 import { type BpfMap, possibleCpus } from '../native/bpf.js';
-import { ipToBytes } from '../pods/ip.js';
+import { bytesToIp, ipToBytes } from '../pods/ip.js';
 import type { PodUid } from '../pods/pod.js';
 import { type Layouts, u32 } from './layouts.js';
 import type { EndpointCounters } from './status.js';
@@ -42,8 +42,9 @@ export class EndpointTables {
   readonly #layouts: Layouts;
   readonly #rows = new Map<PodUid, EndpointRow>();
   readonly #byId = new Map<number, EndpointRow>();
-  /** Source keys in the kernel by ifindex, as of the last `refresh`. */
+  /** What the kernel holds by ifindex, as of the last `refresh` and of what was written since. */
   #sources = new Map<number, Set<string>>();
+  #endpoints = new Map<number, Buffer>();
   #lastId = 0;
 
   constructor(maps: EndpointMaps, layouts: Layouts) {
@@ -65,13 +66,20 @@ export class EndpointTables {
     this.refresh();
   }
 
-  /** Reads the source addresses back from the kernel in one go; call it once before a round of `program`. */
-  refresh(): void {
+  /**
+   * Reads everything back from the kernel in one go, and rows that have been taken away or changed are written again.
+   * Returns what was wrong with them, in words.
+   */
+  refresh(): string[] {
     const { sourceKey } = this.#layouts;
     this.#sources = new Map();
     for (const [key] of this.#maps.sources.entries()) {
-      this.#sourcesOf(sourceKey.number(key, 'ifindex')).add(key.toString('hex'));
+      this.#sourcesOf(sourceKey.number(key, 'ifindex')).add(key.toString('latin1'));
     }
+    this.#endpoints = new Map(
+      this.#maps.endpoints.entries().map(([key, value]) => [key.readUInt32LE(0), value]),
+    );
+    return this.#repairRows();
   }
 
   rowOf(uid: PodUid): EndpointRow | undefined {
@@ -111,7 +119,7 @@ export class EndpointTables {
 
   /** True where the kernel holds the endpoint of exactly this row. */
   isLive(row: EndpointRow): boolean {
-    const value = this.#maps.endpoints.get(u32(row.ifindex));
+    const value = this.#endpoints.get(row.ifindex);
     const { endpoint } = this.#layouts;
     return (
       value !== undefined &&
@@ -120,32 +128,34 @@ export class EndpointTables {
     );
   }
 
-  /** Writes what differs, addresses before the endpoint that refers to them. Returns true if anything did. */
-  program(row: EndpointRow, plan: EndpointPlan): boolean {
-    const wantedSources = new Set(plan.ips.map((ip) => this.#sourceKey(plan.ifindex, ip).toString('hex')));
-    const present = this.#sourcesOf(plan.ifindex);
-    let changed = false;
-    for (const key of wantedSources) {
+  /** Writes what differs, addresses before the endpoint that refers to them. Returns what did, in words. */
+  program(row: EndpointRow, plan: EndpointPlan): string[] {
+    const { ifindex } = plan;
+    const wanted = new Map(plan.ips.map((ip) => [this.#sourceKey(ifindex, ip).toString('latin1'), ip]));
+    const present = this.#sourcesOf(ifindex);
+    const changes: string[] = [];
+    for (const [key, ip] of wanted) {
       if (!present.has(key)) {
-        this.#maps.sources.set(Buffer.from(key, 'hex'), Buffer.from([1]));
+        this.#maps.sources.set(Buffer.from(key, 'latin1'), Buffer.from([1]));
         present.add(key);
-        changed = true;
+        changes.push(`source address ${ip} was missing`);
       }
     }
     const value = this.#encode(row, plan);
-    const before = this.#maps.endpoints.get(u32(plan.ifindex));
+    const before = this.#endpoints.get(ifindex);
     if (before === undefined || !before.equals(value)) {
-      this.#maps.endpoints.set(u32(plan.ifindex), value);
-      changed = true;
+      this.#maps.endpoints.set(u32(ifindex), value);
+      this.#endpoints.set(ifindex, value);
+      changes.push(before === undefined ? 'endpoint was missing' : 'endpoint was another');
     }
     for (const key of present) {
-      if (!wantedSources.has(key)) {
-        this.#maps.sources.delete(Buffer.from(key, 'hex'));
+      if (!wanted.has(key)) {
+        this.#maps.sources.delete(Buffer.from(key, 'latin1'));
         present.delete(key);
-        changed = true;
+        changes.push(`source address ${this.#addressIn(key)} was too much`);
       }
     }
-    return changed;
+    return changes;
   }
 
   /** Reads back what `program` should have left; names what is missing. */
@@ -162,14 +172,14 @@ export class EndpointTables {
   /** Takes endpoint and addresses of an interface away; the row stays for those who ask who it was. */
   withdraw(ifindex: number): void {
     this.#maps.endpoints.delete(u32(ifindex));
-    this.#maps.sources.deleteMany([...this.#sourcesOf(ifindex)].map((key) => Buffer.from(key, 'hex')));
+    this.#maps.sources.deleteMany([...this.#sourcesOf(ifindex)].map((key) => Buffer.from(key, 'latin1')));
+    this.#endpoints.delete(ifindex);
     this.#sources.delete(ifindex);
   }
 
   /** Interfaces that the kernel holds an endpoint or a source address for. */
   liveInterfaces(): number[] {
-    const endpoints = this.#maps.endpoints.entries().map(([key]) => key.readUInt32LE(0));
-    return [...new Set([...endpoints, ...this.#sources.keys()])];
+    return [...new Set([...this.#endpoints.keys(), ...this.#sources.keys()])];
   }
 
   /** Forgets a pod for good: nobody can ask any more. */
@@ -201,14 +211,41 @@ export class EndpointTables {
     });
   }
 
+  #repairRows(): string[] {
+    const { workload } = this.#layouts;
+    const held = new Map(this.#maps.workloads.entries().map(([key, value]) => [key.readUInt32LE(0), value]));
+    const wrong: string[] = [];
+    const idRow = held.get(ID_ROW);
+    // Without any id there is nothing to remember; a higher one than ours nobody else can have given out.
+    if (this.#lastId > 0 && (idRow === undefined || workload.number(idRow, 'generation') !== this.#lastId)) {
+      this.#writeWorkload(ID_ROW, '', this.#lastId, 0);
+      wrong.push('the row of the last id');
+    }
+    for (const row of this.#rows.values()) {
+      const value = held.get(row.id);
+      if (value === undefined || !value.equals(this.#encodeWorkload(row.uid, row.generation, row.ifindex))) {
+        this.#writeWorkload(row.id, row.uid, row.generation, row.ifindex);
+        wrong.push(`the workload row of endpoint ${row.id}`);
+      }
+    }
+    return wrong;
+  }
+
+  #addressIn(key: string): string {
+    return bytesToIp(this.#layouts.sourceKey.bytes(Buffer.from(key, 'latin1'), 'address'));
+  }
+
   #remember(row: EndpointRow): void {
     this.#rows.set(row.uid, row);
     this.#byId.set(row.id, row);
   }
 
   #writeWorkload(id: number, uid: string, generation: number, ifindex: number): void {
-    const value = this.#layouts.workload.encode({ uid: Buffer.from(uid), generation, ifindex });
-    this.#maps.workloads.set(u32(id), value);
+    this.#maps.workloads.set(u32(id), this.#encodeWorkload(uid, generation, ifindex));
+  }
+
+  #encodeWorkload(uid: string, generation: number, ifindex: number): Buffer {
+    return this.#layouts.workload.encode({ uid: Buffer.from(uid), generation, ifindex });
   }
 
   #ensureCounters(id: number): void {

@@ -68,6 +68,8 @@ export interface Layouts {
   readonly flowKey: Struct;
   readonly flow: Struct;
   readonly event: Struct;
+  readonly canaryKey: Struct;
+  readonly canary: Struct;
   /** `enum verdict`, index to name without its prefix. */
   readonly verdicts: readonly string[];
   readonly flags: { readonly failureOpen: number; readonly bridged: number };
@@ -107,6 +109,8 @@ export function readLayouts(object: BpfObject): Layouts {
       'direction',
       'verdict',
     ]),
+    canaryKey: struct('canary_key', ['ifindex', 'family']),
+    canary: struct('canary', ['nonce', 'answered', 'endpoint', 'generation', 'instance', 'listening']),
     verdicts,
     flags: {
       failureOpen: enumValue(flags, 'ENDPOINT_FAILURE_OPEN'),

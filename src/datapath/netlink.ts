@@ -7,6 +7,8 @@
  */
 
 import netlink from 'netlink';
+import { RouteTables, type TableRoute } from '../native/kernel.js';
+import { ipToBytes } from '../pods/ip.js';
 import type { Link } from '../runtimes/runtime.js';
 
 export type Family = 4 | 6;
@@ -19,6 +21,11 @@ const RTM_GETNSID = 90;
 const NETNSA_NSID = 1;
 const NETNSA_FD = 3;
 const IFLA_INFO_KIND = 1;
+/** Documentation addresses (RFC 5737, RFC 3849): nobody has a route of their own to them. */
+const PROBE: Readonly<Record<Family, Buffer>> = {
+  4: Buffer.from([198, 51, 100, 1]),
+  6: Buffer.from('20010db8000000000000000000000001', 'hex'),
+};
 /** Marks rules and routes as ours in `ip rule` and `ip route` (`proto 73`); rtnetlink(7), RTPROT values above 4 are free. */
 export const ROUTE_PROTOCOL = 73;
 
@@ -62,12 +69,14 @@ export interface RouteSocketOptions {
 /** A netlink route socket in the network namespace that was current when it was opened. */
 export class RouteSocket {
   readonly #socket: ReturnType<typeof netlink.createRtNetlink>;
+  readonly #tables: RouteTables;
   readonly #timeoutMs: number;
   #tail: Promise<unknown> = Promise.resolve();
   #closed = false;
 
   constructor(options: RouteSocketOptions = {}) {
     this.#timeoutMs = options.timeoutMs ?? 5_000;
+    this.#tables = new RouteTables();
     this.#socket = netlink.createRtNetlink({
       ref: false,
       recvBufferSize: RECEIVE_BYTES,
@@ -79,6 +88,44 @@ export class RouteSocket {
     return this.#queue('listing links', async (options) =>
       (await this.#socket.getLinks({}, {}, options)).map(toLink),
     );
+  }
+
+  /** One link, by ifindex or by name; undefined where there is none. */
+  link(which: number | string): Promise<Link | undefined> {
+    return this.#queue(`looking for link ${which}`, async (options) => {
+      const [data, attrs] = typeof which === 'number' ? [{ index: which }, {}] : [{}, { ifname: which }];
+      try {
+        const [message] = await this.#socket.getLink(data, attrs, options);
+        return message === undefined ? undefined : toLink(message);
+      } catch (error) {
+        if (codeOf(error) === 'ENODEV') {
+          return undefined;
+        }
+        throw error;
+      }
+    });
+  }
+
+  /** Where a packet with `mark` would go now, by all rules and tables together; undefined: nowhere. */
+  lookup(family: Family, mark: number): Promise<Pick<Route, 'table' | 'type'> | undefined> {
+    return this.#queue(`looking an IPv${family} route up`, async (options) => {
+      const packed = Buffer.alloc(4);
+      packed.writeUInt32LE(mark >>> 0);
+      const data = {
+        family: AF[family],
+        dstLen: PROBE[family].length * 8,
+        flags: { lookupTable: true },
+      } as const;
+      try {
+        const [message] = await this.#socket.getRoute(data, { dst: PROBE[family], mark: packed }, options);
+        return message === undefined ? undefined : toRoute(family, message);
+      } catch (error) {
+        if (['ENETUNREACH', 'EHOSTUNREACH', 'EACCES', 'EINVAL'].includes(codeOf(error))) {
+          return undefined; // no route, or one that says so: unreachable, prohibit, blackhole
+        }
+        throw error;
+      }
+    });
   }
 
   rules(family: Family): Promise<Rule[]> {
@@ -108,13 +155,18 @@ export class RouteSocket {
     );
   }
 
-  /** Of one table, or of all. */
-  routes(family: Family, table?: number): Promise<Route[]> {
+  /** Of all tables: for nodes with many routes this is a long list. */
+  routes(family: Family): Promise<Route[]> {
     return this.#queue(`listing IPv${family} routes`, async (options) =>
-      (await this.#socket.getRoutes({ family: AF[family] }, {}, options))
-        .map((message) => toRoute(family, message))
-        .filter((route) => table === undefined || route.table === table),
+      (await this.#socket.getRoutes({ family: AF[family] }, {}, options)).map((message) =>
+        toRoute(family, message),
+      ),
     );
+  }
+
+  /** Of one table, filtered by the kernel. */
+  tableRoutes(family: Family, table: number): TableRoute[] {
+    return this.#tables.routes(family, table);
   }
 
   /** `local default dev lo`: whatever is looked up in `table` is delivered on this node. */
@@ -132,6 +184,27 @@ export class RouteSocket {
   deleteLocalDefault(family: Family, table: number): Promise<void> {
     return this.#queue(`deleting the IPv${family} local route from table ${table}`, async (options) => {
       await this.#socket.delRoute(localDefault(family), { table, oif: LOOPBACK_INDEX }, options);
+    });
+  }
+
+  /** Whatever its type and gateway. */
+  deleteRoute(
+    family: Family,
+    table: number,
+    route: { readonly destination: string; readonly prefixLength: number; readonly metric?: number },
+  ): Promise<void> {
+    return this.#queue(`deleting an IPv${family} route from table ${table}`, async (options) => {
+      const bytes = route.destination === '' ? undefined : Buffer.from(ipToBytes(route.destination));
+      const dst = family === 4 ? bytes?.subarray(12) : bytes;
+      await this.#socket.delRoute(
+        { family: AF[family], dstLen: route.prefixLength, scope: 'NOWHERE' },
+        {
+          table,
+          ...(dst === undefined ? {} : { dst }),
+          ...(route.metric === undefined ? {} : { priority: route.metric }),
+        },
+        options,
+      );
     });
   }
 
@@ -161,6 +234,7 @@ export class RouteSocket {
     if (!this.#closed) {
       this.#closed = true;
       this.#socket.socket.close();
+      this.#tables.close();
     }
   }
 

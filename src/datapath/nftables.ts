@@ -7,6 +7,9 @@
 
 import { execFile } from 'node:child_process';
 import { promisify } from 'node:util';
+import { isKernelError } from '../native/errors.js';
+import type { Netfilter } from '../native/kernel.js';
+import { ipToBytes } from '../pods/ip.js';
 import { DatapathError } from './errors.js';
 
 const run = promisify(execFile);
@@ -133,6 +136,85 @@ export async function ensureTable(settings: NftSettings): Promise<{ readonly rep
     throw new DatapathError('NFT_FAILED', `the table inet ${TABLE} was accepted but does not read back`);
   }
   return { repaired: [before === undefined ? `table inet ${TABLE}` : `contents of table inet ${TABLE}`] };
+}
+
+/**
+ * The table kept as wanted at little cost: the kernel counts the changes of the whole ruleset, so that a second look
+ * needs no listing while nobody has changed anything, and addresses go in and out one by one.
+ */
+export class NotrackTable {
+  readonly #netfilter: Netfilter;
+  readonly #mark: NftSettings['mark'];
+  #verified: { generation: number; readonly pods: Set<string> } | undefined;
+
+  constructor(netfilter: Netfilter, mark: NftSettings['mark']) {
+    this.#netfilter = netfilter;
+    this.#mark = mark;
+  }
+
+  /** The whole table. Reads it anew unless nothing has changed since it was last seen to be right. */
+  async ensure(pods: ReadonlySet<string>): Promise<{ readonly repaired: readonly string[] }> {
+    const seen = this.#verified;
+    if (seen !== undefined && seen.generation === this.#netfilter.generation()) {
+      const add = [...pods].filter((ip) => !seen.pods.has(ip));
+      const remove = [...seen.pods].filter((ip) => !pods.has(ip));
+      if (this.change({ add, remove })) {
+        return { repaired: [] };
+      }
+    }
+    this.#verified = undefined;
+    // Before the look: a change during it makes the next one look again.
+    const generation = this.#netfilter.generation();
+    const ips = [...pods];
+    const { repaired } = await ensureTable({
+      mark: this.#mark,
+      pods4: ips.filter((ip) => !ip.includes(':')),
+      pods6: ips.filter((ip) => ip.includes(':')),
+    });
+    const own = repaired.length > 0 ? 1 : 0;
+    this.#verified = { generation: generation + own, pods: new Set(pods) };
+    return { repaired };
+  }
+
+  /** Addresses in and out, at once. False where the table first has to be looked at as a whole. */
+  change({ add, remove }: { add: readonly string[]; remove: readonly string[] }): boolean {
+    const seen = this.#verified;
+    if (seen === undefined) {
+      return false;
+    }
+    try {
+      for (const [set, keySize, isOfSet] of SETS) {
+        const ours = { add: add.filter(isOfSet).map(toKey), remove: remove.filter(isOfSet).map(toKey) };
+        if (ours.add.length + ours.remove.length > 0) {
+          this.#netfilter.changeElements({ table: TABLE, set, keySize, ...ours });
+          seen.generation += 1; // off by somebody else's change in between: the next look is a full one then
+        }
+      }
+    } catch (error) {
+      if (!isKernelError(error)) {
+        throw error;
+      }
+      this.#verified = undefined; // the table or an element is gone: the full look puts it right
+      return false;
+    }
+    for (const ip of add) {
+      seen.pods.add(ip);
+    }
+    for (const ip of remove) {
+      seen.pods.delete(ip);
+    }
+    return true;
+  }
+}
+
+const SETS = [
+  ['pods4', 4, (ip: string) => !ip.includes(':')],
+  ['pods6', 16, (ip: string) => ip.includes(':')],
+] as const;
+
+/** Network byte order; IPv4 in its own four bytes. */
+function toKey(ip: string): Uint8Array {
+  return ip.includes(':') ? ipToBytes(ip) : ipToBytes(ip).subarray(12);
 }
 
 export async function removeTable(): Promise<string[]> {

@@ -4,22 +4,52 @@ import { closeFd, netnsIdentity, openNamespace, withNetns } from '../native/kern
 import type { Link, LinkReader } from '../runtimes/runtime.js';
 import { RouteSocket } from './netlink.js';
 
+/** Events tell which links have changed; what no event told is found at the latest after this time. */
+const WHOLE_LIST_MS = 30_000;
+
 export class PodLinks implements LinkReader {
   readonly #host: RouteSocket;
-  #hostLinks: Promise<readonly Link[]> | undefined;
+  readonly #nowMs: () => number;
+  #links: Promise<Map<number, Link>> | undefined;
+  #listedMs = 0;
 
-  constructor(host: RouteSocket) {
+  constructor(host: RouteSocket, nowMs: () => number = () => performance.now()) {
     this.#host = host;
+    this.#nowMs = nowMs;
   }
 
-  /** Forgets the links of the last round. */
-  refresh(): void {
-    this.#hostLinks = undefined;
+  /** Forgets one link, or all: the next question about it is answered by the kernel. */
+  forget(ifindex?: number): void {
+    if (ifindex === undefined) {
+      this.#links = undefined;
+      return;
+    }
+    void this.#links?.then((links) => links.delete(ifindex));
   }
 
-  hostLinks(): Promise<readonly Link[]> {
-    this.#hostLinks ??= this.#host.links();
-    return this.#hostLinks;
+  async hostLinks(): Promise<readonly Link[]> {
+    return [...(await this.#all()).values()];
+  }
+
+  async hostLink(index: number): Promise<Link | undefined> {
+    const links = await this.#all();
+    const known = links.get(index);
+    if (known !== undefined) {
+      return known;
+    }
+    const link = await this.#host.link(index);
+    if (link !== undefined) {
+      links.set(index, link);
+    }
+    return link;
+  }
+
+  async hostLinkByName(name: string): Promise<Link | undefined> {
+    const link = await this.#host.link(name);
+    if (link !== undefined) {
+      (await this.#all()).set(link.index, link);
+    }
+    return link;
   }
 
   /** The socket is made inside the pod's namespace and stays there; the thread comes straight back. */
@@ -50,6 +80,19 @@ export class PodLinks implements LinkReader {
   async isHost(netns: string): Promise<boolean> {
     const [own, other] = [identityOf('/proc/self/ns/net'), identityOf(netns)];
     return own.dev === other.dev && own.inode === other.inode;
+  }
+
+  #all(): Promise<Map<number, Link>> {
+    if (this.#links === undefined || this.#nowMs() - this.#listedMs > WHOLE_LIST_MS) {
+      this.#listedMs = this.#nowMs();
+      const listed = this.#host.links().then((links) => new Map(links.map((link) => [link.index, link])));
+      // A list that failed is asked for again by the next question.
+      listed.catch(() => {
+        this.#links = undefined;
+      });
+      this.#links = listed;
+    }
+    return this.#links;
   }
 }
 

@@ -8,8 +8,9 @@
  * their own; ours matches nothing without our bit. Both carry protocol 73, so that clean-up needs no memory.
  */
 
+import type { TableRoute } from '../native/kernel.js';
 import { DatapathError } from './errors.js';
-import { type Family, ROUTE_PROTOCOL, type Route, type RouteSocket, type Rule } from './netlink.js';
+import { type Family, ROUTE_PROTOCOL, type RouteSocket, type Rule } from './netlink.js';
 
 export interface PolicyRoutesSettings {
   readonly mark: { readonly value: number; readonly mask: number };
@@ -38,14 +39,17 @@ function isWanted(rule: Rule, settings: PolicyRoutesSettings): boolean {
   );
 }
 
-function isLocalDefault(route: Route): boolean {
-  return route.type === 'LOCAL' && route.prefixLength === 0;
+/** rtnetlink(7). */
+const RTN_LOCAL = 2;
+
+function isLocalDefault(route: TableRoute): boolean {
+  return isOurs(route) && route.type === RTN_LOCAL && route.prefixLength === 0;
 }
 
 /** Asked for both families before anything is added: our route would catch what their rule sends to the table. */
 function refuseForeign(
   family: Family,
-  routes: readonly Route[],
+  routes: readonly TableRoute[],
   rules: readonly Rule[],
   table: number,
 ): void {
@@ -65,20 +69,34 @@ function refuseForeign(
   }
 }
 
+export interface PolicyRoutesOptions {
+  /**
+   * The table was ours at the last look: a route of somebody else's in it has come since, and would take our packets
+   * elsewhere. It is taken out; found at the first look, it is a conflict instead.
+   */
+  readonly tableIsOurs?: boolean;
+}
+
 /** Puts rule and route in place for both families and reads them back. Route first: a rule alone would drop. */
 export async function ensurePolicyRoutes(
   socket: RouteSocket,
   settings: PolicyRoutesSettings,
+  { tableIsOurs = false }: PolicyRoutesOptions = {},
 ): Promise<PolicyRoutesReport> {
-  const observed: { family: Family; routes: Route[]; rules: Rule[] }[] = [];
+  const observed: { family: Family; routes: TableRoute[]; rules: Rule[] }[] = [];
   for (const family of FAMILIES) {
-    const routes = await socket.routes(family, settings.table);
+    const routes = socket.tableRoutes(family, settings.table);
     const rules = await socket.rules(family);
-    refuseForeign(family, routes, rules, settings.table);
+    refuseForeign(family, tableIsOurs ? [] : routes, rules, settings.table);
     observed.push({ family, routes, rules });
   }
   const repaired: string[] = [];
   for (const { family, routes, rules } of observed) {
+    for (const route of routes.filter((candidate) => !isLocalDefault(candidate))) {
+      await socket.deleteRoute(family, settings.table, route);
+      const what = route.destination === '' ? 'default' : `${route.destination}/${route.prefixLength}`;
+      repaired.push(`foreign IPv${family} route ${what} in table ${settings.table} removed`);
+    }
     if (!routes.some(isLocalDefault)) {
       await socket.addLocalDefault(family, settings.table);
       repaired.push(`IPv${family} route in table ${settings.table}`);
@@ -106,9 +124,23 @@ export async function ensurePolicyRoutes(
   return { repaired };
 }
 
+/** Whether a marked packet is delivered by our table now, asked of the kernel in one question per family. */
+export async function marksAreDelivered(
+  socket: RouteSocket,
+  settings: PolicyRoutesSettings,
+): Promise<boolean> {
+  for (const family of FAMILIES) {
+    const route = await socket.lookup(family, settings.mark.value);
+    if (route?.type !== 'LOCAL' || route.table !== settings.table) {
+      return false;
+    }
+  }
+  return true;
+}
+
 async function readBack(socket: RouteSocket, settings: PolicyRoutesSettings): Promise<void> {
   for (const family of FAMILIES) {
-    const [rules, routes] = [await socket.rules(family), await socket.routes(family, settings.table)];
+    const [rules, routes] = [await socket.rules(family), socket.tableRoutes(family, settings.table)];
     if (!rules.some((rule) => isOurs(rule) && isWanted(rule, settings))) {
       throw new DatapathError('RULE_CONFLICT', `the IPv${family} rule was accepted but does not read back`);
     }
@@ -126,7 +158,9 @@ export async function removePolicyRoutes(socket: RouteSocket): Promise<string[]>
       await socket.deleteRule(rule);
       removed.push(`IPv${family} rule at priority ${rule.priority}`);
     }
-    for (const route of (await socket.routes(family)).filter(isOurs).filter(isLocalDefault)) {
+    for (const route of (await socket.routes(family)).filter(
+      (candidate) => isOurs(candidate) && candidate.type === 'LOCAL' && candidate.prefixLength === 0,
+    )) {
       await socket.deleteLocalDefault(family, route.table);
       removed.push(`IPv${family} route in table ${route.table}`);
     }

@@ -20,7 +20,16 @@ const KERNEL_BPFFS = '/sys/fs/bpf';
 const PROGRAMS = { pod_egress: 'intercept', bridge_steer: 'steer', reuse: 'reuse' } as const;
 export type ProgramName = keyof typeof PROGRAMS;
 
-const MAPS = ['endpoints', 'sources', 'workloads', 'listeners', 'flows', 'counters', 'events'] as const;
+const MAPS = [
+  'endpoints',
+  'sources',
+  'workloads',
+  'listeners',
+  'flows',
+  'counters',
+  'canaries',
+  'events',
+] as const;
 export type MapName = (typeof MAPS)[number];
 
 export interface ProgramsOptions {
@@ -38,6 +47,11 @@ export interface Programs {
   readonly linksPath: string;
   /** True where every map was found pinned: flows, endpoints and listeners were taken over. */
   readonly takenOver: boolean;
+  /**
+   * Puts back what somebody took from under `bpffs`, or put in its place: maps and programs live on while the agent
+   * holds them, but the next agent would find nothing. Returns what was wrong, in words.
+   */
+  ensurePins(): readonly string[];
   /** Drops the pins of programs that no link uses any more; call it after the links have been moved. */
   removeStalePrograms(): readonly string[];
   close(): void;
@@ -125,6 +139,26 @@ function openPinnedMaps(folder: string, own: Own): Map<MapName, BpfMap> {
   return maps;
 }
 
+/** Undefined where nothing is pinned; 0 for what is not of this kind. */
+function pinnedId(path: string, kind: typeof BpfMap | typeof BpfProgram): number | undefined {
+  if (!existsSync(path)) {
+    return undefined;
+  }
+  try {
+    const handle = kind.openPinned(path);
+    try {
+      return handle.id;
+    } finally {
+      handle.close();
+    }
+  } catch (error) {
+    if (isKernelError(error)) {
+      return 0;
+    }
+    throw error;
+  }
+}
+
 function pinName(program: BpfProgram, name: string, mark: ProgramsOptions['mark']): string {
   return `${name}-${program.tag}-${mark.value.toString(16)}-${mark.mask.toString(16)}`;
 }
@@ -178,8 +212,28 @@ export function openPrograms(options: ProgramsOptions): Programs {
     if (layouts === undefined) {
       throw new DatapathError('LAYOUT_MISMATCH', 'no BPF object was loaded');
     }
+    const pinned = [
+      ...[...maps].map(([name, map]) => ({ path: join(mapsPath, name), handle: map, kind: BpfMap })),
+      ...[...programs].map(([name, program]) => ({
+        path: join(programsPath, pinName(program, name, options.mark)),
+        handle: program,
+        kind: BpfProgram,
+      })),
+    ];
     return {
       layouts,
+      ensurePins: () => {
+        prepareBpffs(options.bpffs);
+        return pinned.flatMap(({ path, handle, kind }) => {
+          const before = pinnedId(path, kind);
+          if (before === handle.id) {
+            return [];
+          }
+          rmSync(path, { force: true });
+          handle.pin(path);
+          return [`the pin ${path} ${before === undefined ? 'was missing' : 'was of something else'}`];
+        });
+      },
       maps: Object.fromEntries(maps) as Record<MapName, BpfMap>,
       programs: Object.fromEntries(programs) as Record<ProgramName, BpfProgram>,
       linksPath: join(root, 'links'),

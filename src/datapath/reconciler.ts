@@ -1,20 +1,23 @@
 /**
  * Desired against observed, by level: every round reads what the kernel holds, compares it with what the sources
- * want, and applies the difference. Nothing else changes the kernel.
+ * want, and applies the difference. Nothing else changes the kernel. A change of a few pods is a round of these alone;
+ * the whole is looked at once a second, whether anything has happened or not.
  */
 
-import type { FailurePolicy, Pod, PodUid } from '../pods/pod.js';
+import type { Pod, PodUid } from '../pods/pod.js';
 import type { PodStore } from '../pods/pod-store.js';
-import { type Desired, type DesiredOptions, DesiredStates } from './desired.js';
-import type { EndpointRow, EndpointTables } from './endpoints.js';
-import type { RouteSocket } from './netlink.js';
-import { ensureTable } from './nftables.js';
-import { ensurePolicyRoutes, type PolicyRoutesSettings } from './policy-routes.js';
+import { type DesiredOptions, DesiredStates } from './desired.js';
+import { EndpointProgrammer } from './endpoint-programmer.js';
+import type { EndpointTables } from './endpoints.js';
+import type { NodeState } from './node-state.js';
 import type { Programs } from './programs.js';
-import type { Attachment, Redirect } from './redirect.js';
-import type { EndpointState, EndpointStatus } from './status.js';
+import type { Proofs } from './proofs.js';
+import type { Redirect } from './redirect.js';
+import type { Repairs } from './repairs.js';
+import { type EndpointStatus, statusOf } from './status.js';
 import type { InterfaceSysctls } from './sysctls.js';
 
+/** How long a pod that no source knows any more keeps its row. */
 const REMEMBER_MS = 60_000;
 
 export interface ReconcilerLog {
@@ -25,12 +28,13 @@ export interface ReconcilerLog {
 
 export interface ReconcilerOptions extends Omit<DesiredOptions, 'store' | 'log'> {
   readonly store: PodStore;
-  readonly socket: RouteSocket;
+  readonly node: NodeState;
   readonly programs: Programs;
   readonly tables: EndpointTables;
   readonly redirect: Redirect;
   readonly sysctls: InterfaceSysctls;
-  readonly settings: PolicyRoutesSettings;
+  readonly proofs: Proofs;
+  readonly repairs: Repairs;
   /** While false, what is pinned is kept even if no source has named it yet. */
   readonly synced: () => boolean;
   readonly log: ReconcilerLog;
@@ -39,18 +43,20 @@ export interface ReconcilerOptions extends Omit<DesiredOptions, 'store' | 'log'>
 
 export class Reconciler {
   readonly #options: ReconcilerOptions;
-  readonly #statuses = new Map<PodUid, EndpointStatus>();
   readonly #desired: DesiredStates;
+  readonly #programmer: EndpointProgrammer;
+  readonly #statuses = new Map<PodUid, EndpointStatus>();
   readonly #gone = new Map<PodUid, number>();
+  readonly #watchers = new Set<(uid: PodUid) => void>();
   #round: Promise<void> | undefined;
-  #again = false;
+  #wholeDue = false;
+  #due = new Set<PodUid>();
   #stalePrograms = true;
-  /** Why the last round could not put the node-wide parts in place; undefined when they are. */
-  #nodeProblem: string | undefined = 'the first round has not run yet';
 
   constructor(options: ReconcilerOptions) {
     this.#options = options;
     this.#desired = new DesiredStates(options);
+    this.#programmer = new EndpointProgrammer(options);
   }
 
   statuses(): readonly EndpointStatus[] {
@@ -62,178 +68,182 @@ export class Reconciler {
   }
 
   nodeProblem(): string | undefined {
-    return this.#nodeProblem;
+    return this.#options.node.problem();
   }
 
-  /** Runs a round; a call during a round makes one more follow it, however many calls there were. */
+  /** Calls `listener` whenever the status of a pod is another. The function returned ends it. */
+  onStatus(listener: (uid: PodUid) => void): () => void {
+    this.#watchers.add(listener);
+    return () => {
+      this.#watchers.delete(listener);
+    };
+  }
+
+  /** Looks at everything. A call during a round makes one more follow it, however many calls there were. */
   reconcile(): Promise<void> {
-    if (this.#round !== undefined) {
-      this.#again = true;
-      return this.#round;
+    this.#wholeDue = true;
+    return this.#start();
+  }
+
+  /** Looks at these pods only, at once. */
+  reconcilePods(uids: Iterable<PodUid>): Promise<void> {
+    for (const uid of uids) {
+      this.#due.add(uid);
     }
-    this.#round = this.#rounds().finally(() => {
+    return this.#start();
+  }
+
+  /** Interfaces of the host that came, changed or went. */
+  linksChanged(ifindexes: ReadonlySet<number>): Promise<void> {
+    for (const ifindex of ifindexes) {
+      this.#options.links.forget(ifindex);
+    }
+    return this.reconcilePods(this.#desired.affectedBy(ifindexes));
+  }
+
+  /** Asks every pod whose proof is old for a new one. */
+  async prove(): Promise<void> {
+    const targets = [...this.#statuses.keys()].flatMap((uid) => this.#programmer.get(uid) ?? []);
+    for (const uid of await this.#options.proofs.renew(targets)) {
+      this.#publish(uid);
+    }
+  }
+
+  #start(): Promise<void> {
+    this.#round ??= this.#rounds().finally(() => {
       this.#round = undefined;
     });
     return this.#round;
   }
 
   async #rounds(): Promise<void> {
-    do {
-      this.#again = false;
-      await this.#once();
-    } while (this.#again);
+    while (this.#wholeDue || this.#due.size > 0) {
+      const uids = this.#due;
+      this.#due = new Set();
+      // The few that have just changed do not wait for the many that most likely have not.
+      if (uids.size > 0) {
+        await this.#few(uids);
+      } else {
+        this.#wholeDue = false;
+        await this.#whole();
+      }
+    }
   }
 
-  async #once(): Promise<void> {
-    const { links, tables } = this.#options;
-    links.refresh();
-    tables.refresh();
-    const { desired, leftAlone } = await this.#desired.compute();
-    for (const { pod, state, reason, failure } of leftAlone) {
-      this.#setStatus(pod, state, reason, failure);
-    }
-    const known = new Set(this.#options.store.list().map((pod) => pod.uid));
-    for (const uid of [...this.#statuses.keys()].filter((candidate) => !known.has(candidate))) {
-      this.#statuses.delete(uid);
-    }
-    await this.#ensureNode(desired);
-    const attachments = this.#ensureBridges(desired);
-    for (const entry of desired) {
-      this.#ensureEndpoint(entry);
-      attachments.add(`egress-${entry.plan.ifindex}`);
-    }
-    if (this.#options.synced()) {
-      this.#withdraw(desired, attachments);
+  async #few(uids: ReadonlySet<PodUid>): Promise<void> {
+    const touched = await this.#desired.update(uids);
+    await this.#options.node.addresses(this.#addresses());
+    this.#apply(touched);
+  }
+
+  async #whole(): Promise<void> {
+    const { programs, synced } = this.#options;
+    const touched = await this.#desired.update('all');
+    await this.#options.node.ensure(this.#addresses());
+    this.#apply(touched);
+    if (synced()) {
+      this.#withdrawUnwanted();
       this.#forget();
       if (this.#stalePrograms) {
-        this.#options.programs.removeStalePrograms();
+        programs.removeStalePrograms();
         this.#stalePrograms = false;
       }
     }
   }
 
-  async #ensureNode(desired: readonly Desired[]): Promise<void> {
-    const { socket, settings, redirect, programs, log } = this.#options;
+  #addresses(): Set<string> {
+    return new Set(this.#desired.desired().flatMap(({ pod }) => pod.ips));
+  }
+
+  #apply(uids: ReadonlySet<PodUid>): void {
+    const fresh: PodUid[] = [];
+    for (const uid of uids) {
+      const outcome = this.#desired.outcome(uid);
+      const before = this.#programmer.get(uid);
+      if (outcome?.kind !== 'desired') {
+        this.#leave(uid);
+      } else {
+        const kept = new Set(outcome.endpoints.map(({ plan }) => plan.ifindex));
+        this.#takeOff(before?.desired.endpoints.filter(({ plan }) => !kept.has(plan.ifindex)) ?? []);
+        this.#gone.delete(uid);
+        const { changed } = this.#programmer.program(outcome);
+        if (changed || !this.#options.proofs.has(uid)) {
+          fresh.push(uid);
+        }
+      }
+      this.#publish(uid);
+    }
+    void this.#proveFresh(fresh);
+  }
+
+  /** Not awaited by rounds: an answer that does not come must not hold up the others. */
+  async #proveFresh(uids: readonly PodUid[]): Promise<void> {
+    const { proofs, log } = this.#options;
     try {
-      const ips = [...new Set(desired.flatMap((entry) => entry.pod.ips))];
-      const routes = await ensurePolicyRoutes(socket, settings);
-      const table = await ensureTable({
-        mark: settings.mark,
-        pods4: ips.filter((ip) => !ip.includes(':')),
-        pods6: ips.filter((ip) => ip.includes(':')),
-      });
-      const lookup = redirect.attachLookup(programs.programs.reuse);
-      const lookups = lookup === 'kept' ? [] : [`socket lookup ${lookup}`];
-      for (const what of [...routes.repaired, ...table.repaired, ...lookups]) {
-        log.info({ what }, 'put in place');
+      for (const uid of await proofs.ask(uids.flatMap((uid) => this.#programmer.get(uid) ?? []))) {
+        this.#publish(uid);
       }
-      this.#nodeProblem = undefined;
     } catch (error) {
-      if (this.#nodeProblem !== messageOf(error)) {
-        log.error({ err: error }, 'the node-wide parts of the datapath are not in place');
-      }
-      this.#nodeProblem = messageOf(error);
+      log.error({ err: error }, 'asking for proof failed');
     }
   }
 
-  #ensureBridges(desired: readonly Desired[]): Set<string> {
-    const { programs, redirect, log } = this.#options;
-    const names = new Set<string>();
-    for (const { location } of desired) {
-      if (location.kind !== 'bridge' || names.has(`steer-${location.bridge.index}`)) {
+  /** A pod that has just gone from the sources, or is not to be intercepted any more. */
+  #leave(uid: PodUid): void {
+    const before = this.#programmer.get(uid);
+    if (before !== undefined && this.#options.synced()) {
+      this.#takeOff(before.desired.endpoints);
+      this.#programmer.forget(uid);
+    }
+    this.#options.proofs.forget(uid);
+  }
+
+  #takeOff(endpoints: readonly { readonly plan: { readonly ifindex: number } }[]): void {
+    const { redirect, tables, sysctls, proofs, log } = this.#options;
+    for (const { plan } of endpoints) {
+      // Unless another pod has the interface, or its number, by now.
+      if (
+        this.#desired
+          .desired()
+          .some((other) => other.endpoints.some((at) => at.plan.ifindex === plan.ifindex))
+      ) {
         continue;
       }
-      const { index, name } = location.bridge;
-      names.add(`steer-${index}`);
-      const done = this.#attempt(() =>
-        redirect.attach({ role: 'steer', ifindex: index }, programs.programs.bridge_steer),
+      const done = attempt(() => redirect.detach({ role: 'egress', ifindex: plan.ifindex }));
+      sysctls.restore(plan.ifindex);
+      tables.withdraw(plan.ifindex);
+      proofs.withdraw(plan.ifindex);
+      log.info(
+        { ifindex: plan.ifindex, ...(done instanceof Error ? { err: done } : {}) },
+        'endpoint withdrawn',
       );
-      if (done instanceof Error) {
-        log.error({ bridge: name, err: done }, 'steering could not be attached');
-      } else if (done !== 'kept') {
-        log.info({ bridge: name, ifindex: index }, `steering ${done}`);
-      }
     }
-    return names;
-  }
-
-  #ensureEndpoint(entry: Desired): void {
-    const { tables, redirect, programs, sysctls, log } = this.#options;
-    const { pod, location, plan } = entry;
-    const attachment: Attachment = { role: 'egress', ifindex: plan.ifindex };
-    const wasEnrolled = this.#statuses.get(pod.uid)?.endpointId !== undefined;
-    let row: EndpointRow | undefined;
-    const outcome = this.#attempt(() => {
-      // Where the stack takes the packet in: a bridge's port only passes it on.
-      const entrance = location.kind === 'bridge' ? location.bridge : location.link;
-      sysctls.ensure(entrance.name, entrance.index);
-      row = tables.enrol(pod.uid, plan.ifindex, wasEnrolled);
-      this.#gone.delete(pod.uid);
-      const changed = tables.program(row, plan);
-      const done = redirect.attach(attachment, programs.programs.pod_egress);
-      if (changed || done !== 'kept') {
-        const fields = {
-          pod: `${pod.namespace}/${pod.name}`,
-          interface: location.link.name,
-          runtime: pod.runtime,
-        };
-        log.info(
-          { ...fields, endpoint: row.id, generation: row.generation, attachment: done },
-          'pod programmed',
-        );
-      }
-      return tables.verify(row, plan) ?? this.#missingAttachment(entry, attachment);
-    });
-    const failed = outcome instanceof Error ? messageOf(outcome) : undefined;
-    if (failed !== undefined && this.#statuses.get(pod.uid)?.reason !== failed) {
-      log.error({ pod: `${pod.namespace}/${pod.name}`, err: outcome }, 'the pod could not be programmed');
-    }
-    const missing = failed ?? (outcome as string | undefined) ?? this.#nodeProblem;
-    const notes = [
-      ...(missing === undefined ? [] : [missing]),
-      ...entry.problems,
-      ...(location.others.length === 0 ? [] : [`not intercepted in this pod: ${location.others.join(', ')}`]),
-    ];
-    const state: EndpointState = missing === undefined ? 'INTERCEPTED' : wasEnrolled ? 'DEGRADED' : 'PENDING';
-    this.#setStatus(pod, state, notes.length === 0 ? undefined : notes.join('; '), entry.failure, {
-      interface: location.link.name,
-      ifindex: plan.ifindex,
-      topology: location.kind,
-      ...(row === undefined ? {} : { endpointId: row.id, generation: row.generation }),
-      instance: entry.instance,
-      programmed: failed === undefined,
-      verified: missing === undefined,
-    });
-  }
-
-  #missingAttachment({ location }: Desired, attachment: Attachment): string | undefined {
-    const { programs, redirect } = this.#options;
-    if (!redirect.isAttached(attachment, programs.programs.pod_egress)) {
-      return `the program is not attached to ${location.link.name}`;
-    }
-    if (location.kind === 'bridge') {
-      const steer: Attachment = { role: 'steer', ifindex: location.bridge.index };
-      if (!redirect.isAttached(steer, programs.programs.bridge_steer)) {
-        return `the program is not attached to the bridge ${location.bridge.name}`;
-      }
-    }
-    return undefined;
   }
 
   /** What the kernel holds for nobody: programs come off before the tables that they read. */
-  #withdraw(desired: readonly Desired[], attachments: ReadonlySet<string>): void {
-    const { tables, redirect, sysctls, log } = this.#options;
-    const wanted = new Set(desired.map((entry) => entry.plan.ifindex));
+  #withdrawUnwanted(): void {
+    const { tables, redirect, sysctls, proofs, log } = this.#options;
+    const wanted = this.#desired.desired();
+    this.#programmer.keep(new Set(wanted.map(({ pod }) => pod.uid)));
+    const endpoints = new Set<number>();
+    const bridges = new Set<number>();
+    for (const { at, plan } of wanted.flatMap((desired) => desired.endpoints)) {
+      endpoints.add(plan.ifindex);
+      if (at.kind === 'bridge') {
+        bridges.add(at.bridge.index);
+      }
+    }
     for (const attachment of redirect.list()) {
-      if (!attachments.has(`${attachment.role}-${attachment.ifindex}`)) {
-        const done = this.#attempt(() => redirect.detach(attachment));
+      if (!(attachment.role === 'egress' ? endpoints : bridges).has(attachment.ifindex)) {
+        const done = attempt(() => redirect.detach(attachment));
         sysctls.restore(attachment.ifindex);
         log.info({ ...attachment, ...(done instanceof Error ? { err: done } : {}) }, 'program detached');
       }
     }
     for (const ifindex of tables.liveInterfaces()) {
-      if (!wanted.has(ifindex)) {
+      if (!endpoints.has(ifindex)) {
         tables.withdraw(ifindex);
+        proofs.withdraw(ifindex);
         log.info({ ifindex }, 'endpoint withdrawn');
       }
     }
@@ -256,43 +266,42 @@ export class Reconciler {
     }
   }
 
-  #setStatus(
-    pod: Pod,
-    state: EndpointState,
-    reason: string | undefined,
-    failure: FailurePolicy,
-    programmed: Partial<EndpointStatus> = {},
-  ): void {
-    const before = this.#statuses.get(pod.uid);
-    const status = {
-      podUid: pod.uid,
-      state,
-      reason,
-      failure,
-      programmed: false,
-      verified: false,
-      ...programmed,
-    };
-    this.#statuses.set(pod.uid, status);
-    if (before?.state !== state || before.reason !== reason) {
-      const level = state === 'REFUSED' || state === 'DEGRADED' ? 'warn' : 'info';
-      this.#options.log[level](
-        { pod: `${pod.namespace}/${pod.name}`, runtime: pod.runtime, state, reason },
-        'pod state',
-      );
+  #publish(uid: PodUid): void {
+    const before = this.#statuses.get(uid);
+    const outcome = this.#desired.outcome(uid);
+    if (outcome === undefined) {
+      this.#statuses.delete(uid);
+    } else {
+      const status = statusOf(outcome, {
+        programmed: this.#programmer.get(uid),
+        nodeProblem: this.#options.node.problem(),
+        proof: this.#options.proofs.get(uid),
+        before,
+      });
+      this.#statuses.set(uid, status);
+      this.#tell(outcome.pod, before, status);
+    }
+    for (const watcher of [...this.#watchers]) {
+      watcher(uid);
     }
   }
 
-  /** One pod's failure must not keep the others from being programmed. */
-  #attempt<T>(step: () => T): T | Error {
-    try {
-      return step();
-    } catch (error) {
-      return error instanceof Error ? error : new Error(String(error));
+  #tell(pod: Pod, before: EndpointStatus | undefined, { state, reason }: EndpointStatus): void {
+    if (before?.state === state && before.reason === reason) {
+      return;
     }
+    const level = state === 'REFUSED' || state === 'DEGRADED' ? 'warn' : 'info';
+    const { namespace, name, runtime } = pod;
+    this.#options.log[level]({ pod: `${namespace}/${name}`, runtime, state, reason }, 'pod state');
   }
 }
 
-function messageOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
+/** One interface's failure must not keep the others from being looked at. */
+function attempt(step: () => void): Error | undefined {
+  try {
+    step();
+    return undefined;
+  } catch (error) {
+    return error instanceof Error ? error : new Error(String(error));
+  }
 }

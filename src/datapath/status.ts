@@ -1,27 +1,106 @@
 /** What the datapath tells the stages after it: plain values, observed rather than desired. */
 
 import type { FailurePolicy, PodUid } from '../pods/pod.js';
+import type { CanaryResult } from './canary.js';
+import type { Outcome } from './desired.js';
+import type { Programmed } from './endpoint-programmer.js';
+import type { Proof } from './proofs.js';
+import type { RepairKind } from './repairs.js';
 
 /**
- * INTERCEPTED: desired, programmed and read back from the kernel. PENDING: wanted, not there yet.
- * REFUSED: cannot be intercepted, `reason` says why. DEGRADED: was programmed, `reason` says what is missing.
- * NOT_ENROLLED: known and deliberately left alone.
+ * INTERCEPTED: desired, programmed, and verified: read back from the kernel and proven by a canary. PENDING: wanted,
+ * not there yet. REFUSED: cannot be intercepted, `reason` says why. DEGRADED: was intercepted, or is in part; `reason`
+ * says what is missing. NOT_ENROLLED: known and deliberately left alone.
  */
 export type EndpointState = 'INTERCEPTED' | 'PENDING' | 'REFUSED' | 'DEGRADED' | 'NOT_ENROLLED';
+
+export interface InterfaceStatus {
+  readonly name: string;
+  readonly ifindex: number;
+  readonly topology: 'routed' | 'bridge';
+  /** Name of the pod's end; empty where it is not known. */
+  readonly podInterface: string;
+}
 
 export interface EndpointStatus {
   readonly podUid: PodUid;
   readonly state: EndpointState;
   readonly reason: string | undefined;
-  readonly interface?: string;
-  readonly ifindex?: number;
-  readonly topology?: 'routed' | 'bridge';
+  /** The host ends of the pod's interfaces, its first one first. */
+  readonly interfaces: readonly InterfaceStatus[];
   readonly endpointId?: number;
   readonly generation?: number;
   readonly instance?: string;
   readonly failure: FailurePolicy;
+  readonly desired: boolean;
+  /** Everything was put in place, as far as reading it back tells. */
   readonly programmed: boolean;
+  /** Programmed, and a canary has arrived. */
   readonly verified: boolean;
+}
+
+export interface Observation {
+  readonly programmed: Programmed | undefined;
+  readonly nodeProblem: string | undefined;
+  readonly proof: Proof | undefined;
+  /** The status before this one. */
+  readonly before: EndpointStatus | undefined;
+}
+
+/** The one place where a pod's state is decided. */
+export function statusOf(outcome: Outcome, observed: Observation): EndpointStatus {
+  const { pod, failure } = outcome;
+  if (outcome.kind === 'left-alone') {
+    const { state, reason } = outcome;
+    const nothing = { interfaces: [], programmed: false, verified: false };
+    return { podUid: pod.uid, state, reason, failure, desired: state !== 'NOT_ENROLLED', ...nothing };
+  }
+  const { programmed, nodeProblem, proof, before } = observed;
+  const missing = programmed === undefined ? 'not programmed yet' : programmed.missing;
+  const unproven = proof === undefined ? 'not proven yet' : reasonOf(proof.result, before);
+  const escapes = outcome.unreachable.map(({ reason }) => `not intercepted: ${reason}`);
+  const wrong = [missing ?? nodeProblem ?? unproven, ...escapes].filter((text) => text !== undefined);
+  const notes = proof?.result.kind === 'silent' ? [`last canary: ${proof.result.reason}`] : [];
+  const told = [...wrong, ...outcome.problems, ...(wrong.length === 0 ? notes : [])];
+  const row = programmed?.row;
+  return {
+    podUid: pod.uid,
+    state:
+      wrong.length === 0
+        ? 'INTERCEPTED'
+        : wasIntercepted(before) || escapes.length > 0
+          ? 'DEGRADED'
+          : 'PENDING',
+    reason: told.length === 0 ? undefined : told.join('; '),
+    interfaces: outcome.endpoints.map(({ at, plan }) => ({
+      name: at.link.name,
+      ifindex: plan.ifindex,
+      topology: at.kind,
+      podInterface: at.podInterface ?? '',
+    })),
+    ...(row === undefined ? {} : { endpointId: row.id, generation: row.generation }),
+    instance: outcome.instance,
+    failure,
+    desired: true,
+    programmed: programmed !== undefined && missing === undefined,
+    verified: wrong.length === 0,
+  };
+}
+
+function wasIntercepted(before: EndpointStatus | undefined): boolean {
+  return before?.state === 'INTERCEPTED' || before?.state === 'DEGRADED';
+}
+
+/** A pod that cannot send at the moment is what it was before: nothing speaks against it. */
+function reasonOf(result: CanaryResult, before: EndpointStatus | undefined): string | undefined {
+  switch (result.kind) {
+    case 'proven':
+      return undefined;
+    case 'unproven':
+      return result.reason;
+    case 'silent':
+      return before?.verified === true ? undefined : `not proven yet: ${result.reason}`;
+  }
 }
 
 export interface ListenerStatus {
@@ -75,6 +154,8 @@ export interface DatapathView {
   podOfEndpoint(endpointId: number, generation: number): PodUid | undefined;
   listeners(): readonly ListenerStatus[];
   counters(): readonly EndpointCounters[];
+  /** What was found missing or changed in the kernel and put right, since the agent started. */
+  repairs(): Readonly<Record<RepairKind, number>>;
   /** Flow events that nobody saw: the ring was full (kernel) or JavaScript was behind (agent). */
   eventsLost(): { readonly kernel: number; readonly agent: number };
 }

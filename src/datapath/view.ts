@@ -5,6 +5,7 @@ import type { EndpointTables } from './endpoints.js';
 import type { Flows } from './flows.js';
 import type { Listeners } from './listeners.js';
 import type { Reconciler } from './reconciler.js';
+import type { RepairKind, Repairs } from './repairs.js';
 import type {
   DatapathView,
   EndpointCounters,
@@ -20,6 +21,7 @@ export interface DatapathParts {
   readonly flows: Flows;
   readonly listeners: Listeners;
   readonly reconciler: Reconciler;
+  readonly repairs: Repairs;
 }
 
 export class Datapath implements DatapathView {
@@ -61,6 +63,10 @@ export class Datapath implements DatapathView {
 
   counters(): readonly EndpointCounters[] {
     return this.#parts.tables.counters();
+  }
+
+  repairs(): Readonly<Record<RepairKind, number>> {
+    return this.#parts.repairs.counts();
   }
 
   eventsLost(): { readonly kernel: number; readonly agent: number } {

@@ -80,9 +80,7 @@ function routes({ table }: Place): Promise<Finding[]> {
   return withSocket(async (socket) => {
     const found: Finding[] = [];
     for (const family of FAMILIES) {
-      const foreign = (await socket.routes(family, table)).filter(
-        ({ protocol }) => protocol !== ROUTE_PROTOCOL,
-      );
+      const foreign = socket.tableRoutes(family, table).filter(({ protocol }) => protocol !== ROUTE_PROTOCOL);
       if (foreign.length > 0) {
         found.push(
           fail(

@@ -1,6 +1,6 @@
 /** A pod as callers of the API see it. */
 
-import type { EndpointStatus } from '../datapath/status.js';
+import type { EndpointStatus, InterfaceStatus } from '../datapath/status.js';
 import { type InterceptionDefaults, interceptionOf } from '../pods/annotations.js';
 import { appOf, type FailurePolicy, type Pod, type RuntimeKind, spiffeIdOf } from '../pods/pod.js';
 
@@ -66,6 +66,8 @@ export interface InterceptionReport {
   readonly reason: string;
   readonly interface: string;
   readonly topology: 'routed' | 'bridge' | '';
+  /** All of the pod's interfaces that are intercepted; `interface` and `topology` are those of the first. */
+  readonly interfaces: readonly InterfaceStatus[];
   readonly instance: string;
   readonly failure: FailurePolicy;
   /** What of the pod's own wishes, or of its runtime, could not be understood. */
@@ -86,8 +88,9 @@ export function interceptionReport(
     verified: endpoint?.verified ?? false,
     state: endpoint?.state ?? unseen.state,
     reason: endpoint?.reason ?? unseen.reason,
-    interface: endpoint?.interface ?? '',
-    topology: endpoint?.topology ?? '',
+    interface: endpoint?.interfaces[0]?.name ?? '',
+    topology: endpoint?.interfaces[0]?.topology ?? '',
+    interfaces: endpoint?.interfaces ?? [],
     instance: endpoint?.instance ?? '',
     failure: endpoint?.failure ?? wanted.failure,
     problems: [...wanted.problems, ...runtimeProblems(pod)],

@@ -1,6 +1,14 @@
 /** Namespaces, other processes' sockets, peers of Unix sockets, link events: what Node has no call for. */
 
-import { checkFd, checkFunction, checkPositive, checkText, loadAddon, throwingOutside } from './addon.js';
+import {
+  checkBytes,
+  checkFd,
+  checkFunction,
+  checkPositive,
+  checkText,
+  loadAddon,
+  throwingOutside,
+} from './addon.js';
 
 export interface SocketInfo {
   readonly family: 4 | 6;
@@ -42,6 +50,17 @@ export interface LinkEvent {
   readonly master: number;
 }
 
+export interface TableRoute {
+  /** RTN_*, such as 2 for local: rtnetlink(7). */
+  readonly type: number;
+  readonly protocol: number;
+  readonly prefixLength: number;
+  /** Canonical text; empty for a default route. */
+  readonly destination: string;
+  readonly interfaceIndex?: number;
+  readonly metric?: number;
+}
+
 interface Addon {
   LinkEvents: new (
     onEvents: (events: (LinkEvent | null)[]) => void,
@@ -59,6 +78,20 @@ interface Addon {
   socketInfo(fd: number): SocketInfo;
   peerCredentials(fd: number): PeerCredentials;
   tcpListeners(): TcpListener[];
+  sendFrames(netnsFd: number, interfaceName: string, frames: readonly Uint8Array[]): void;
+  openRoutes(): number;
+  tableRoutes(fd: number, sequence: number, family: 4 | 6, table: number): TableRoute[];
+  openNetfilter(): number;
+  nftGeneration(fd: number, sequence: number): number;
+  nftChangeElements(
+    fd: number,
+    sequence: number,
+    table: string,
+    set: string,
+    keySize: number,
+    add: Uint8Array,
+    remove: Uint8Array,
+  ): void;
 }
 
 const addon = loadAddon<Addon>('kernel');
@@ -133,6 +166,111 @@ export function tcpListeners(): TcpListener[] {
 export function interfaceIndex(name: string): number | undefined {
   checkText(name, 'name');
   return addon.interfaceIndex(name);
+}
+
+/**
+ * Sends Ethernet frames out of an interface of the network namespace behind `netnsFd`, past whatever queues and
+ * filters stand before its packet sockets: packet(7). ENETDOWN where the interface is down.
+ */
+export function sendFrames(netnsFd: number, interfaceName: string, frames: readonly Uint8Array[]): void {
+  checkFd(netnsFd, 'netnsFd');
+  checkText(interfaceName, 'interfaceName');
+  frames.forEach((frame, index) => {
+    checkBytes(frame, `frames[${index}]`);
+  });
+  addon.sendFrames(netnsFd, interfaceName, frames);
+}
+
+/** Reads single routing tables of the network namespace that was current when it was opened. */
+export class RouteTables {
+  readonly #fd: number;
+  #sequence = 0;
+  #closed = false;
+
+  constructor() {
+    this.#fd = addon.openRoutes();
+  }
+
+  routes(family: 4 | 6, table: number): TableRoute[] {
+    checkPositive(table, 'table', 0xffff_ffff);
+    if (this.#closed) {
+      throw new TypeError('the route socket is closed');
+    }
+    this.#sequence = (this.#sequence % 0x7fff_ffff) + 1;
+    return addon.tableRoutes(this.#fd, this.#sequence, family, table);
+  }
+
+  close(): void {
+    if (!this.#closed) {
+      this.#closed = true;
+      addon.closeFd(this.#fd);
+    }
+  }
+}
+
+/** A netfilter socket of the network namespace that was current when it was opened. */
+export class Netfilter {
+  readonly #fd: number;
+  #sequence = 1;
+  #closed = false;
+
+  constructor() {
+    this.#fd = addon.openNetfilter();
+  }
+
+  /** Grows by one with every change of the nftables ruleset, whoever makes it. */
+  generation(): number {
+    return addon.nftGeneration(this.#fd, this.#next(1));
+  }
+
+  /**
+   * Puts elements into a set of an `inet` table and takes others out, in one transaction. One to add may be there
+   * already; one to remove that is not there is KernelError ENOENT, and nothing is changed then.
+   */
+  changeElements(change: {
+    readonly table: string;
+    readonly set: string;
+    /** Of each element, bytes. */
+    readonly keySize: number;
+    readonly add: readonly Uint8Array[];
+    readonly remove: readonly Uint8Array[];
+  }): void {
+    const { table, set, keySize, add, remove } = change;
+    checkText(table, 'table');
+    checkText(set, 'set');
+    checkPositive(keySize, 'keySize', 64);
+    for (const [name, keys] of Object.entries({ add, remove })) {
+      keys.forEach((key, index) => {
+        checkBytes(key, `${name}[${index}]`, keySize);
+      });
+    }
+    const sequence = this.#next(add.length + remove.length + 2); // a number for each message, of which there are fewer
+    addon.nftChangeElements(
+      this.#fd,
+      sequence,
+      table,
+      set,
+      keySize,
+      Buffer.concat(add),
+      Buffer.concat(remove),
+    );
+  }
+
+  close(): void {
+    if (!this.#closed) {
+      this.#closed = true;
+      addon.closeFd(this.#fd);
+    }
+  }
+
+  #next(count: number): number {
+    if (this.#closed) {
+      throw new TypeError('the netfilter socket is closed');
+    }
+    const first = this.#sequence;
+    this.#sequence = (first + count) % 0x7fff_ffff;
+    return first;
+  }
 }
 
 export interface LinkEventOptions {

@@ -48,7 +48,7 @@ export class PodStore {
   /** Random per store, that is per start of the agent. */
   readonly epoch: string;
   readonly #nowMs: () => number;
-  readonly #sources = new Map<SourceName, ReadonlyMap<PodUid, Pod>>();
+  readonly #sources = new Map<SourceName, Map<PodUid, Pod>>();
   readonly #pods = new Map<PodUid, Pod>();
   readonly #byIp = new Map<string, Pod[]>();
   readonly #tombstones = new Map<PodUid, RemovedPod>();
@@ -74,9 +74,31 @@ export class PodStore {
     if (next.size !== pods.length) {
       throw new RangeError(`source ${source} lists one pod UID twice`);
     }
-    const uids = new Set([...(this.#sources.get(source)?.keys() ?? []), ...next.keys()]);
+    const before = this.#sources.get(source) ?? new Map<PodUid, Pod>();
+    // A source hands the same object over again where nothing has changed: most pods, most of the time.
+    const uids = [...new Set([...before.keys(), ...next.keys()])].filter(
+      (uid) => before.get(uid) !== next.get(uid),
+    );
     this.#sources.set(source, next);
-    const changes = [...uids].flatMap((uid) => this.#rejoin(uid) ?? []);
+    this.#publish(uids);
+  }
+
+  /** What has changed at one source that has delivered its whole before, or delivers it bit by bit. */
+  updateSource(source: SourceName, changes: { upsert?: readonly Pod[]; remove?: readonly PodUid[] }): void {
+    const { upsert = [], remove = [] } = changes;
+    const pods = this.#sources.get(source) ?? new Map<PodUid, Pod>();
+    for (const pod of upsert) {
+      pods.set(pod.uid, pod);
+    }
+    for (const uid of remove) {
+      pods.delete(uid);
+    }
+    this.#sources.set(source, pods);
+    this.#publish([...upsert.map((pod) => pod.uid), ...remove]);
+  }
+
+  #publish(uids: readonly PodUid[]): void {
+    const changes = uids.flatMap((uid) => this.#rejoin(uid) ?? []);
     this.#forgetOldTombstones();
     if (changes.length === 0) {
       return;

@@ -1,7 +1,7 @@
 /** From a pod's network namespace to the interface on the host that carries its packets. */
 
 import type { Pod } from '../pods/pod.js';
-import type { Link, LinkReader, Location, RefusalCode } from './runtime.js';
+import type { HostAttachment, Link, LinkReader, Location, RefusalCode, Unreachable } from './runtime.js';
 
 export function refused(code: RefusalCode, reason: string, retry = false): Location {
   return { kind: 'refused', code, reason, retry };
@@ -21,71 +21,80 @@ export function refuseOutright(pod: Pod): Location | undefined {
   return undefined;
 }
 
+type Attachable = { readonly at: HostAttachment } | { readonly reason: string };
+
 /** Whether the host-side interface can carry our program, and by which topology. */
-export function describeHostLink(
+async function attachable(
   link: Link,
-  hostLinks: readonly Link[],
-  others: readonly string[],
-): Location {
+  podInterface: string | undefined,
+  links: LinkReader,
+): Promise<Attachable> {
   if (!link.ethernet || (link.kind !== 'veth' && link.kind !== 'tun')) {
-    const kind = link.kind === '' ? 'physical' : link.kind;
-    return refused(
-      'UNSUPPORTED_INTERFACE',
-      `${link.name} is a ${kind} interface: only veth and tap are intercepted`,
-    );
+    return { reason: `${link.name} is a ${kindOf(link)} interface: only veth and tap are intercepted` };
   }
   if (link.master === 0) {
-    return { kind: 'routed', link, others };
+    return { at: { kind: 'routed', link, podInterface } };
   }
-  const master = hostLinks.find((candidate) => candidate.index === link.master);
+  const master = await links.hostLink(link.master);
   if (master?.kind !== 'bridge') {
-    return refused(
-      'UNSUPPORTED_INTERFACE',
-      `${link.name} is a port of ${master === undefined ? `ifindex ${link.master}` : `${master.name} (${master.kind})`}: only bridges are supported`,
-    );
+    const what = master === undefined ? `ifindex ${link.master}` : `${master.name} (${master.kind})`;
+    return { reason: `${link.name} is a port of ${what}: only bridges are supported` };
   }
-  return { kind: 'bridge', link, bridge: master, others };
+  return { at: { kind: 'bridge', link, bridge: master, podInterface } };
+}
+
+function kindOf(link: Link): string {
+  return link.kind === '' ? 'physical' : link.kind;
 }
 
 /** The interface that a source named outright. */
 export async function locateByName(name: string, links: LinkReader): Promise<Location> {
-  const hostLinks = await links.hostLinks();
-  const link = hostLinks.find((candidate) => candidate.name === name);
+  const link = await links.hostLinkByName(name);
   if (link === undefined) {
     return refused('INTERFACE_GONE', `there is no interface ${name} in the agent's network namespace`, true);
   }
-  return describeHostLink(link, hostLinks, []);
+  const found = await attachable(link, undefined, links);
+  return 'at' in found
+    ? { kind: 'found', primary: found.at, more: [], unreachable: [] }
+    : refused('UNSUPPORTED_INTERFACE', found.reason);
 }
 
 /**
- * The host end of the pod's veth, found from inside its namespace and checked from both ends: the peer must name
- * the pod's interface and the pod's namespace in return.
+ * The host end of a veth that was found inside a pod, checked from both ends: the peer must name the pod's interface
+ * and the pod's namespace in return.
  */
+async function hostEnd(
+  inside: Link,
+  namespaceId: number | undefined,
+  links: LinkReader,
+): Promise<Link | undefined> {
+  const host = inside.peerIndex === undefined ? undefined : await links.hostLink(inside.peerIndex);
+  const namesUs =
+    host?.kind === 'veth' &&
+    host.peerIndex === inside.index &&
+    namespaceId !== undefined &&
+    host.peerNamespaceId === namespaceId;
+  return namesUs ? host : undefined;
+}
+
+/** The first interface must be found; of the others each that is not is one by which the pod gets past us. */
 export async function locateByNetns(netns: string, links: LinkReader): Promise<Location> {
   if (await links.isHost(netns)) {
     return refused('HOST_NETWORK', `${netns} is the agent's own network namespace`);
   }
-  const podLinks = (await links.podLinks(netns)).filter((link) => !link.loopback && link.kind !== 'tun');
+  const podLinks = (await links.podLinks(netns)).filter(leadsOutside);
   const first = podLinks.find((link) => link.name === 'eth0') ?? podLinks[0];
   if (first === undefined) {
     return refused('NO_INTERFACE', `no network interface in ${netns} yet`, true);
   }
   if (first.kind !== 'veth') {
-    const kind = first.kind === '' ? 'physical' : first.kind;
     return refused(
       'UNSUPPORTED_INTERFACE',
-      `${first.name} in the pod is a ${kind} interface: it has no peer on the host`,
+      `${first.name} in the pod is a ${kindOf(first)} interface: it has no peer on the host`,
     );
   }
-  const [hostLinks, namespaceId] = await Promise.all([links.hostLinks(), links.namespaceId(netns)]);
-  const host = hostLinks.find(
-    (link) =>
-      link.index === first.peerIndex &&
-      link.kind === 'veth' &&
-      link.peerIndex === first.index &&
-      namespaceId !== undefined &&
-      link.peerNamespaceId === namespaceId,
-  );
+  const namespaceId = await links.namespaceId(netns);
+  const host = await hostEnd(first, namespaceId, links);
   if (host === undefined) {
     return refused(
       'NO_INTERFACE',
@@ -93,8 +102,47 @@ export async function locateByNetns(netns: string, links: LinkReader): Promise<L
       true,
     );
   }
-  const others = podLinks.filter((link) => link !== first).map((link) => link.name);
-  return describeHostLink(host, hostLinks, others);
+  const primary = await attachable(host, first.name, links);
+  if ('reason' in primary) {
+    return refused('UNSUPPORTED_INTERFACE', primary.reason);
+  }
+  const more: HostAttachment[] = [];
+  const unreachable: Unreachable[] = [];
+  for (const link of podLinks.filter((other) => other !== first)) {
+    const further = await locateFurther(link, namespaceId, links);
+    if ('at' in further) {
+      more.push(further.at);
+    } else {
+      unreachable.push({ name: link.name, kind: kindOf(link), reason: further.reason });
+    }
+  }
+  return { kind: 'found', primary: primary.at, more, unreachable };
+}
+
+async function locateFurther(
+  link: Link,
+  namespaceId: number | undefined,
+  links: LinkReader,
+): Promise<Attachable> {
+  if (link.kind !== 'veth') {
+    return { reason: `${link.name} is a ${kindOf(link)} interface: it has no peer on the host` };
+  }
+  const host = await hostEnd(link, namespaceId, links);
+  return host === undefined
+    ? { reason: `the peer of ${link.name} is not in the agent's network namespace` }
+    : attachable(host, link.name, links);
+}
+
+/**
+ * Interfaces by which packets leave the pod: hardware, veths, and whatever stands on a device of another namespace
+ * (macvlan, ipvlan, netkit). What is built inside the pod leaves by one of those in the end: a microVM's tap or macvtap,
+ * the bridge of containers within the pod and its ports, tunnels, VLANs.
+ */
+function leadsOutside(link: Link): boolean {
+  if (link.loopback || !link.ethernet || link.kind === 'tun') {
+    return false;
+  }
+  return link.kind === 'veth' ? link.master === 0 : link.kind === '' || link.peerNamespaceId !== undefined;
 }
 
 /** What every runtime starts from: a namespace if one is known, else the interface that was named. */

@@ -19,7 +19,9 @@ export interface Link {
 
 /** What strategies may ask about links; implemented over netlink by the datapath. */
 export interface LinkReader {
-  hostLinks(): Promise<readonly Link[]>;
+  /** By ifindex. */
+  hostLink(index: number): Promise<Link | undefined>;
+  hostLinkByName(name: string): Promise<Link | undefined>;
   /** Links inside the network namespace at `netns`; ENOENT where it is gone. */
   podLinks(netns: string): Promise<readonly Link[]>;
   /** The id under which the agent's namespace knows the one at `netns`, as `peerNamespaceId` gives it. */
@@ -37,14 +39,29 @@ export type RefusalCode =
   | 'NETNS_UNKNOWN'
   | 'NETNS_GONE';
 
+/** The host's end of one interface of a pod. */
+export type HostAttachment = {
+  readonly link: Link;
+  /** Name of the pod's end; undefined where no source tells the pod's network namespace. */
+  readonly podInterface: string | undefined;
+} & ({ readonly kind: 'routed' } | { readonly kind: 'bridge'; readonly bridge: Link });
+
+/** An interface of a pod that nobody can intercept on this node's veths: the pod gets past us by it. */
+export interface Unreachable {
+  readonly name: string;
+  /** As in `Link`. */
+  readonly kind: string;
+  readonly reason: string;
+}
+
 /** Where the pod's packets pass on the host, or why they cannot be intercepted there. */
 export type Location =
-  | { readonly kind: 'routed'; readonly link: Link; readonly others: readonly string[] }
   | {
-      readonly kind: 'bridge';
-      readonly link: Link;
-      readonly bridge: Link;
-      readonly others: readonly string[];
+      readonly kind: 'found';
+      readonly primary: HostAttachment;
+      /** Further interfaces whose host end is on this node too. */
+      readonly more: readonly HostAttachment[];
+      readonly unreachable: readonly Unreachable[];
     }
   | {
       readonly kind: 'refused';

@@ -6,7 +6,7 @@ import type { PodStore } from '../pods/pod-store.js';
 
 export interface MetricsOptions {
   readonly store: Pick<PodStore, 'list' | 'get' | 'removed'>;
-  readonly datapath: Pick<DatapathView, 'endpoints' | 'listeners' | 'counters' | 'eventsLost'>;
+  readonly datapath: Pick<DatapathView, 'endpoints' | 'repairs' | 'listeners' | 'counters' | 'eventsLost'>;
   readonly version: string;
 }
 
@@ -19,6 +19,13 @@ const ENDPOINT_STATES: readonly EndpointState[] = [
 ];
 /** From a map lookup (tens of microseconds) to a stalled event loop. */
 const RESOLVE_BUCKETS_S = [0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1];
+
+const COLUMN_HELP = {
+  desired: 'Pods that are to be intercepted',
+  programmed: 'Pods whose programs and tables are in place, read back from the kernel',
+  verified:
+    'Pods whose interception was proven: programmed, and a packet sent from the pod came out as its endpoint',
+} as const;
 
 export class Metrics {
   readonly #registry = new Registry();
@@ -69,6 +76,28 @@ export class Metrics {
         const states = datapath.endpoints().map((endpoint) => endpoint.state);
         for (const state of ENDPOINT_STATES) {
           this.set({ state }, states.filter((other) => other === state).length);
+        }
+      },
+    });
+    for (const column of ['desired', 'programmed', 'verified'] as const) {
+      new Gauge({
+        name: `nodesentry_pods_${column}`,
+        help: COLUMN_HELP[column],
+        registers,
+        collect() {
+          this.set(datapath.endpoints().filter((endpoint) => endpoint[column]).length);
+        },
+      });
+    }
+    new Counter({
+      name: 'nodesentry_repairs_total',
+      help: 'What was found missing or changed in the kernel and put right',
+      labelNames: ['kind'],
+      registers,
+      collect() {
+        this.reset();
+        for (const [kind, count] of Object.entries(datapath.repairs())) {
+          this.inc({ kind }, count);
         }
       },
     });

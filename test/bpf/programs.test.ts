@@ -7,7 +7,7 @@ import { BpfMap, BpfProgram, isBpffs, programInfo } from '../../src/native/bpf.j
 import { Cleanup, loadProbe, temporaryBpffs, temporaryFolder, u32 } from '../unit/native-lab.js';
 import { MARK, OBJECTS } from './datapath-lab.js';
 
-const MAPS = ['counters', 'endpoints', 'events', 'flows', 'listeners', 'sources', 'workloads'];
+const MAPS = ['canaries', 'counters', 'endpoints', 'events', 'flows', 'listeners', 'sources', 'workloads'];
 
 const cleanup = new Cleanup();
 let bpffs: string;

@@ -6,6 +6,7 @@ import { join } from 'node:path';
 import type { PeerCredentials } from '../../src/api/callers.js';
 import { type HttpApi, startHttpApi } from '../../src/api/http.js';
 import { parseConfig } from '../../src/config/load.js';
+import { REPAIR_KINDS, type RepairKind } from '../../src/datapath/repairs.js';
 import type {
   DatapathView,
   EndpointStatus,
@@ -45,13 +46,12 @@ export function endpoint(podUid: PodUid, fields: Partial<EndpointStatus> = {}): 
     podUid,
     state: 'INTERCEPTED',
     reason: undefined,
-    interface: 'veth0',
-    ifindex: 7,
-    topology: 'routed',
+    interfaces: [{ name: 'veth0', ifindex: 7, topology: 'routed', podInterface: 'eth0' }],
     endpointId: 1,
     generation: 3,
     instance: 'default',
     failure: 'closed',
+    desired: true,
     programmed: true,
     verified: true,
     ...fields,
@@ -79,6 +79,8 @@ export function flowRecord(
 
 export const SRC: SocketAddress = { ip: '10.66.0.3', port: 41_886 };
 export const DST: SocketAddress = { ip: '10.200.1.1', port: 80 };
+
+const NO_REPAIRS = Object.fromEntries(REPAIR_KINDS.map((kind) => [kind, 0])) as Record<RepairKind, number>;
 
 export class FakeDatapath implements DatapathView {
   readonly flows: FlowRecord[] = [];
@@ -126,6 +128,10 @@ export class FakeDatapath implements DatapathView {
 
   counters() {
     return this.packets;
+  }
+
+  repairs() {
+    return { ...NO_REPAIRS, attachment: 3 };
   }
 
   eventsLost() {

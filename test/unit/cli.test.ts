@@ -76,7 +76,9 @@ describe('with an agent', () => {
       podUid: uid('uid-batch-with-a-long-name'),
       state: 'REFUSED',
       reason: 'HOST_NETWORK: the pod uses the network of the host',
+      interfaces: [],
       failure: 'closed',
+      desired: true,
       programmed: false,
       verified: false,
     });

@@ -27,7 +27,8 @@ const WORLD: World = { host: [LO, BRIDGE, HOST_END], pod: [LO, ETH0], namespaceI
 
 function readerOf(world: World): LinkReader {
   return {
-    hostLinks: async () => world.host,
+    hostLink: async (index) => world.host.find((candidate) => candidate.index === index),
+    hostLinkByName: async (name) => world.host.find((candidate) => candidate.name === name),
     podLinks: async () => {
       if (world.pod instanceof Error) {
         throw world.pod;
@@ -62,6 +63,10 @@ function locate(world: Partial<World> = {}, pod: Pod = podOf()) {
   return runtimeOf(pod.runtime).locate(pod, readerOf({ ...WORLD, ...world }));
 }
 
+function found(link: Link, podInterface: string | undefined = 'eth0') {
+  return { kind: 'found', primary: { kind: 'routed', link, podInterface }, more: [], unreachable: [] };
+}
+
 /** A pod that only an interface name is known of. */
 function named(name: string): Pod {
   const { netns: _, ...rest } = podOf({ interface: name });
@@ -77,16 +82,14 @@ describe.each(['runc', 'runsc', 'rund', 'unknown'] as const)('a pod of %s', (run
   const pod = podOf({ runtime });
 
   it('is found at the host end of its veth', async () => {
-    expect(await locate({}, pod)).toEqual({ kind: 'routed', link: HOST_END, others: [] });
+    expect(await locate({}, pod)).toEqual(found(HOST_END));
   });
 
   it('is found at a bridge port, with the bridge', async () => {
     const port = { ...HOST_END, master: BRIDGE.index };
     expect(await locate({ host: [LO, BRIDGE, port] }, pod)).toEqual({
-      kind: 'bridge',
-      link: port,
-      bridge: BRIDGE,
-      others: [],
+      ...found(port),
+      primary: { kind: 'bridge', link: port, bridge: BRIDGE, podInterface: 'eth0' },
     });
   });
 
@@ -101,23 +104,61 @@ describe.each(['runc', 'runsc', 'rund', 'unknown'] as const)('a pod of %s', (run
 describe('what a pod may have besides', () => {
   it("a microVM's tap is skipped, wherever it stands", async () => {
     const tap = link(3, 'tap0_kata', { kind: 'tun' });
-    expect(await locate({ pod: [LO, tap, ETH0] })).toEqual({ kind: 'routed', link: HOST_END, others: [] });
+    expect(await locate({ pod: [LO, tap, ETH0] })).toEqual(found(HOST_END));
     expect(await locate({ pod: [LO, tap] })).toMatchObject({ code: 'NO_INTERFACE', retry: true });
   });
 
-  it('eth0 comes before an interface with a lower index, and the others are listed', async () => {
-    const early = link(1, 'net1', { peerIndex: 41, peerNamespaceId: 0 });
-    const late = link(5, 'macvlan0', { kind: 'macvlan' });
-    expect(await locate({ pod: [LO, early, ETH0, late] })).toEqual({
-      kind: 'routed',
-      link: HOST_END,
-      others: ['net1', 'macvlan0'],
+  it('of a microVM with a macvtap on eth0: that is the guest end', async () => {
+    const macvtap = link(3, 'tap0_kata', { kind: 'macvtap', peerIndex: ETH0.index });
+    expect(await locate({ pod: [LO, ETH0, macvtap] })).toEqual(found(HOST_END));
+  });
+
+  it('eth0 comes before an interface with a lower index, and further veths are found as well', async () => {
+    const inside = link(1, 'net1', { peerIndex: 41, peerNamespaceId: 0 });
+    const outside = link(41, 'veth41', { peerIndex: 1, peerNamespaceId: NAMESPACE_ID, master: BRIDGE.index });
+    expect(await locate({ pod: [LO, inside, ETH0], host: [...WORLD.host, outside] })).toEqual({
+      ...found(HOST_END),
+      more: [{ kind: 'bridge', link: outside, bridge: BRIDGE, podInterface: 'net1' }],
     });
+  });
+
+  it('interfaces by which the pod gets past us are named', async () => {
+    const elsewhere = link(4, 'net1', { peerIndex: 41, peerNamespaceId: 5 });
+    const macvlan = link(5, 'net2', { kind: 'macvlan', peerNamespaceId: 0, peerIndex: 3 });
+    const hardware = link(6, 'net3', { kind: '' });
+    expect(await locate({ pod: [LO, ETH0, elsewhere, macvlan, hardware] })).toEqual({
+      ...found(HOST_END),
+      unreachable: [
+        {
+          name: 'net1',
+          kind: 'veth',
+          reason: "the peer of net1 is not in the agent's network namespace",
+        },
+        {
+          name: 'net2',
+          kind: 'macvlan',
+          reason: 'net2 is a macvlan interface: it has no peer on the host',
+        },
+        {
+          name: 'net3',
+          kind: 'physical',
+          reason: 'net3 is a physical interface: it has no peer on the host',
+        },
+      ],
+    });
+  });
+
+  it('what is built inside the pod is its own affair: containers within it, tunnels, VLANs', async () => {
+    const bridge = link(4, 'docker0', { kind: 'bridge' });
+    const port = link(5, 'veth1', { peerIndex: 9, peerNamespaceId: 1, master: bridge.index });
+    const vlan = link(6, 'eth0.7', { kind: 'vlan', peerIndex: ETH0.index });
+    const tunnel = link(7, 'tunl0', { kind: 'ipip', ethernet: false });
+    expect(await locate({ pod: [LO, ETH0, bridge, port, vlan, tunnel] })).toEqual(found(HOST_END));
   });
 
   it('without an eth0 the first interface counts', async () => {
     const first = { ...ETH0, name: 'ens3' };
-    expect(await locate({ pod: [LO, first] })).toMatchObject({ kind: 'routed', link: HOST_END });
+    expect(await locate({ pod: [LO, first] })).toEqual(found(HOST_END, 'ens3'));
   });
 });
 
@@ -212,13 +253,14 @@ describe('refusals', () => {
 
 describe('an interface that a source names outright', () => {
   it('is taken as it stands: a veth or a tap', async () => {
-    expect(await locate({}, named('veth40'))).toEqual({ kind: 'routed', link: HOST_END, others: [] });
+    const at = (link: Link) => ({ kind: 'routed', link, podInterface: undefined });
+    expect(await locate({}, named('veth40'))).toEqual({ ...found(HOST_END), primary: at(HOST_END) });
     const tap = link(41, 'tap0', { kind: 'tun' });
-    expect(await locate({ host: [tap] }, named('tap0'))).toEqual({ kind: 'routed', link: tap, others: [] });
+    expect(await locate({ host: [tap] }, named('tap0'))).toEqual({ ...found(tap), primary: at(tap) });
   });
 
   it('is only asked for where no namespace is known', async () => {
-    expect(await locate({}, podOf({ interface: 'cni0' }))).toMatchObject({ kind: 'routed', link: HOST_END });
+    expect(await locate({}, podOf({ interface: 'cni0' }))).toEqual(found(HOST_END));
   });
 
   it('INTERFACE_GONE where there is none of that name', async () => {

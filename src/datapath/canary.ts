@@ -1,0 +1,218 @@
+/**
+ * The proof that interception works, asked of the kernel rather than remembered: a packet leaves the pod's end of its
+ * interface as the pod's own packets do, and our program answers which endpoint it came out as. Whatever takes packets
+ * away before us (another program, a rule of tc, an interface that was moved) leaves it unanswered.
+ *
+ * No pod's packet looks like it (a SYN to port 0 of the loopback address), and where our program is missing the stack
+ * drops it at once: the IPv4 header checksum is wrong, an IPv6 packet to ::1 may not come from outside (RFC 4291,
+ * 2.5.3). The group address it is sent to is one that no bridge forwards (IEEE 802.1D, 7.12.6).
+ */
+
+import { randomInt } from 'node:crypto';
+import { setTimeout as delay } from 'node:timers/promises';
+import type { BpfMap, BpfProgram } from '../native/bpf.js';
+import { isKernelError } from '../native/errors.js';
+import { closeFd, openNamespace, sendFrames } from '../native/kernel.js';
+import { ipToBytes } from '../pods/ip.js';
+import type { Layouts } from './layouts.js';
+import type { Family } from './netlink.js';
+
+export interface CanaryTarget {
+  readonly ifindex: number;
+  /** Where the pod's end is; undefined where no source tells: the attached program is then run on the packet itself. */
+  readonly inside: { readonly netns: string; readonly interface: string } | undefined;
+  readonly ips: readonly string[];
+  readonly endpoint: number;
+  readonly generation: number;
+  readonly instance: number;
+}
+
+/**
+ * proven: it arrived and came out as this endpoint. unproven: it did not, `reason` says what happened. silent: the pod
+ * cannot send at the moment (its interface is down, its namespace is gone), so nothing is known.
+ */
+export type CanaryResult =
+  | { readonly kind: 'proven' }
+  | { readonly kind: 'unproven'; readonly reason: string }
+  | { readonly kind: 'silent'; readonly reason: string };
+
+const PROVEN: CanaryResult = { kind: 'proven' };
+const AF: Readonly<Record<Family, number>> = { 4: 2, 6: 10 };
+/** Into the answer's 192-byte `struct __sk_buff`: linux/bpf.h. */
+const CONTEXT_BYTES = 192;
+const CONTEXT_IFINDEX = 40;
+/** A packet passes the veth before `sendto` returns, unless the CPU's backlog is busy: then it takes its turn. */
+const PATIENCE_MS = [0, 1, 5, 20, 100, 200] as const;
+/** A pod that cannot send, or is on its way out. */
+const SILENT: ReadonlySet<string> = new Set(['ENETDOWN', 'ENODEV', 'ENXIO', 'ENOENT', 'EINVAL', 'ENOBUFS']);
+
+interface Asked {
+  readonly target: CanaryTarget;
+  readonly family: Family;
+  readonly key: Buffer;
+  readonly nonce: number;
+}
+
+export class Canaries {
+  readonly #map: BpfMap;
+  readonly #layouts: Layouts;
+  readonly #program: BpfProgram;
+
+  /** `program` is the one that is attached to the pods' interfaces. */
+  constructor(map: BpfMap, layouts: Layouts, program: BpfProgram) {
+    this.#map = map;
+    this.#layouts = layouts;
+    this.#program = program;
+  }
+
+  /** One result per target, in their order. Never throws for what is wrong with a single one. */
+  async prove(targets: readonly CanaryTarget[]): Promise<CanaryResult[]> {
+    const results: CanaryResult[] = targets.map(() => PROVEN);
+    let open: { asked: Asked; index: number }[] = [];
+    targets.forEach((target, index) => {
+      const outcome = this.#ask(target);
+      if ('kind' in outcome) {
+        results[index] = outcome;
+      } else {
+        open.push(...outcome.map((asked) => ({ asked, index })));
+      }
+    });
+    for (const wait of PATIENCE_MS) {
+      if (open.length === 0) {
+        break;
+      }
+      if (wait > 0) {
+        await delay(wait);
+      }
+      open = open.filter(({ asked, index }) => {
+        const answer = this.#answer(asked);
+        if (answer === undefined) {
+          return true;
+        }
+        results[index] = answer.kind === 'proven' ? (results[index] ?? answer) : answer;
+        return false;
+      });
+    }
+    for (const { asked, index } of open) {
+      const reason = `a packet sent from the pod's end (IPv${asked.family}) does not reach our program`;
+      results[index] = { kind: 'unproven', reason };
+    }
+    return results;
+  }
+
+  /** Takes the questions of an interface away. */
+  forget(ifindex: number): void {
+    for (const family of [4, 6] as const) {
+      this.#map.delete(this.#key(ifindex, family));
+    }
+  }
+
+  #ask(target: CanaryTarget): readonly Asked[] | CanaryResult {
+    const asked: Asked[] = [];
+    const frames: Buffer[] = [];
+    for (const family of [4, 6] as const) {
+      const source = target.ips.find((ip) => ip.includes(':') === (family === 6));
+      if (source !== undefined) {
+        const nonce = randomInt(1, 0xffff_ffff);
+        const key = this.#key(target.ifindex, family);
+        this.#map.set(key, this.#layouts.canary.encode({ nonce }));
+        frames.push(frame(family, source, nonce));
+        asked.push({ target, family, key, nonce });
+      }
+    }
+    try {
+      if (target.inside === undefined) {
+        this.#run(target.ifindex, frames);
+      } else {
+        send(target.inside, frames);
+      }
+      return asked;
+    } catch (error) {
+      if (isKernelError(error) && SILENT.has(error.code)) {
+        return { kind: 'silent', reason: error.message };
+      }
+      throw error;
+    }
+  }
+
+  #answer({ target, key, nonce }: Asked): CanaryResult | undefined {
+    const value = this.#map.get(key);
+    const { canary } = this.#layouts;
+    if (value === undefined || canary.number(value, 'answered') !== nonce) {
+      return undefined;
+    }
+    for (const field of ['endpoint', 'generation', 'instance'] as const) {
+      const [is, wanted] = [canary.number(value, field), target[field]];
+      if (is !== wanted) {
+        const reason = `a packet sent from the pod's end came out as ${field} ${is} instead of ${wanted}`;
+        return { kind: 'unproven', reason };
+      }
+    }
+    return PROVEN;
+  }
+
+  #run(ifindex: number, frames: readonly Buffer[]): void {
+    const context = Buffer.alloc(CONTEXT_BYTES);
+    context.writeUInt32LE(ifindex, CONTEXT_IFINDEX);
+    for (const data of frames) {
+      this.#program.testRun({ data, context });
+    }
+  }
+
+  #key(ifindex: number, family: Family): Buffer {
+    return this.#layouts.canaryKey.encode({ ifindex, family: AF[family] });
+  }
+}
+
+function send(
+  inside: { readonly netns: string; readonly interface: string },
+  frames: readonly Buffer[],
+): void {
+  const fd = openNamespace(inside.netns);
+  try {
+    sendFrames(fd, inside.interface, frames);
+  } finally {
+    closeFd(fd);
+  }
+}
+
+const ETHERNET = Buffer.from('0180c200000e024e53000001', 'hex');
+const TCP_SYN = 0x02;
+
+/** Ethernet, IP with a hop limit of 1, TCP: RFC 791, RFC 8200, RFC 9293. */
+function frame(family: Family, source: string, nonce: number): Buffer {
+  const tcp = Buffer.alloc(20);
+  tcp.writeUInt16BE(1, 0); // source port; the destination's is 0
+  tcp.writeUInt32BE(nonce, 4);
+  tcp[12] = 0x50;
+  tcp[13] = TCP_SYN;
+  const ip = family === 4 ? Buffer.alloc(20) : Buffer.alloc(40);
+  if (family === 4) {
+    ip[0] = 0x45;
+    ip.writeUInt16BE(ip.length + tcp.length, 2);
+    ip[8] = 1;
+    ip[9] = 6;
+    ip.set(ipToBytes(source).subarray(12), 12);
+    ip.set([127, 0, 0, 1], 16);
+    ip.writeUInt16BE(wrongChecksum(ip), 10);
+  } else {
+    ip[0] = 0x60;
+    ip.writeUInt16BE(tcp.length, 4);
+    ip[6] = 6;
+    ip[7] = 1;
+    ip.set(ipToBytes(source), 8);
+    ip[39] = 1;
+  }
+  const type = Buffer.from(family === 4 ? [0x08, 0x00] : [0x86, 0xdd]);
+  return Buffer.concat([ETHERNET, type, ip, tcp]);
+}
+
+/** Any value but the right one. */
+function wrongChecksum(header: Buffer): number {
+  let sum = 0;
+  for (let offset = 0; offset < header.length; offset += 2) {
+    sum += header.readUInt16BE(offset);
+  }
+  const folded = (sum & 0xffff) + (sum >>> 16);
+  return (~folded & 0xffff) ^ 0x5555;
+}

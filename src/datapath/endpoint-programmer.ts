@@ -1,0 +1,160 @@
+/** Puts one pod's endpoints into the kernel and reads them back: the only place that does. */
+
+import type { PodUid } from '../pods/pod.js';
+import type { Desired, DesiredEndpoint } from './desired.js';
+import type { EndpointRow, EndpointTables } from './endpoints.js';
+import type { Programs } from './programs.js';
+import type { Attachment, Redirect } from './redirect.js';
+import type { RepairKind, Repairs } from './repairs.js';
+import type { InterfaceSysctls } from './sysctls.js';
+
+export interface ProgrammerLog {
+  info(fields: object, message: string): void;
+  error(fields: object, message: string): void;
+}
+
+export interface ProgrammerOptions {
+  readonly programs: Programs;
+  readonly tables: EndpointTables;
+  readonly redirect: Redirect;
+  readonly sysctls: InterfaceSysctls;
+  readonly repairs: Repairs;
+  readonly log: ProgrammerLog;
+}
+
+/** What was reached for a pod, as read back. */
+export interface Programmed {
+  readonly desired: Desired;
+  readonly row: EndpointRow | undefined;
+  /** What is not as it should be; undefined: everything is. */
+  readonly missing: string | undefined;
+  /** Something that a proof by canary was about has changed. */
+  readonly changed: boolean;
+}
+
+export class EndpointProgrammer {
+  readonly #options: ProgrammerOptions;
+  readonly #programmed = new Map<PodUid, Programmed>();
+
+  constructor(options: ProgrammerOptions) {
+    this.#options = options;
+  }
+
+  /** As of the last `program`. */
+  get(uid: PodUid): Programmed | undefined {
+    return this.#programmed.get(uid);
+  }
+
+  forget(uid: PodUid): void {
+    this.#programmed.delete(uid);
+  }
+
+  /** Forgets all but these. */
+  keep(uids: ReadonlySet<PodUid>): void {
+    for (const uid of [...this.#programmed.keys()].filter((candidate) => !uids.has(candidate))) {
+      this.#programmed.delete(uid);
+    }
+  }
+
+  program(desired: Desired): Programmed {
+    const { pod, endpoints } = desired;
+    const { tables, log } = this.#options;
+    const before = this.#programmed.get(pod.uid);
+    let row: EndpointRow | undefined;
+    let missing: string | undefined;
+    let changed = false;
+    try {
+      row = tables.enrol(pod.uid, endpoints[0].plan.ifindex, before?.row !== undefined);
+      changed = row !== before?.row;
+      for (const endpoint of endpoints) {
+        const expected = changed
+          ? undefined
+          : before?.desired.endpoints.find((other) => isSame(other, endpoint));
+        const done = this.#endpoint(row, desired, endpoint, expected !== undefined);
+        changed ||= done;
+        missing ??= tables.verify(row, endpoint.plan) ?? this.#missingAttachment(endpoint);
+      }
+    } catch (error) {
+      missing = error instanceof Error ? error.message : String(error);
+      if (before?.missing !== missing) {
+        log.error({ pod: nameOf(desired), err: error }, 'the pod could not be programmed');
+      }
+    }
+    const result: Programmed = { desired, row, missing, changed };
+    this.#programmed.set(pod.uid, result);
+    return result;
+  }
+
+  /** Returns whether anything had to be done. `wasThere`: it should have been in place already. */
+  #endpoint(row: EndpointRow, desired: Desired, { at, plan }: DesiredEndpoint, wasThere: boolean): boolean {
+    const { tables, redirect, programs, sysctls, log, repairs } = this.#options;
+    const fields = { pod: nameOf(desired), interface: at.link.name };
+    const repaired = (kind: RepairKind, what: string) => {
+      if (wasThere) {
+        repairs.note(kind, what, fields);
+      }
+    };
+    // Where the stack takes the packet in: a bridge's port only passes it on.
+    const entrance = at.kind === 'bridge' ? at.bridge : at.link;
+    if (sysctls.ensure(entrance.name, entrance.index)) {
+      repaired('sysctl', `net.ipv4.conf.${entrance.name}.accept_local was 0`);
+    }
+    const changes = tables.program(row, plan);
+    for (const what of changes) {
+      repaired('map', what);
+    }
+    if (at.kind === 'bridge') {
+      const steer: Attachment = { role: 'steer', ifindex: at.bridge.index };
+      const steered = redirect.attach(steer, programs.programs.bridge_steer);
+      if (steered !== 'kept') {
+        repaired('attachment', `steering at ${at.bridge.name} was gone: ${steered}`);
+        log.info({ bridge: at.bridge.name, ifindex: at.bridge.index }, `steering ${steered}`);
+      }
+    }
+    const done = redirect.attach({ role: 'egress', ifindex: plan.ifindex }, programs.programs.pod_egress);
+    if (done !== 'kept') {
+      repaired(
+        'attachment',
+        `the program at ${at.link.name} was ${done === 'attached' ? 'gone' : 'another'}`,
+      );
+    }
+    const changed = changes.length > 0 || done !== 'kept';
+    if (changed && !wasThere) {
+      const { id, generation } = row;
+      log.info(
+        { ...fields, runtime: desired.pod.runtime, endpoint: id, generation, attachment: done },
+        'pod programmed',
+      );
+    }
+    return changed;
+  }
+
+  #missingAttachment({ at, plan }: DesiredEndpoint): string | undefined {
+    const { programs, redirect } = this.#options;
+    if (!redirect.isAttached({ role: 'egress', ifindex: plan.ifindex }, programs.programs.pod_egress)) {
+      return `the program is not attached to ${at.link.name}`;
+    }
+    if (at.kind === 'bridge') {
+      const steer: Attachment = { role: 'steer', ifindex: at.bridge.index };
+      if (!redirect.isAttached(steer, programs.programs.bridge_steer)) {
+        return `the program is not attached to the bridge ${at.bridge.name}`;
+      }
+    }
+    return undefined;
+  }
+}
+
+function isSame(a: DesiredEndpoint, b: DesiredEndpoint): boolean {
+  return (
+    a.plan === b.plan ||
+    (a.plan.ifindex === b.plan.ifindex &&
+      a.plan.instance === b.plan.instance &&
+      a.plan.failureOpen === b.plan.failureOpen &&
+      a.plan.bridgeIndex === b.plan.bridgeIndex &&
+      a.plan.ips.join() === b.plan.ips.join())
+  );
+}
+
+function nameOf({ pod }: Desired): string {
+  return `${pod.namespace}/${pod.name}`;
+}

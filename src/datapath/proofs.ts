@@ -1,0 +1,100 @@
+/** What the canaries have told of each pod, and when they are asked again. */
+
+import type { PodUid } from '../pods/pod.js';
+import type { Canaries, CanaryResult, CanaryTarget } from './canary.js';
+import type { Programmed } from './endpoint-programmer.js';
+
+/** Every pod this often, but never more than so many canaries a second: cost does not grow with pods. */
+const RENEW_MS = 1_000;
+const PER_SECOND = 100;
+
+export interface Proof {
+  readonly result: CanaryResult;
+  /** Of the clock that was given. */
+  readonly atMs: number;
+}
+
+export class Proofs {
+  readonly #canaries: Pick<Canaries, 'prove' | 'forget'>;
+  readonly #nowMs: () => number;
+  readonly #proofs = new Map<PodUid, Proof>();
+  #renewing = false;
+
+  constructor(canaries: Pick<Canaries, 'prove' | 'forget'>, nowMs: () => number) {
+    this.#canaries = canaries;
+    this.#nowMs = nowMs;
+  }
+
+  get(uid: PodUid): Proof | undefined {
+    return this.#proofs.get(uid);
+  }
+
+  has(uid: PodUid): boolean {
+    return this.#proofs.has(uid);
+  }
+
+  forget(uid: PodUid): void {
+    this.#proofs.delete(uid);
+  }
+
+  /** The interface is nobody's any more. */
+  withdraw(ifindex: number): void {
+    this.#canaries.forget(ifindex);
+  }
+
+  /** Asks again where the last answer is old, the oldest first. Returns the pods that were asked. */
+  async renew(pods: readonly Programmed[]): Promise<PodUid[]> {
+    if (this.#renewing) {
+      return [];
+    }
+    this.#renewing = true;
+    try {
+      const now = this.#nowMs();
+      const age = ({ desired }: Programmed) => now - (this.#proofs.get(desired.pod.uid)?.atMs ?? 0);
+      const due = pods.filter((pod) => age(pod) >= RENEW_MS * 0.9).sort((a, b) => age(b) - age(a));
+      return await this.ask(due.slice(0, PER_SECOND));
+    } finally {
+      this.#renewing = false;
+    }
+  }
+
+  /** Returns the pods that were asked: those whose programs and tables are in place. */
+  async ask(pods: readonly Programmed[]): Promise<PodUid[]> {
+    const questions = pods.flatMap((programmed) =>
+      targetsOf(programmed).map((target) => ({ uid: programmed.desired.pod.uid, target })),
+    );
+    const results = await this.#canaries.prove(questions.map(({ target }) => target));
+    const worst = new Map<PodUid, CanaryResult>();
+    questions.forEach(({ uid }, index) => {
+      const result = results[index] as CanaryResult;
+      const before = worst.get(uid);
+      if (before === undefined || WEIGHT[result.kind] > WEIGHT[before.kind]) {
+        worst.set(uid, result);
+      }
+    });
+    for (const [uid, result] of worst) {
+      this.#proofs.set(uid, { result, atMs: this.#nowMs() });
+    }
+    return [...worst.keys()];
+  }
+}
+
+const WEIGHT = { proven: 0, silent: 1, unproven: 2 } as const;
+
+function targetsOf({ desired, row, missing }: Programmed): CanaryTarget[] {
+  if (row === undefined || missing !== undefined) {
+    return [];
+  }
+  const { netns, ips } = desired.pod;
+  return desired.endpoints.map(({ at, plan }) => ({
+    ifindex: plan.ifindex,
+    inside:
+      netns === undefined || at.podInterface === undefined
+        ? undefined
+        : { netns, interface: at.podInterface },
+    ips,
+    endpoint: row.id,
+    generation: row.generation,
+    instance: plan.instance,
+  }));
+}

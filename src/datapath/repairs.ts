@@ -1,0 +1,31 @@
+/** What was found missing or changed in the kernel and put right: counted for metrics, logged with what it was. */
+
+/** What a repair concerned; the label of the metric. */
+export const REPAIR_KINDS = [
+  'policy-route',
+  'nftables',
+  'socket-lookup',
+  'pin',
+  'map',
+  'attachment',
+  'sysctl',
+] as const;
+export type RepairKind = (typeof REPAIR_KINDS)[number];
+
+export class Repairs {
+  readonly #counts = new Map<RepairKind, number>(REPAIR_KINDS.map((kind) => [kind, 0]));
+  readonly #log: { warn(fields: object, message: string): void };
+
+  constructor(log: { warn(fields: object, message: string): void }) {
+    this.#log = log;
+  }
+
+  note(kind: RepairKind, what: string, fields: object = {}): void {
+    this.#counts.set(kind, (this.#counts.get(kind) ?? 0) + 1);
+    this.#log.warn({ kind, what, ...fields }, 'repaired');
+  }
+
+  counts(): Readonly<Record<RepairKind, number>> {
+    return Object.fromEntries(this.#counts) as Record<RepairKind, number>;
+  }
+}
