@@ -20,6 +20,8 @@ const ENDPOINT_STATES: readonly EndpointState[] = [
 /** From a map lookup (tens of microseconds) to a stalled event loop. */
 const RESOLVE_BUCKETS_S = [0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1];
 
+const ADD_BUCKETS_S = [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10];
+
 const COLUMN_HELP = {
   desired: 'Pods that are to be intercepted',
   programmed: 'Pods whose programs and tables are in place, read back from the kernel',
@@ -31,6 +33,7 @@ export class Metrics {
   readonly #registry = new Registry();
   readonly #resolveSeconds: Histogram;
   readonly #resolves: Counter<'result'>;
+  readonly #cniAddSeconds: Histogram<'result'>;
 
   constructor({ store, datapath, version }: MetricsOptions) {
     const registers = [this.#registry];
@@ -44,6 +47,13 @@ export class Metrics {
       name: 'nodesentry_resolves_total',
       help: 'Identity questions by result: the assurance of an answer, or the reason of a refusal',
       labelNames: ['result'],
+      registers,
+    });
+    this.#cniAddSeconds = new Histogram({
+      name: 'nodesentry_cni_add_duration_seconds',
+      help: 'From the CNI plugin asking for a pod to its datapath being in place and proven, or the refusal',
+      labelNames: ['result'],
+      buckets: ADD_BUCKETS_S,
       registers,
     });
     new Gauge({
@@ -145,6 +155,11 @@ export class Metrics {
   observeResolve(result: string, seconds: number): void {
     this.#resolveSeconds.observe(seconds);
     this.#resolves.inc({ result });
+  }
+
+  /** `result` is the state that the pod was admitted in, or `refused` or `waiting`. */
+  observeCniAdd(result: string, seconds: number): void {
+    this.#cniAddSeconds.observe({ result }, seconds);
   }
 
   get contentType(): string {

@@ -1,0 +1,207 @@
+/**
+ * What the CNI plugin asks, on a Unix socket of its own that only root can open: one JSON document in, one out, a
+ * connection for each. The answers' codes are those of the CNI specification, "Well-known error codes".
+ */
+
+import { chmodSync, closeSync, mkdirSync } from 'node:fs';
+import { createServer, type Server, type Socket } from 'node:net';
+import { join } from 'node:path';
+import type { Logger } from 'pino';
+import type { Admission } from '../datapath/admission.js';
+import type { PodUid } from '../pods/pod.js';
+import type { CniSource } from '../pods/sources/cni.js';
+import { attachmentOf, type CniAdd, type CniRequest, cniRequest } from '../pods/sources/cni-attachment.js';
+import { descriptorOf, type PeerCredentials } from './callers.js';
+import { removeStaleSocket } from './unix-socket.js';
+
+export const CNI_SOCKET_NAME = 'cni.sock';
+const REQUEST_LIMIT = 1 << 20;
+const REQUEST_TIMEOUT_MS = 5_000;
+const DEFAULT_TIMEOUT_MS = 10_000;
+/** What is left for the way back of what the plugin waits. */
+const MARGIN_MS = 100;
+
+const CODE = { invalid: 7, tryAgain: 11, notAvailable: 50, refused: 100 } as const;
+
+export type CniAnswer =
+  | { readonly ok: true; readonly state?: string }
+  | {
+      readonly ok: false;
+      readonly code: number;
+      readonly msg: string;
+      readonly details?: string;
+      readonly retry: boolean;
+    };
+
+export interface CniServerOptions {
+  readonly runDir: string;
+  readonly source: CniSource;
+  readonly admit: (uid: PodUid, timeoutMs: number) => Promise<Admission>;
+  /** What keeps the agent from being ready, in words; empty: it is. */
+  readonly blockers: () => readonly string[];
+  readonly credentials: (fd: number) => PeerCredentials;
+  readonly observeAdd: (result: string, seconds: number) => void;
+  readonly log: Pick<Logger, 'info' | 'warn' | 'error'>;
+}
+
+export interface CniServer {
+  readonly path: string;
+  close(): Promise<void>;
+}
+
+export async function startCniServer(options: CniServerOptions): Promise<CniServer> {
+  const path = join(options.runDir, CNI_SOCKET_NAME);
+  mkdirSync(options.runDir, { recursive: true, mode: 0o755 });
+  await removeStaleSocket(path);
+  const open = new Set<Socket>();
+  // The plugin shuts its side down when it has written: the other side has to stay open for the answer.
+  const server = createServer({ allowHalfOpen: true }, (socket) => {
+    open.add(socket);
+    socket.once('close', () => open.delete(socket));
+    serve(socket, options);
+  });
+  await listen(server, path);
+  chmodSync(path, 0o600);
+  return {
+    path,
+    close: () =>
+      new Promise((resolve) => {
+        server.close(() => resolve());
+        for (const socket of open) {
+          socket.destroy();
+        }
+      }),
+  };
+}
+
+function listen(server: Server, path: string): Promise<void> {
+  return new Promise((resolve, reject) => {
+    server.once('error', reject);
+    server.listen(path, () => {
+      server.off('error', reject);
+      resolve();
+    });
+  });
+}
+
+function serve(socket: Socket, options: CniServerOptions): void {
+  const chunks: Buffer[] = [];
+  let size = 0;
+  const answer = (message: CniAnswer) => socket.end(JSON.stringify(message));
+  socket.setTimeout(REQUEST_TIMEOUT_MS, () => socket.destroy());
+  socket.on('error', (error) => options.log.warn({ err: error }, 'cni: connection failed'));
+  socket.on('data', (chunk) => {
+    size += chunk.length;
+    if (size > REQUEST_LIMIT) {
+      answer(refusal(CODE.invalid, `the request is longer than ${REQUEST_LIMIT} bytes`));
+      socket.destroySoon();
+      return;
+    }
+    chunks.push(chunk);
+  });
+  socket.once('end', () => {
+    socket.setTimeout(0);
+    const refused = refusalOf(socket, options);
+    if (refused !== undefined) {
+      answer(refused);
+      return;
+    }
+    respond(Buffer.concat(chunks).toString('utf8'), options).then(answer, (error: unknown) => {
+      options.log.error({ err: error }, 'cni: request failed');
+      answer(refusal(CODE.tryAgain, 'the agent failed to answer; its log says why', true));
+    });
+  });
+}
+
+/** The socket's mode keeps others away; a descriptor that was handed on does not get past this. */
+function refusalOf(socket: Socket, { credentials }: CniServerOptions): CniAnswer | undefined {
+  const fd = descriptorOf(socket);
+  if (fd === undefined) {
+    return refusal(CODE.refused, 'the connection is closed');
+  }
+  const { uid, pidfd } = credentials(fd);
+  if (pidfd !== undefined) {
+    closeSync(pidfd);
+  }
+  return uid === 0 ? undefined : refusal(CODE.refused, `uid ${uid} may not ask: only root may`);
+}
+
+async function respond(text: string, options: CniServerOptions): Promise<CniAnswer> {
+  const request = parse(text);
+  if ('ok' in request) {
+    return request;
+  }
+  switch (request.command) {
+    case 'ADD':
+      return add(request, options);
+    case 'DEL':
+      options.source.remove(request);
+      return { ok: true };
+    case 'CHECK':
+      return check(request, options);
+    case 'STATUS': {
+      const blockers = options.blockers();
+      return blockers.length === 0
+        ? { ok: true }
+        : refusal(CODE.notAvailable, `the agent is not ready: ${blockers.join('; ')}`, true);
+    }
+    case 'GC':
+      options.log.info({ dropped: options.source.keep(request.attachments) }, 'cni: attachments collected');
+      return { ok: true };
+  }
+}
+
+function parse(text: string): CniRequest | CniAnswer {
+  let given: unknown;
+  try {
+    given = JSON.parse(text);
+  } catch (error) {
+    return refusal(CODE.invalid, `the request is not JSON: ${(error as Error).message}`);
+  }
+  const checked = cniRequest.safeParse(given);
+  if (checked.success) {
+    return checked.data;
+  }
+  const [issue] = checked.error.issues;
+  const field = issue?.path
+    .map((part) => (typeof part === 'number' ? `[${part}]` : `.${String(part)}`))
+    .join('');
+  return refusal(CODE.invalid, `${field?.replace(/^\./, '') || 'the request'}: expected ${issue?.message}`);
+}
+
+async function add(request: CniAdd, options: CniServerOptions): Promise<CniAnswer> {
+  const startedMs = performance.now();
+  const attachment = attachmentOf(request);
+  const pod = `${attachment.podNamespace}/${attachment.podName}`;
+  const uid = options.source.add(attachment);
+  const timeoutMs = Math.max(0, (request.timeoutMs ?? DEFAULT_TIMEOUT_MS) - MARGIN_MS);
+  const admission = await options.admit(uid, timeoutMs);
+  const result = admission.kind === 'ready' ? admission.state : admission.kind;
+  options.observeAdd(result, (performance.now() - startedMs) / 1_000);
+  if (admission.kind === 'ready') {
+    options.log.info({ pod, ifname: request.ifname, state: admission.state }, 'cni: pod added');
+    return { ok: true, state: admission.state };
+  }
+  options.log.warn({ pod, ifname: request.ifname, reason: admission.reason }, `cni: pod ${admission.kind}`);
+  return admission.kind === 'refused'
+    ? refusal(CODE.refused, `pod ${pod} cannot be intercepted: ${admission.reason}`)
+    : refusal(CODE.tryAgain, `pod ${pod} is not intercepted yet: ${admission.reason}`, true);
+}
+
+async function check(
+  request: Extract<CniRequest, { command: 'CHECK' }>,
+  { source, admit }: CniServerOptions,
+): Promise<CniAnswer> {
+  const known = source.get(request);
+  if (known === undefined) {
+    return refusal(CODE.refused, `nothing is known of ${request.ifname} of container ${request.containerId}`);
+  }
+  const admission = await admit(known.podUid as PodUid, request.timeoutMs ?? 1_000);
+  return admission.kind === 'ready'
+    ? { ok: true, state: admission.state }
+    : refusal(CODE.refused, `pod ${known.podNamespace}/${known.podName}: ${admission.reason}`);
+}
+
+function refusal(code: number, msg: string, retry = false): CniAnswer {
+  return { ok: false, code, msg, retry };
+}

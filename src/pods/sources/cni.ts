@@ -1,0 +1,152 @@
+/**
+ * Pods as the CNI plugin announces them, before their first process starts. What it tells is kept in files below the
+ * run directory, which lives as long as the pods' namespaces do: until the node is booted again.
+ */
+
+import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import type { Pod, PodUid } from '../pod.js';
+import type { PodSource, PodStore, SourceLogger } from '../pod-store.js';
+import type { CniAttachment } from './cni-attachment.js';
+
+export interface CniSourceOptions {
+  /** Folder for the files, such as /run/nodesentry/cni. */
+  readonly directory: string;
+  readonly store: PodStore;
+  readonly log: SourceLogger;
+  /** How often attachments are dropped whose namespace has gone without a DEL. Default 30 000. */
+  readonly pruneMs?: number;
+}
+
+export class CniSource implements PodSource {
+  readonly name = 'cni';
+  readonly lastError = undefined;
+  readonly #options: CniSourceOptions;
+  readonly #attachments = new Map<string, CniAttachment>();
+
+  constructor(options: CniSourceOptions) {
+    this.#options = options;
+  }
+
+  async start(signal: AbortSignal): Promise<void> {
+    const { directory, store } = this.#options;
+    mkdirSync(directory, { recursive: true, mode: 0o700 });
+    for (const file of readdirSync(directory)) {
+      this.#load(join(directory, file));
+    }
+    this.prune();
+    const uids = new Set([...this.#attachments.values()].map(({ podUid }) => podUid));
+    store.replaceSource(
+      this.name,
+      [...uids].flatMap((uid) => this.#podOf(uid) ?? []),
+    );
+    const timer = setInterval(() => this.prune(), this.#options.pruneMs ?? 30_000).unref();
+    signal.addEventListener('abort', () => clearInterval(timer), { once: true });
+  }
+
+  /** Remembered first, then told: an agent that dies in between tells it when it starts again. */
+  add(attachment: CniAttachment): PodUid {
+    const path = this.#path(attachment);
+    writeFileSync(`${path}.new`, JSON.stringify(attachment));
+    renameSync(`${path}.new`, path);
+    this.#attachments.set(keyOf(attachment), attachment);
+    this.#publish(attachment.podUid);
+    return attachment.podUid as PodUid;
+  }
+
+  /** False where nothing was known of it. */
+  remove(which: Pick<CniAttachment, 'containerId' | 'ifname'>): boolean {
+    const known = this.#attachments.get(keyOf(which));
+    if (known === undefined) {
+      return false;
+    }
+    this.#attachments.delete(keyOf(which));
+    rmSync(this.#path(known), { force: true });
+    this.#publish(known.podUid);
+    return true;
+  }
+
+  get(which: Pick<CniAttachment, 'containerId' | 'ifname'>): CniAttachment | undefined {
+    return this.#attachments.get(keyOf(which));
+  }
+
+  /** Drops all but these; returns how many. */
+  keep(valid: readonly Pick<CniAttachment, 'containerId' | 'ifname'>[]): number {
+    const keys = new Set(valid.map(keyOf));
+    const gone = [...this.#attachments].filter(([key]) => !keys.has(key));
+    for (const [, attachment] of gone) {
+      this.remove(attachment);
+    }
+    return gone.length;
+  }
+
+  /** Drops what has lost its namespace: its DEL came while no agent ran, or never. */
+  prune(): void {
+    for (const attachment of [...this.#attachments.values()]) {
+      if (!existsSync(attachment.netns)) {
+        this.remove(attachment);
+        this.#options.log.info({ ...nameOf(attachment) }, 'cni: an attachment has gone without a DEL');
+      }
+    }
+  }
+
+  #load(path: string): void {
+    try {
+      const attachment = JSON.parse(readFileSync(path, 'utf8')) as CniAttachment;
+      if (path !== this.#path(attachment)) {
+        throw new Error('the file is not what its name says');
+      }
+      this.#attachments.set(keyOf(attachment), attachment);
+    } catch (error) {
+      // Half written by an agent that died, and never told anybody: the runtime has seen its ADD fail.
+      this.#options.log.warn({ err: error, path }, 'cni: a file that cannot be read is removed');
+      rmSync(path, { force: true });
+    }
+  }
+
+  #publish(uid: string): void {
+    const pod = this.#podOf(uid);
+    this.#options.store.updateSource(
+      this.name,
+      pod === undefined ? { remove: [uid as PodUid] } : { upsert: [pod] },
+    );
+  }
+
+  /** The newest sandbox of the pod: an older one may wait for its DEL while the pod has been restarted. */
+  #podOf(uid: string): Pod | undefined {
+    const own = [...this.#attachments.values()].filter((attachment) => attachment.podUid === uid);
+    const newest = own.at(-1);
+    if (newest === undefined) {
+      return undefined;
+    }
+    return {
+      uid: uid as PodUid,
+      namespace: newest.podNamespace,
+      name: newest.podName,
+      serviceAccount: '',
+      labels: {},
+      annotations: newest.annotations,
+      ips: [
+        ...new Set(own.filter(({ netns }) => netns === newest.netns).flatMap((attachment) => attachment.ips)),
+      ],
+      runtime: 'unknown',
+      runtimeHandler: '',
+      sandboxId: newest.containerId,
+      hostNetwork: false,
+      netns: newest.netns,
+      sources: [this.name],
+    };
+  }
+
+  #path({ containerId, ifname }: Pick<CniAttachment, 'containerId' | 'ifname'>): string {
+    return join(this.#options.directory, `${containerId}@${ifname}`);
+  }
+}
+
+function keyOf({ containerId, ifname }: Pick<CniAttachment, 'containerId' | 'ifname'>): string {
+  return `${containerId}@${ifname}`;
+}
+
+function nameOf({ podNamespace, podName, containerId, ifname }: CniAttachment): object {
+  return { pod: `${podNamespace}/${podName}`, containerId, ifname };
+}
