@@ -36,10 +36,15 @@ std::string text_of(const Json &object, const char *key) {
 }
 
 Reply read_answer(const std::string &text) {
-    Json parsed = Json::parse(text, nullptr, false);
+    Json parsed;
 
     if (text.empty())
         return failed("the agent closed the connection without an answer");
+    try {
+        parsed = parse_shallow(text);
+    } catch (const Json::exception &) {
+        // Falls under what an answer should not be.
+    }
     if (!parsed.is_object() || !parsed.contains("ok") || !parsed["ok"].is_boolean())
         return failed("the agent's answer is not what it should be: " + text.substr(0, 200));
     Answer answer;

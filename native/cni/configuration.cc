@@ -27,7 +27,7 @@ Json parse_object(std::string_view text) {
     Json parsed;
 
     try {
-        parsed = Json::parse(text);
+        parsed = parse_shallow(text);
     } catch (const Json::exception &error) {
         throw Error(kDecodingFailure, "the network configuration on stdin is not JSON", error.what());
     }
@@ -161,11 +161,11 @@ void check_version(const std::string &version, const char *since, const std::str
 
     if (age < 0)
         throw Error(kIncompatibleVersion,
-                    version.empty() ? "cniVersion is missing" : "cniVersion " + version + " is not supported",
-                    "supported versions: " + supported_versions());
+                    (version.empty() ? "cniVersion is missing" : "cniVersion " + version + " is not supported") +
+                        std::string(", supported are ") + supported_versions());
     if (age < age_of(since))
-        throw Error(kIncompatibleVersion, "cniVersion " + version + " does not have the command " + command,
-                    command + " came with " + since);
+        throw Error(kIncompatibleVersion,
+                    "cniVersion " + version + " does not have the command " + command + ", which came with " + since);
 }
 
 std::string supported_versions() {

@@ -5,6 +5,7 @@ namespace cni {
 namespace {
 
 constexpr std::string_view kSpace = " \t\r\n";
+constexpr int kDeepest = 4;
 
 class Scanner {
   public:
@@ -62,6 +63,10 @@ class Scanner {
 };
 
 } // namespace
+
+Json parse_shallow(std::string_view text) {
+    return Json::parse(text, [](int depth, Json::parse_event_t, Json &) { return depth <= kDeepest; });
+}
 
 std::map<std::string, std::string_view> raw_members(std::string_view text) {
     std::map<std::string, std::string_view> members;

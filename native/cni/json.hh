@@ -12,6 +12,10 @@ namespace cni {
 
 using Json = nlohmann::ordered_json;
 
+// Without what is nested deeper than anything we read: its depth is up to whoever wrote it, that of our stack is not.
+// Throws Json::exception.
+Json parse_shallow(std::string_view text);
+
 // The members of an object as they were written: numbers keep their digits, keys their order, whatever a parser would
 // make of them. `text` has to be valid JSON. Of a key that stands twice the last counts, as for Go and nlohmann.
 std::map<std::string, std::string_view> raw_members(std::string_view text);

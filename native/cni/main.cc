@@ -39,13 +39,28 @@ int version() {
     std::string text, asked = kLatestVersion;
 
     if (read_all(STDIN_FILENO, Deadline::in_ms(kStdinMs), text) == Io::kDone) {
-        Json question = Json::parse(text, nullptr, false);
-        if (question.is_object() && question.contains("cniVersion") && question["cniVersion"].is_string())
-            asked = question["cniVersion"].get<std::string>();
+        try {
+            Json question = parse_shallow(text);
+            if (question.is_object() && question.contains("cniVersion") && question["cniVersion"].is_string())
+                asked = question["cniVersion"].get<std::string>();
+        } catch (const Json::exception &) {
+            // The answer is the same for a question that cannot be read.
+        }
     }
     std::string answer =
         "{\"cniVersion\":" + json_string(asked) + ",\"supportedVersions\":" + supported_versions() + "}\n";
     return write_all(STDOUT_FILENO, answer) ? 0 : 1;
+}
+
+Configuration read_for_del(const std::string &text, const Parameters &parameters) {
+    Configuration configuration = read_leniently(text);
+
+    try {
+        read_configuration(text);
+    } catch (const Error &error) {
+        log_event(configuration.log_file, Level::kWarn, parameters, error.what());
+    }
+    return configuration;
 }
 
 // The pod is going, with or without us: an error here would only keep the runtime from letting it go.
@@ -56,8 +71,8 @@ int best_effort_del(long started_ms) {
 
     try {
         text = read_stdin();
-        configuration = read_leniently(text);
         parameters = read_parameters(Command::kDel);
+        configuration = read_for_del(text, parameters);
         del({parameters, configuration, started_ms});
     } catch (const std::exception &error) {
         log_event(configuration.log_file, Level::kWarn, parameters, error.what());

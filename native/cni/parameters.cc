@@ -14,6 +14,7 @@
 #include <linux/nsfs.h>
 
 #include "io.hh"
+#include "json.hh"
 #include "outcome.hh"
 
 namespace cni {
@@ -60,8 +61,8 @@ void check_container_id(const std::string &id) {
     for (unsigned char c : id)
         good = good && (is_alphanumeric(c) || strchr("_.-", c));
     if (!good)
-        throw Error(kInvalidEnvironment, "CNI_CONTAINERID has characters other than letters, digits, '_', '.' and '-'",
-                    id);
+        throw Error(kInvalidEnvironment,
+                    "CNI_CONTAINERID: expected letters, digits, '_', '.' and '-', got " + json_string(id));
 }
 
 // As the kernel's dev_valid_name.
@@ -70,7 +71,7 @@ void check_ifname(const std::string &name) {
     for (unsigned char c : name)
         good = good && c != '/' && c != ':' && !isspace(c);
     if (!good)
-        throw Error(kInvalidEnvironment, "CNI_IFNAME is not the name of an interface", name);
+        throw Error(kInvalidEnvironment, "CNI_IFNAME: expected the name of an interface, got " + json_string(name));
 }
 
 void read_args(std::string_view args, Parameters &parameters) {
@@ -81,7 +82,7 @@ void read_args(std::string_view args, Parameters &parameters) {
             continue;
         size_t equals = pair.find('=');
         if (equals == 0 || equals == std::string_view::npos)
-            throw Error(kInvalidEnvironment, "CNI_ARGS is not a list of KEY=VALUE;…", std::string(pair));
+            throw Error(kInvalidEnvironment, "CNI_ARGS: expected KEY=VALUE;…, got " + json_string(pair));
         std::string_view key = pair.substr(0, equals);
         std::string value(pair.substr(equals + 1));
         if (key == "K8S_POD_UID")
@@ -104,7 +105,8 @@ Command read_command() {
     for (const auto &[text, command] : kCommands)
         if (given == text)
             return command;
-    throw Error(kInvalidEnvironment, "CNI_COMMAND is none of ADD, DEL, CHECK, VERSION, STATUS and GC", given);
+    throw Error(kInvalidEnvironment,
+                "CNI_COMMAND: expected ADD, DEL, CHECK, VERSION, STATUS or GC, got " + json_string(given));
 }
 
 Parameters read_parameters(Command command) {
