@@ -3,6 +3,7 @@
 import { packageVersion } from '../telemetry/version.js';
 import { agentCommand } from './agent.js';
 import { cleanupCommand } from './cleanup.js';
+import { cniCommand } from './cni.js';
 import { configCommand } from './config.js';
 import { doctorCommand } from './doctor.js';
 import { flowsCommand } from './flows.js';
@@ -30,6 +31,7 @@ export function main(args: readonly string[]): Promise<0 | 1 | 2> {
     statusCommand(),
     cleanupCommand(),
     proxyCommand(),
+    cniCommand(),
     configCommand(),
   ];
   return runProgram(args, packageVersion(), commands, {

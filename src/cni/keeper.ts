@@ -31,13 +31,14 @@ const MINUTE_MS = 60_000;
 export class ConflistKeeper {
   readonly #options: ConflistKeeperOptions;
   readonly #now: () => number;
-  #watcher: FSWatcher | undefined;
+  #watcher: { readonly handle: FSWatcher; readonly folder: string } | undefined;
   #settling: NodeJS.Timeout | undefined;
   /** What everything looked like when it was last found or made right. */
   #settled: string | undefined;
   #installedOnce = false;
   #repairs = 0;
   #repairTimes: number[] = [];
+  #restUntil = 0;
   #problem: string | undefined;
   #file: string | undefined;
 
@@ -75,7 +76,7 @@ export class ConflistKeeper {
       () => {
         clearInterval(timer);
         clearTimeout(this.#settling);
-        this.#watcher?.close();
+        this.#watcher?.handle.close();
         this.#watcher = undefined;
       },
       { once: true },
@@ -94,11 +95,10 @@ export class ConflistKeeper {
         return;
       }
       const report = install(this.#options);
-      // Taken before what install did and again after it: a write in between is looked at once more.
-      const quiet = changed(report) ? undefined : before;
-      this.#settled = quiet;
       this.#installed(report);
-      if (quiet === undefined) {
+      // What install wrote, or somebody else meanwhile, is looked at once more.
+      this.#settled = changed(report) ? undefined : before;
+      if (changed(report)) {
         this.#soon();
       }
     } catch (error) {
@@ -129,12 +129,16 @@ export class ConflistKeeper {
     this.#installedOnce = true;
   }
 
-  /** Whether another repair now would be part of a fight. Nothing is known to be wrong yet, but something changed. */
+  /** Whether another repair now would be part of a fight: something has changed again, whatever it is. */
   #backsOff(): boolean {
     const most = this.#options.maxRepairsPerMinute ?? 10;
-    const since = this.#now() - MINUTE_MS;
-    this.#repairTimes = this.#repairTimes.filter((time) => time > since);
-    if (this.#repairTimes.length < most) {
+    const now = this.#now();
+    if (this.#repairTimes.length >= most) {
+      this.#restUntil = (this.#repairTimes.at(-1) ?? now) + MINUTE_MS;
+      this.#repairTimes = [];
+    }
+    if (now >= this.#restUntil) {
+      this.#repairTimes = this.#repairTimes.filter((time) => time > now - MINUTE_MS);
       return false;
     }
     const what = this.#file ?? this.#options.confDir;
@@ -156,24 +160,24 @@ export class ConflistKeeper {
     }, SETTLE_MS);
   }
 
-  /** The folder may come later, or be replaced; a watch that failed is made again at the next look. */
+  /** The folder may come later, or be replaced by another one. */
   #watch(): void {
-    if (this.#watcher !== undefined) {
+    const { confDir } = this.#options;
+    const folder = identity(confDir);
+    if (this.#watcher?.folder === folder) {
       return;
     }
+    this.#watcher?.handle.close();
+    this.#watcher = undefined;
     try {
-      const watcher = watch(this.#options.confDir, () => this.#soon());
-      watcher.on('error', () => this.#forget(watcher));
-      this.#watcher = watcher;
+      const handle = watch(confDir, () => this.#soon());
+      this.#watcher = { handle, folder };
+      handle.on('error', () => {
+        handle.close();
+        this.#watcher = undefined; // made again at the next look
+      });
     } catch {
       // The looks go on without it.
-    }
-  }
-
-  #forget(watcher: FSWatcher): void {
-    watcher.close();
-    if (this.#watcher === watcher) {
-      this.#watcher = undefined;
     }
   }
 
@@ -203,6 +207,15 @@ function whatWasWrong({ file, change, binary, released }: InstallReport): string
     return `${binary.path} was missing or another one`;
   }
   return `${file} had lost the plugin`;
+}
+
+function identity(path: string): string {
+  try {
+    const { dev, ino } = statSync(path);
+    return `${dev} ${ino}`;
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code ?? String(error);
+  }
 }
 
 function stamp(path: string): string {

@@ -17,6 +17,7 @@ export interface Config {
     /** Absolute path. */
     readonly static?: { readonly file: string };
     readonly cri?: { readonly endpoint: string };
+    readonly cni?: CniConfig;
   };
   /** In order of precedence. */
   readonly instances: readonly Instance[];
@@ -24,6 +25,19 @@ export interface Config {
   readonly runtimes: { readonly handlers: Readonly<Record<string, RuntimeKind>> };
   readonly api: { readonly allow: readonly AllowedCaller[] };
   readonly log: { readonly level: LogLevel };
+}
+
+export interface CniConfig {
+  /** Whether the agent keeps its plugin in the node's CNI configuration. */
+  readonly install: boolean;
+  /** Absolute paths. */
+  readonly confDir: string;
+  readonly binDir: string;
+  readonly stateDir: string;
+  /** What an ADD ends in while the agent is away. */
+  readonly failure: FailurePolicy;
+  /** For a whole ADD. */
+  readonly timeoutMs: number;
 }
 
 export interface Mark {

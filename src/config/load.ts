@@ -32,13 +32,13 @@ export function parseConfig(text: string, path: string): Config {
   const report = (field: FieldPath, message: string): void => {
     problems.push(checked.problemAt(field, message));
   };
-  for (const kind of ['kubernetes', 'cni'] as const) {
+  for (const kind of ['kubernetes'] as const) {
     if (sources[kind] !== undefined) {
       report(['sources', kind], 'not available in this version');
     }
   }
   if (Object.values(sources).every((source) => source === undefined)) {
-    report(['sources'], 'at least one source is needed: static or cri');
+    report(['sources'], 'at least one source is needed: static, cri or cni');
   }
   const names = rest.instances.map((instance) => instance.name);
   names.forEach((name, index) => {
@@ -59,6 +59,7 @@ export function parseConfig(text: string, path: string): Config {
         ? {}
         : { static: { file: resolve(dirname(path), sources.static.file) } }),
       ...(sources.cri === undefined ? {} : { cri: sources.cri }),
+      ...(sources.cni === undefined ? {} : { cni: sources.cni }),
     },
   };
 }

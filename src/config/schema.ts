@@ -91,6 +91,9 @@ const instance = section({
   };
 });
 
+const FOLDER_EXPECTED = 'the absolute path of a folder';
+const folder = z.string({ error: FOLDER_EXPECTED }).regex(/^\//, { error: FOLDER_EXPECTED });
+
 const ENDPOINT_EXPECTED = 'a Unix socket such as unix:///run/containerd/containerd.sock';
 
 const sources = section({
@@ -102,7 +105,14 @@ const sources = section({
       .default('unix:///run/containerd/containerd.sock'),
   }).optional(),
   kubernetes: section({ kubeconfig: name('the path of a kubeconfig file').optional() }).optional(),
-  cni: section({}).optional(),
+  cni: section({
+    install: z.boolean({ error: 'true or false' }).default(false),
+    confDir: folder.default('/etc/cni/net.d'),
+    binDir: folder.default('/opt/cni/bin'),
+    stateDir: folder.default('/var/lib/nodesentry/cni'),
+    failure: oneOf(['closed', 'open']).default('closed'),
+    timeoutMs: integer(1, 600_000).default(10_000),
+  }).optional(),
 });
 
 const CALLER_EXPECTED = 'exactly one of uid, gid and exe';

@@ -9,7 +9,7 @@ import { configJsonSchema } from '../../src/config/schema.js';
 
 const FILE = '/etc/nodesentry/config.yaml';
 
-/** The example of design.md; `kubernetes` and `cni` come with a later version. */
+/** The example of design.md; `kubernetes` comes with a later version. */
 const CONTRACT = `
 node: node-a                       # default: the hostname
 trustDomain: cluster.local
@@ -115,15 +115,37 @@ instances:
     expect(api.allow).toEqual([{ uid: 1 }, { gid: 2 }, { exe: '/usr/sbin/envoy' }]);
   });
 
+  it('takes the CNI source alone, with the usual places of a node', () => {
+    expect(parseConfig('sources: {cni: {}}', FILE).sources).toEqual({
+      cni: {
+        install: false,
+        confDir: '/etc/cni/net.d',
+        binDir: '/opt/cni/bin',
+        stateDir: '/var/lib/nodesentry/cni',
+        failure: 'closed',
+        timeoutMs: 10_000,
+      },
+    });
+  });
+
   it('asking for sources of a later version says so', () => {
-    expect(mistakes('sources:\n  kubernetes: {kubeconfig: /k}\n  cni: {}\n')).toEqual([
+    expect(mistakes('sources:\n  kubernetes: {kubeconfig: /k}\n')).toEqual([
       '2: sources.kubernetes: not available in this version',
-      '3: sources.cni: not available in this version',
     ]);
   });
 });
 
 describe('a mistake is told with its line and field', () => {
+  it.each([
+    ['install: yes please', 'install: expected true or false, got "yes please"'],
+    ['confDir: net.d', 'confDir: expected the absolute path of a folder, got "net.d"'],
+    ['binDir: 7', 'binDir: expected the absolute path of a folder, got 7'],
+    ['failure: ajar', 'failure: expected closed or open, got "ajar"'],
+    ['timeoutMs: 0', 'timeoutMs: expected a whole number from 1 to 600000, got 0'],
+  ])('sources.cni: %s', (line, message) => {
+    expect(mistakes(`sources:\n  cni: {${line}}\n`)).toEqual([`2: sources.cni.${message}`]);
+  });
+
   it.each([
     ['nodes: a', '2: nodes: unknown key'],
     ['log: {levle: info}', '2: log.levle: unknown key'],
@@ -244,7 +266,7 @@ describe('a mistake is told with its line and field', () => {
   });
 
   it('a source is needed', () => {
-    const none = 'sources: at least one source is needed: static or cri';
+    const none = 'sources: at least one source is needed: static, cri or cni';
     expect(mistakes('node: a\n')).toEqual([`1: ${none}`]);
     expect(mistakes('node: a\nsources: {}\n')).toEqual([`2: ${none}`]);
     expect(mistakes('')).toEqual([expect.stringContaining('expected a mapping, got nothing')]);

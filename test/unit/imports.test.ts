@@ -9,6 +9,7 @@ const SRC = fileURLToPath(new URL('../../src', import.meta.url));
 const MAY_IMPORT: Readonly<Record<string, { values: readonly string[]; types?: readonly string[] }>> = {
   native: { values: [] },
   pods: { values: ['native'] },
+  cni: { values: [] },
   config: { values: ['pods'] },
   runtimes: { values: ['pods'] },
   datapath: { values: ['pods', 'runtimes', 'native'] },
@@ -21,6 +22,7 @@ const MAY_IMPORT: Readonly<Record<string, { values: readonly string[]; types?: r
   'agent.ts': {
     values: [
       'native',
+      'cni',
       'pods',
       'config',
       'runtimes',
@@ -34,6 +36,7 @@ const MAY_IMPORT: Readonly<Record<string, { values: readonly string[]; types?: r
   cli: {
     values: [
       'native',
+      'cni',
       'pods',
       'config',
       'runtimes',
