@@ -1,10 +1,11 @@
 # Every target installs what it needs and is safe to repeat.
 #   make demo    three real pods (runc, gVisor, microVM) intercepted and named
 #   make test    every test; results in build/test-results.json
+#   make image   the container image, as build/nodesentry-image.tar
 #   make build | lint | format | clean
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: build demo test lint format packages-build packages-lab native typescript clean
+.PHONY: build image demo test lint format packages-build packages-lab native typescript clean
 
 build: packages-build native typescript
 
@@ -27,6 +28,9 @@ native: packages-build node_modules/.package-lock.json
 typescript: node_modules/.package-lock.json
 	@echo "typescript: compiling to dist/"
 	@npx --no-install tsc -p tsconfig.build.json
+
+image: packages-lab
+	@scripts/build-image
 
 demo: packages-lab build
 	@npx --no-install tsx test/demo/demo.ts
