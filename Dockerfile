@@ -33,6 +33,7 @@ COPY proto proto
 RUN node /usr/local/lib/node_modules/npm/bin/npm-cli.js prune --omit=dev --no-audit --no-fund --loglevel=error \
     && find node_modules -type f \( -name '*.map' -o -name '*.d.ts' -o -name '*.d.mts' -o -name '*.d.cts' \) -delete \
     && find node_modules/netlink/prebuilds -mindepth 1 -maxdepth 1 ! -name "linux-$(node -p process.arch)" -exec rm -r {} + \
+    && find node_modules -type d -empty -delete \
     && mkdir -p /out/build \
     && cp -a LICENSE package.json bin dist proto node_modules /out/ \
     && cp -a build/Release build/bpf /out/build/ \

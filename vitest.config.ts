@@ -14,6 +14,16 @@ export default defineConfig({
           hookTimeout: 180_000,
         },
       },
+      {
+        test: {
+          name: 'image',
+          include: ['test/image/**/*.test.ts'],
+          fileParallelism: false,
+          testTimeout: 120_000,
+          // Without a cache the image's base and its compilers are fetched from the Debian mirror.
+          hookTimeout: 900_000,
+        },
+      },
     ],
   },
 });

@@ -1,7 +1,7 @@
 /** Wires the stages together; the only place that builds things. */
 
 import { existsSync } from 'node:fs';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import type { Logger } from 'pino';
 import { startHttpApi } from './api/http.js';
@@ -24,7 +24,7 @@ import { Repairs } from './datapath/repairs.js';
 import { InterfaceSysctls } from './datapath/sysctls.js';
 import { Datapath } from './datapath/view.js';
 import { IdentityService } from './identity/resolve.js';
-import { tcxSupported } from './native/bpf.js';
+import { isBpffs, tcxSupported } from './native/bpf.js';
 import { type LinkEvent, Netfilter, openLinkEvents, peerCredentials } from './native/kernel.js';
 import { type PodChange, type PodSource, PodStore } from './pods/pod-store.js';
 import { CriSource } from './pods/sources/cri.js';
@@ -43,6 +43,12 @@ export interface AgentOptions {
   readonly config: string;
   readonly runDir: string;
   readonly bpffs: string;
+  /** Where sysctls are written; /proc/sys unless that is read-only here. */
+  readonly procSys: string;
+  /** The default of `node` in the configuration; undefined: the hostname. */
+  readonly nodeName?: string;
+  /** False: a missing bpffs is an error. A mount in a container's own namespace would take the datapath with it. */
+  readonly mountBpffs: boolean;
 }
 
 /** Closes in reverse order of opening, also what was opened before a failure half way. */
@@ -67,12 +73,17 @@ export class StartError extends Error {
 
 /** Runs until SIGTERM or SIGINT. What is in the kernel stays when it ends: flows go on, the next agent takes over. */
 export async function runAgent(options: AgentOptions): Promise<void> {
-  const config = loadConfig(options.config);
+  const config = loadConfig(options.config, options.nodeName);
   const missing = missingCapabilities();
   const [first] = missing;
   if (first !== undefined) {
     throw new StartError(
       `missing ${missing.map(({ name }) => name).join(', ')} (${first.name}: ${first.why}): run as root`,
+    );
+  }
+  if (!options.mountBpffs && !isBpffs(dirname(options.bpffs))) {
+    throw new StartError(
+      `${dirname(options.bpffs)} is not a bpffs: run "mount -t bpf bpf ${dirname(options.bpffs)}" on the node`,
     );
   }
   const log = createLogger(config.log.level);
@@ -255,7 +266,7 @@ function createReconciler(parts: {
     programs,
     tables,
     redirect,
-    sysctls: new InterfaceSysctls(options.runDir),
+    sysctls: new InterfaceSysctls(options.runDir, options.procSys),
     proofs: new Proofs(canaries, () => performance.now()),
     repairs,
     defaults: { enrol, failure },

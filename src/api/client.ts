@@ -90,6 +90,11 @@ export class ApiClient {
     return (await this.#json<FlowsMessage>(`/v1/flows?limit=${limit}`)).flows;
   }
 
+  /** Resolves where the agent is live, or ready; ApiError NOT_READY tells what it waits for. */
+  async check(what: 'live' | 'ready'): Promise<void> {
+    await this.#json(`/${what}z`);
+  }
+
   status(): Promise<StatusMessage> {
     return this.#json('/v1/status');
   }

@@ -1,24 +1,31 @@
 /** The options that every subcommand understands, before or after its name. */
 
-import { type Command, InvalidArgumentError } from 'commander';
+import { type Command, InvalidArgumentError, Option } from 'commander';
 
 export interface GlobalOptions {
   readonly runDir: string;
   readonly config: string;
   readonly bpffs: string;
+  readonly procSys: string;
 }
 
 const DEFAULTS: GlobalOptions = {
   runDir: '/run/nodesentry',
   config: '/etc/nodesentry/config.yaml',
   bpffs: '/sys/fs/bpf/nodesentry',
+  procSys: '/proc/sys',
 };
 
 export function addGlobalOptions(program: Command): Command {
   return program
     .option('--run-dir <dir>', 'where the agent keeps its sockets', DEFAULTS.runDir)
     .option('--config <file>', 'the configuration', DEFAULTS.config)
-    .option('--bpffs <dir>', 'where the agent pins its BPF programs and maps', DEFAULTS.bpffs);
+    .option('--bpffs <dir>', 'where the agent pins its BPF programs and maps', DEFAULTS.bpffs)
+    .addOption(
+      new Option('--proc-sys <dir>', 'where sysctls can be written: in a container /proc/sys is read-only')
+        .env('NODESENTRY_PROC_SYS')
+        .default(DEFAULTS.procSys),
+    );
 }
 
 export function globalOptions(command: Command): GlobalOptions {

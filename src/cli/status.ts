@@ -1,4 +1,4 @@
-import { Command } from 'commander';
+import { Command, Option } from 'commander';
 import type { ListenerMessage, StatusMessage } from '../api/messages.js';
 import { duration, json, oneLine, type Print, printToStdout, table } from './output.js';
 import { withAgent } from './with-agent.js';
@@ -7,8 +7,19 @@ export function statusCommand(print: Print = printToStdout): Command {
   return new Command('status')
     .description('what the agent knows, what it has in place, and what is missing')
     .option('--json', 'print JSON')
-    .action((options: { json?: true }, command: Command) =>
+    .addOption(
+      new Option('--check <what>', 'say nothing but whether it is so, by the exit code: for probes').choices([
+        'live',
+        'ready',
+      ]),
+    )
+    .action((options: { json?: true; check?: 'live' | 'ready' }, command: Command) =>
       withAgent(command, async (client) => {
+        if (options.check !== undefined) {
+          await client.check(options.check);
+          print(options.json ? json({ status: options.check }) : options.check);
+          return;
+        }
         const status = await client.status();
         print(options.json ? json(status) : describe(status));
       }),

@@ -9,8 +9,8 @@ import { ConfigError } from './errors.js';
 import { findOverlaps } from './listeners.js';
 import { configSchema } from './schema.js';
 
-/** Reads and checks a configuration file. Throws ConfigError with every problem found. */
-export function loadConfig(path: string): Config {
+/** Reads and checks a configuration file; `node` is what it says, else `nodeName`. Throws ConfigError with every problem found. */
+export function loadConfig(path: string, nodeName = hostname()): Config {
   let text: string;
   try {
     text = readFileSync(path, 'utf8');
@@ -18,12 +18,12 @@ export function loadConfig(path: string): Config {
     const message = `the configuration cannot be read: ${(error as Error).message}`;
     throw new ConfigError([{ file: path, line: 0, field: '', message }], { cause: error });
   }
-  return parseConfig(text, path);
+  return parseConfig(text, path, nodeName);
 }
 
 /** `path` stands in messages, and its folder is where a relative `sources.static.file` starts. */
-export function parseConfig(text: string, path: string): Config {
-  const checked = checkYaml(path, text, configSchema(hostname()));
+export function parseConfig(text: string, path: string, nodeName = hostname()): Config {
+  const checked = checkYaml(path, text, configSchema(nodeName));
   if (!checked.ok) {
     throw new ConfigError(checked.problems);
   }

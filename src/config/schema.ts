@@ -125,7 +125,8 @@ const caller = z.union(
   { error: `${CALLER_EXPECTED}: a whole number, or the absolute path of an executable` },
 );
 
-const NODE_EXPECTED = 'a node name';
+export const NODE_EXPECTED = 'a node name';
+export const NODE_NAME = /^[^\s/]+$/;
 /** SPIFFE ID specification, section 2.1. */
 const TRUST_DOMAIN_EXPECTED =
   'a trust domain: at most 255 small letters, digits, dots, dashes and underscores';
@@ -133,10 +134,7 @@ const TRUST_DOMAIN_EXPECTED =
 /** `hostname` is the default of `node`. */
 export function configSchema(hostname: string) {
   return section({
-    node: z
-      .string({ error: NODE_EXPECTED })
-      .regex(/^[^\s/]+$/, { error: NODE_EXPECTED })
-      .default(hostname),
+    node: z.string({ error: NODE_EXPECTED }).regex(NODE_NAME, { error: NODE_EXPECTED }).default(hostname),
     trustDomain: z
       .string({ error: TRUST_DOMAIN_EXPECTED })
       .regex(/^[a-z0-9._-]{1,255}$/, { error: TRUST_DOMAIN_EXPECTED })

@@ -10,6 +10,11 @@ export interface Capability {
 }
 
 export const CAPABILITIES: readonly Capability[] = [
+  {
+    name: 'CAP_DAC_READ_SEARCH',
+    bit: 2,
+    why: "finding a proxy's listening socket (/proc/<pid>/fd of another user)",
+  },
   { name: 'CAP_NET_ADMIN', bit: 12, why: 'policy rules, routes, nftables, tc programs, transparent sockets' },
   { name: 'CAP_SYS_PTRACE', bit: 19, why: "adopting a proxy's listening socket (pidfd_getfd)" },
   { name: 'CAP_SYS_ADMIN', bit: 21, why: "entering pods' network namespaces (setns), mounting bpffs" },

@@ -18,6 +18,7 @@ import { InterfaceSysctls } from './sysctls.js';
 export interface CleanupOptions {
   readonly runDir: string;
   readonly bpffs: string;
+  readonly procSys: string;
 }
 
 export interface CleanupReport {
@@ -33,7 +34,7 @@ export async function cleanup(options: CleanupOptions): Promise<CleanupReport> {
     removed.push(...(await detachAll(options, socket)));
     removed.push(...(await removePolicyRoutes(socket)));
     removed.push(...(await removeTable()));
-    removed.push(...new InterfaceSysctls(options.runDir).restore());
+    removed.push(...new InterfaceSysctls(options.runDir, options.procSys).restore());
     removed.push(...(await removePins(options.bpffs)));
   } finally {
     socket.close();

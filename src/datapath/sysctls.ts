@@ -10,8 +10,6 @@
 import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 
-const PROC = '/proc/sys/net/ipv4/conf';
-
 interface SysctlRecord {
   readonly interface: string;
   readonly ifindex: number;
@@ -21,21 +19,28 @@ interface SysctlRecord {
 
 export class InterfaceSysctls {
   readonly #recordPath: string;
+  readonly #conf: string;
 
-  constructor(runDir: string) {
+  /** `procSys`: a view of /proc/sys that can be written. What is below net/ in it is the reader's own namespace. */
+  constructor(runDir: string, procSys: string) {
     this.#recordPath = join(runDir, 'sysctls.json');
+    this.#conf = join(procSys, 'net/ipv4/conf');
   }
 
   /** True if something had to be changed. */
   ensure(interfaceName: string, ifindex: number): boolean {
     const srcValidMark =
-      read('all', 'src_valid_mark') === '1' || read(interfaceName, 'src_valid_mark') === '1';
-    if (!srcValidMark || read('all', 'accept_local') === '1' || read(interfaceName, 'accept_local') !== '0') {
+      this.#read('all', 'src_valid_mark') === '1' || this.#read(interfaceName, 'src_valid_mark') === '1';
+    if (
+      !srcValidMark ||
+      this.#read('all', 'accept_local') === '1' ||
+      this.#read(interfaceName, 'accept_local') !== '0'
+    ) {
       return false;
     }
     const records = this.#load().filter((record) => record.ifindex !== ifindex);
     this.#store([...records, { interface: interfaceName, ifindex, name: 'accept_local', before: '0' }]);
-    write(interfaceName, 'accept_local', '1');
+    this.#write(interfaceName, 'accept_local', '1');
     return true;
   }
 
@@ -48,12 +53,24 @@ export class InterfaceSysctls {
         continue;
       }
       if (currentIndex(record.interface) === record.ifindex) {
-        write(record.interface, record.name, record.before);
+        this.#write(record.interface, record.name, record.before);
         restored.push(`sysctl net.ipv4.conf.${record.interface}.${record.name}`);
       }
     }
     this.#store(ifindex === undefined ? [] : records.filter((record) => record.ifindex !== ifindex));
     return restored;
+  }
+
+  #read(interfaceName: string, name: string): string | undefined {
+    try {
+      return readFileSync(join(this.#conf, interfaceName, name), 'utf8').trim();
+    } catch {
+      return undefined; // the interface has gone
+    }
+  }
+
+  #write(interfaceName: string, name: string, value: string): void {
+    writeFileSync(join(this.#conf, interfaceName, name), value);
   }
 
   #load(): SysctlRecord[] {
@@ -71,18 +88,6 @@ export class InterfaceSysctls {
     writeFileSync(`${this.#recordPath}.new`, JSON.stringify(records));
     renameSync(`${this.#recordPath}.new`, this.#recordPath);
   }
-}
-
-function read(interfaceName: string, name: string): string | undefined {
-  try {
-    return readFileSync(join(PROC, interfaceName, name), 'utf8').trim();
-  } catch {
-    return undefined; // the interface has gone
-  }
-}
-
-function write(interfaceName: string, name: string, value: string): void {
-  writeFileSync(join(PROC, interfaceName, name), value);
 }
 
 /** /sys/class/net is of the namespace that mounted /sys; /proc/net is of ours. */

@@ -15,7 +15,7 @@ import {
   rmdirSync,
   writeFileSync,
 } from 'node:fs';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import {
   type Client,
   credentials,
@@ -24,7 +24,7 @@ import {
 } from '@grpc/grpc-js';
 import { loadSync } from '@grpc/proto-loader';
 import { createNetwork, type Network } from './cni.js';
-import { type Daemon, inNetns, type Output, run, tryRun, waitFor } from './exec.js';
+import { Daemon, inNetns, type Output, run, tryRun, waitFor } from './exec.js';
 import { buildImage, IMAGE } from './image.js';
 import type { Lab } from './lab.js';
 import type { LabPod, PodSpec, Topology } from './pod.js';
@@ -64,6 +64,7 @@ export class Containerd {
   readonly network: Network;
   readonly socket: string;
   #daemon: Daemon | undefined;
+  #boots = 0;
   #client: (Client & Record<string, unknown>) | undefined;
 
   private constructor(lab: Lab, topology: Topology) {
@@ -91,11 +92,8 @@ export class Containerd {
     if (!hadCache) {
       this.#lab.cleanup.add('CNI cache', () => removeEmptyFolders(CNI_CACHE));
     }
-    this.#daemon = this.#lab.daemon(this.#lab.node, `containerd-${topology}`, 'containerd', [
-      '--config',
-      config,
-    ]);
-    await this.#daemon.logged(/containerd successfully booted/);
+    this.#lab.cleanup.add(`containerd (${topology})`, () => this.#daemon?.stop());
+    await this.#boot();
     await run('ctr', [
       '-a',
       this.socket,
@@ -116,6 +114,19 @@ export class Containerd {
     const client = new runtime.v1.RuntimeService(`unix://${this.socket}`, credentials.createInsecure());
     this.#client = client as unknown as Client & Record<string, unknown>;
     this.#lab.cleanup.add('CRI client', () => client.close());
+    await this.#answers();
+  }
+
+  async #boot(): Promise<void> {
+    this.#boots += 1;
+    const name = `${basename(this.#directory)}-${this.#boots}`;
+    const log = join(this.#lab.directory, `${name}.log`);
+    const config = join(this.#directory, 'config.toml');
+    this.#daemon = new Daemon(name, log, ...inNetns(this.#lab.node, 'containerd', ['--config', config]));
+    await this.#daemon.logged(/containerd successfully booted/);
+  }
+
+  async #answers(): Promise<void> {
     await waitFor(
       'the CRI plugin',
       () =>
@@ -125,6 +136,13 @@ export class Containerd {
         ),
       20_000,
     );
+  }
+
+  /** Containers go on; the socket is a new one. */
+  async restart(): Promise<void> {
+    await this.#daemon?.stop();
+    await this.#boot();
+    await this.#answers();
   }
 
   #config(wrapper: string): string {

@@ -1,0 +1,312 @@
+/**
+ * The image is built, and started as the DaemonSet says: by a real containerd over CRI, with the manifest's own
+ * capabilities, mounts, seccomp profile and read-only root. Only the paths on the node are the lab's.
+ */
+
+import { mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { parse, stringify } from 'yaml';
+import { ApiClient } from '../../src/api/client.js';
+import type { WorkloadMessage } from '../../src/api/messages.js';
+import { CAPABILITIES } from '../../src/datapath/capabilities.js';
+import { Containerd } from '../lab/containerd.js';
+import { inNetns, run, runIn, tryRun, waitFor } from '../lab/exec.js';
+import { Lab, REMOTE } from '../lab/lab.js';
+import { type LabPod, reply } from '../lab/pod.js';
+import { Kubelet, type NodePod } from './kubelet.js';
+import { type Container, kustomize, only, type PodSpec, podSpec, ROOT } from './manifests.js';
+
+const ARCHIVE = join(ROOT, 'build/nodesentry-image.tar');
+/** Of a process that is not root and has no capability, as a proxy should be. */
+const PROXY_UID = 1337;
+
+let lab: Lab;
+let containerd: Containerd;
+let kubelet: Kubelet;
+let agentSpec: PodSpec;
+let agent: NodePod;
+let proxy: NodePod;
+let web: LabPod;
+let client: ApiClient;
+let before: Record<string, string>;
+let podInterface: string | undefined;
+
+function onlyContainer(spec: PodSpec): Container {
+  const [container] = spec.containers;
+  if (container === undefined || spec.containers.length !== 1) {
+    throw new Error('the agent pod has one container');
+  }
+  return container;
+}
+
+/** The reference proxy as a user would deploy it: the same image, a uid of its own, no capability at all. */
+function proxySpec(): PodSpec {
+  return {
+    hostNetwork: true,
+    containers: [
+      {
+        name: 'proxy',
+        image: onlyContainer(agentSpec).image,
+        args: ['proxy', '--outbound', '127.0.0.1:15001', '--outbound6', '[::1]:15001'],
+        securityContext: {
+          runAsUser: PROXY_UID,
+          runAsGroup: PROXY_UID,
+          readOnlyRootFilesystem: true,
+          allowPrivilegeEscalation: false,
+          seccompProfile: { type: 'RuntimeDefault' },
+          capabilities: { drop: ['ALL'] },
+        },
+        volumeMounts: [{ name: 'run', mountPath: '/run/nodesentry' }],
+      },
+    ],
+    volumes: [{ name: 'run', hostPath: { path: '/run/nodesentry', type: 'Directory' } }],
+  };
+}
+
+/** A folder of the lab in place of one of the node, shared as a kubelet's node has it. */
+function hostPath(path: string): string {
+  const places: Readonly<Record<string, string>> = {
+    '/run/netns': '/run/netns',
+    '/proc/sys/net': '/proc/sys/net',
+    '/run/containerd': join(lab.directory, 'containerd-ptp'),
+    '/etc/cni/net.d': join(lab.directory, 'cni-ptp'),
+  };
+  const place = places[path] ?? join(lab.directory, 'node', path);
+  mkdirSync(place, { recursive: true });
+  return place;
+}
+
+async function prepareNode(): Promise<void> {
+  await run('mount', ['--bind', lab.directory, lab.directory]);
+  lab.cleanup.add('mount of the lab folder', () => run('umount', ['-l', lab.directory]));
+  await run('mount', ['--make-rshared', lab.directory]);
+  const bpffs = hostPath('/sys/fs/bpf');
+  await run('mount', ['-t', 'bpf', 'bpf', bpffs]);
+  lab.cleanup.add('bpffs', () => run('umount', [bpffs]));
+  // WireGuard and some clouds set it: the agent then has to write a sysctl of every pod interface.
+  await runIn(lab.node, 'sysctl', ['-qw', 'net.ipv4.conf.all.src_valid_mark=1']);
+}
+
+/** The base's own file, with what this lab has not (an API server) and has in addition (a proxy that is not root). */
+function writeConfig(text: string): string {
+  const config = parse(text) as { sources: Record<string, unknown>; api: { allow: object[] } };
+  delete config.sources.kubernetes;
+  config.api.allow.push({ uid: PROXY_UID });
+  const folder = join(lab.directory, 'config');
+  mkdirSync(folder, { recursive: true });
+  writeFileSync(join(folder, 'config.yaml'), stringify(config));
+  return folder;
+}
+
+async function acceptLocal(): Promise<string> {
+  return (await runIn(lab.node, 'sysctl', ['-n', `net.ipv4.conf.${podInterface}.accept_local`])).trim();
+}
+
+function probe(container: Container, kind: 'startupProbe' | 'livenessProbe' | 'readinessProbe') {
+  const wanted = container[kind];
+  if (wanted === undefined) {
+    throw new Error(`there is no ${kind}`);
+  }
+  return agent.exec(wanted.exec.command, wanted.timeoutSeconds * 1000);
+}
+
+async function startAgent(name: string): Promise<void> {
+  agent = await kubelet.start(name, agentSpec);
+  try {
+    await waitFor(
+      'the readiness probe to pass',
+      async () => (await probe(onlyContainer(agentSpec), 'readinessProbe')).code === 0,
+      60_000,
+      200,
+    );
+  } catch (error) {
+    throw new Error(`${String(error)}\n${agent.log().slice(-4000)}`);
+  }
+}
+
+async function intercepted(name: string): Promise<WorkloadMessage['interception']> {
+  try {
+    return await waitFor(
+      `${name} to be INTERCEPTED`,
+      async () => {
+        const { workloads } = await client.workloads();
+        const found = workloads.find(({ podName }) => podName === name);
+        return found?.interception.state === 'INTERCEPTED' ? found.interception : undefined;
+      },
+      60_000,
+    );
+  } catch (error) {
+    throw new Error(`${String(error)}\n${agent.log().slice(-4000)}`);
+  }
+}
+
+/** What an agent could have left behind in the node. */
+async function nodeState(): Promise<Record<string, string>> {
+  const show = (command: string, ...args: string[]) => runIn(lab.node, command, args);
+  return {
+    rules: (await show('ip', 'rule')) + (await show('ip', '-6', 'rule')),
+    nftables: await show('nft', 'list', 'ruleset'),
+    pins: readdirSync(hostPath('/sys/fs/bpf')).join(' '),
+  };
+}
+
+beforeAll(async () => {
+  await run(join(ROOT, 'scripts/build-image'), [], { timeoutMs: 900_000 });
+  const manifests = await kustomize('base');
+  agentSpec = podSpec(manifests);
+  lab = await Lab.create();
+  await prepareNode();
+  await lab.serve();
+  containerd = await Containerd.start(lab, 'ptp');
+  await run('ctr', ['-a', containerd.socket, '-n', 'k8s.io', 'images', 'import', ARCHIVE]);
+  const config = writeConfig(only(manifests, 'ConfigMap').data?.['config.yaml'] ?? '');
+  kubelet = new Kubelet({ lab, containerd, nodeName: 'node-a', hostPath, configMap: () => config });
+  lab.cleanup.add('what the agent left', async () => {
+    await tryRun(
+      ...inNetns(lab.node, join(ROOT, 'bin/nodesentry'), [
+        'cleanup',
+        '--run-dir',
+        hostPath('/run/nodesentry'),
+        '--bpffs',
+        join(hostPath('/sys/fs/bpf'), 'nodesentry'),
+      ]),
+    );
+  });
+  web = await containerd.runPod({
+    name: 'web',
+    runtime: 'runc',
+    labels: { app: 'web', 'nodesentry.io/intercept': 'enabled' },
+  });
+  before = await nodeState();
+  client = new ApiClient({ runDir: hostPath('/run/nodesentry') });
+  lab.cleanup.add('API client', () => client.close());
+  await startAgent('nodesentry-1');
+  proxy = await kubelet.start('proxy', proxySpec());
+}, 900_000);
+
+afterAll(async () => {
+  await lab?.close();
+});
+
+describe('the image', () => {
+  it('is under 100 MB and has nothing in it that it was built with', async () => {
+    expect(statSync(ARCHIVE).size).toBeLessThan(100e6);
+    const found = await agent.exec([
+      'sh',
+      '-c',
+      'command -v clang gcc cc cmake npm; ls -d /opt/nodesentry/node_modules/*/ | grep -E "cmake|typescript|vitest|biome|tsx"',
+    ]);
+    expect(found.stdout).toBe('');
+  });
+
+  it('accepts the configuration of the config map', async () => {
+    const checked = await agent.exec(['nodesentry', 'config', 'check']);
+    expect(checked).toMatchObject({ code: 0, stdout: '/etc/nodesentry/config.yaml: ok\n' });
+  });
+});
+
+describe('the agent of the DaemonSet', () => {
+  it('has the capabilities of the manifest, seccomp, and nothing else', async () => {
+    const pid = await agent.pid();
+    const status = readFileSync(`/proc/${pid}/status`, 'utf8');
+    const bits = CAPABILITIES.reduce((set, { bit }) => set | (1n << BigInt(bit)), 0n);
+    const hex = bits.toString(16).padStart(16, '0');
+    expect(/^CapEff:\t(\w+)$/m.exec(status)?.[1]).toBe(hex);
+    expect(/^CapPrm:\t(\w+)$/m.exec(status)?.[1]).toBe(hex);
+    expect(/^CapBnd:\t(\w+)$/m.exec(status)?.[1]).toBe(hex);
+    expect(/^CapAmb:\t(\w+)$/m.exec(status)?.[1]).toBe('0'.repeat(16));
+    expect(status).toMatch(/^NoNewPrivs:\t1$/m);
+    expect(status).toMatch(/^Seccomp:\t2$/m);
+    expect(status).toMatch(/^Uid:\t0\t0\t0\t0$/m);
+  });
+
+  it('cannot write its own root file system', async () => {
+    const refused = await agent.exec(['sh', '-c', 'touch /opt/nodesentry/x /etc/x /x']);
+    expect(refused.code).not.toBe(0);
+    expect(refused.stderr.match(/Read-only file system/g)).toHaveLength(3);
+  });
+
+  it('passes every probe of the manifest', async () => {
+    for (const kind of ['startupProbe', 'livenessProbe', 'readinessProbe'] as const) {
+      expect(await probe(onlyContainer(agentSpec), kind), kind).toMatchObject({ code: 0, stderr: '' });
+    }
+  });
+
+  it('bears the name that the downward API gave it', async () => {
+    expect(await client.status()).toMatchObject({ node: 'node-a', ready: true });
+  });
+
+  it('intercepts a pod for a proxy of the same image that is neither root nor capable of anything', async () => {
+    await intercepted('web');
+    try {
+      await waitFor(
+        'both listeners to be adopted',
+        async () => (await client.status()).listeners.filter(({ adopted }) => adopted).length === 2,
+        20_000,
+      );
+    } catch (error) {
+      throw new Error(`${String(error)}\n${agent.log().slice(-3000)}\n${proxy.log().slice(-1000)}`);
+    }
+    for (const family of [4, 6] as const) {
+      const dialled = reply(await web.app(['dial', REMOTE[family], '80']));
+      expect(dialled, proxy.log().slice(-2000)).toMatchObject({ ok: true });
+    }
+    const flows = proxy
+      .log()
+      .split('\n')
+      .filter((line) => line.includes('"originalDst"'))
+      .map((line) => JSON.parse(line) as Record<string, unknown>);
+    expect(flows).toHaveLength(2);
+    expect(flows[0]).toMatchObject({
+      originalDst: `${REMOTE[4]}:80`,
+      workload: 'default/web',
+      assurance: 'DATAPATH_RECORDED',
+    });
+  });
+
+  it('writes the one sysctl that it needs, though /proc/sys is read-only in its container', async () => {
+    podInterface = (await intercepted('web')).interface;
+    expect(await acceptLocal()).toBe('1');
+  });
+});
+
+describe('a rolling update', () => {
+  it('leaves the datapath in place between the old agent and the new one', async () => {
+    await agent.stop();
+    expect(await nodeState()).toMatchObject({ rules: expect.stringContaining('7340') });
+    // It still reaches the proxy, which can ask nobody and so resets it: it did not get past.
+    expect(reply(await web.app(['dial', REMOTE[4], '80'], 30_000)).ok).toBe(false);
+    await startAgent('nodesentry-2');
+    expect(agent.log()).toContain('"takenOver":true');
+    await intercepted('web');
+    expect(reply(await web.app(['dial', REMOTE[4], '80']))).toMatchObject({ ok: true });
+  });
+
+  it('sees pods that start after a restart of containerd, by its new socket', async () => {
+    await containerd.restart();
+    await containerd.runPod({
+      name: 'later',
+      runtime: 'runc',
+      labels: { app: 'web', 'nodesentry.io/intercept': 'enabled' },
+    });
+    await intercepted('later');
+  });
+});
+
+describe('uninstalling', () => {
+  it('is refused as long as an agent runs on the node', async () => {
+    const spec = podSpec(await kustomize('cleanup'));
+    await expect(kubelet.start('cleanup-early', spec)).rejects.toThrow(/is running: stop it first/);
+  });
+
+  it('leaves nothing of ours in the kernel, and the pod goes on without us', async () => {
+    await agent.stop();
+    await proxy.stop();
+    const done = await kubelet.start('cleanup', podSpec(await kustomize('cleanup')));
+    expect(await nodeState()).toEqual(before);
+    expect(await acceptLocal()).toBe('0');
+    expect(reply(await web.app(['dial', REMOTE[4], '80']))).toMatchObject({ ok: true });
+    await done.stop();
+  });
+});
