@@ -4,31 +4,28 @@ import { existsSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import type { Logger } from 'pino';
+import { startCni } from './agent-cni.js';
+import { createReconciler } from './agent-datapath.js';
+import { openSources } from './agent-sources.js';
 import { startHttpApi } from './api/http.js';
-import { type Config, instanceFor } from './config/config.js';
+import type { Config } from './config/config.js';
 import { loadConfig } from './config/load.js';
-import { Canaries } from './datapath/canary.js';
+import { Admissions } from './datapath/admission.js';
 import { missingCapabilities } from './datapath/capabilities.js';
 import { EndpointTables } from './datapath/endpoints.js';
 import { Flows } from './datapath/flows.js';
 import { Listeners } from './datapath/listeners.js';
 import { RouteSocket } from './datapath/netlink.js';
-import { NotrackTable } from './datapath/nftables.js';
-import { NodeState } from './datapath/node-state.js';
 import { PodLinks } from './datapath/pod-links.js';
-import { openPrograms, type Programs } from './datapath/programs.js';
-import { Proofs } from './datapath/proofs.js';
-import { Reconciler } from './datapath/reconciler.js';
-import { Redirect } from './datapath/redirect.js';
+import { openPrograms } from './datapath/programs.js';
 import { Repairs } from './datapath/repairs.js';
-import { InterfaceSysctls } from './datapath/sysctls.js';
 import { Datapath } from './datapath/view.js';
 import { IdentityService } from './identity/resolve.js';
-import { isBpffs, tcxSupported } from './native/bpf.js';
+import { isBpffs } from './native/bpf.js';
 import { type LinkEvent, Netfilter, openLinkEvents, peerCredentials } from './native/kernel.js';
-import { type PodChange, type PodSource, PodStore } from './pods/pod-store.js';
-import { CriSource } from './pods/sources/cri.js';
-import { StaticSource } from './pods/sources/static.js';
+import { Opened } from './opened.js';
+import { type PodChange, PodStore } from './pods/pod-store.js';
+import { CniSource } from './pods/sources/cni.js';
 import { takeLock } from './run-lock.js';
 import { createLogger } from './telemetry/log.js';
 import { Metrics } from './telemetry/metrics.js';
@@ -49,22 +46,6 @@ export interface AgentOptions {
   readonly nodeName?: string;
   /** False: a missing bpffs is an error. A mount in a container's own namespace would take the datapath with it. */
   readonly mountBpffs: boolean;
-}
-
-/** Closes in reverse order of opening, also what was opened before a failure half way. */
-class Opened {
-  readonly #closers: (() => void | Promise<void>)[] = [];
-
-  add<T>(resource: T, close: (resource: T) => void | Promise<void>): T {
-    this.#closers.push(() => close(resource));
-    return resource;
-  }
-
-  async close(): Promise<void> {
-    for (const closer of this.#closers.splice(0).reverse()) {
-      await closer();
-    }
-  }
 }
 
 export class StartError extends Error {
@@ -124,7 +105,7 @@ async function start(
   log.info({ takenOver: programs.takenOver, bpffs: options.bpffs }, 'BPF programs ready');
   const socket = opened.add(new RouteSocket(), (handle) => handle.close());
   const store = new PodStore();
-  const sources = openSources(config, store, log);
+  const sources = openSources(config, options.runDir, store, log);
   const expected = new Set(sources.map((source) => source.name));
   const synced = () => [...expected].every((name) => store.syncedSources().has(name));
 
@@ -196,6 +177,12 @@ async function start(
     clearInterval,
   );
 
+  const blockers = () => [
+    ...[...expected]
+      .filter((name) => !store.syncedSources().has(name))
+      .map((name) => `source ${name} has not synced`),
+    ...(reconciler.nodeProblem() === undefined ? [] : [`datapath: ${reconciler.nodeProblem()}`]),
+  ];
   const identity = new IdentityService({
     store,
     datapath,
@@ -204,12 +191,7 @@ async function start(
     synced,
     clock: Date.now,
   });
-  const blockers = () => [
-    ...[...expected]
-      .filter((name) => !store.syncedSources().has(name))
-      .map((name) => `source ${name} has not synced`),
-    ...(reconciler.nodeProblem() === undefined ? [] : [`datapath: ${reconciler.nodeProblem()}`]),
-  ];
+  const metrics = new Metrics({ store, datapath, version: packageVersion() });
   opened.add(
     await startHttpApi({
       runDir: options.runDir,
@@ -219,7 +201,7 @@ async function start(
       identity,
       sources,
       blockers,
-      metrics: new Metrics({ store, datapath, version: packageVersion() }),
+      metrics,
       version: packageVersion(),
       credentials: peerCredentials,
       log: log.child({ part: 'api' }),
@@ -227,76 +209,23 @@ async function start(
     (api) => api.close(),
   );
   await Promise.all(sources.map((source) => source.start(signal)));
+  const cniSource = sources.find((source) => source instanceof CniSource);
+  if (cniSource !== undefined) {
+    const admissions = new Admissions({ reconciler, unknown: async () => undefined });
+    await startCni({
+      config,
+      runDir: options.runDir,
+      source: cniSource,
+      admissions,
+      blockers,
+      metrics,
+      opened,
+      signal,
+      log,
+    });
+  }
   await reconciler.reconcile();
   log.info({ node: config.node, runDir: options.runDir, blockers: blockers() }, 'agent running');
-}
-
-function createReconciler(parts: {
-  readonly config: Config;
-  readonly options: AgentOptions;
-  readonly programs: Programs;
-  readonly socket: RouteSocket;
-  readonly links: PodLinks;
-  readonly netfilter: Netfilter;
-  readonly store: PodStore;
-  readonly tables: EndpointTables;
-  readonly repairs: Repairs;
-  readonly synced: () => boolean;
-  readonly log: Logger;
-}): Reconciler {
-  const { config, options, programs, socket, links, netfilter, store, tables, repairs, synced } = parts;
-  const { mark, table, rulePriority, enrol, failure } = config.interception;
-  const log = parts.log.child({ part: 'datapath' });
-  const redirect = new Redirect({ linksPath: programs.linksPath, tcx: tcxSupported() });
-  const notrack = new NotrackTable(netfilter, mark);
-  const canaries = new Canaries(programs.maps.canaries, programs.layouts, programs.programs.pod_egress);
-  return new Reconciler({
-    store,
-    links,
-    node: new NodeState({
-      socket,
-      notrack,
-      programs,
-      tables,
-      redirect,
-      settings: { mark, table, rulePriority },
-      repairs,
-      log,
-    }),
-    programs,
-    tables,
-    redirect,
-    sysctls: new InterfaceSysctls(options.runDir, options.procSys),
-    proofs: new Proofs(canaries, () => performance.now()),
-    repairs,
-    defaults: { enrol, failure },
-    instanceFor: (app) => instanceFor(config, app),
-    synced,
-    log,
-    now: Date.now,
-  });
-}
-
-type Source = PodSource & { poke?(): void };
-
-function openSources(config: Config, store: PodStore, log: Logger): Source[] {
-  const sources: Source[] = [];
-  if (config.sources.static !== undefined) {
-    sources.push(
-      new StaticSource({ file: config.sources.static.file, store, log: log.child({ part: 'static' }) }),
-    );
-  }
-  if (config.sources.cri !== undefined) {
-    sources.push(
-      new CriSource({
-        endpoint: config.sources.cri.endpoint,
-        handlers: config.runtimes.handlers,
-        store,
-        log: log.child({ part: 'cri' }),
-      }),
-    );
-  }
-  return sources;
 }
 
 /** build/bpf beside dist/ or src/. */

@@ -19,8 +19,19 @@ const MAY_IMPORT: Readonly<Record<string, { values: readonly string[]; types?: r
   doctor: { values: ['native', 'config', 'datapath'] },
   proxy: { values: ['api/client.ts'] },
   'run-lock.ts': { values: [] },
+  'opened.ts': { values: [] },
+  'agent-datapath.ts': { values: ['native', 'config', 'datapath'], types: ['agent.ts', 'pods'] },
+  'agent-sources.ts': { values: ['pods'], types: ['config'] },
+  'agent-cni.ts': {
+    values: ['native', 'api', 'cni'],
+    types: ['config', 'datapath', 'opened.ts', 'pods', 'telemetry'],
+  },
   'agent.ts': {
     values: [
+      'opened.ts',
+      'agent-datapath.ts',
+      'agent-sources.ts',
+      'agent-cni.ts',
       'native',
       'cni',
       'pods',

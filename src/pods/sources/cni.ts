@@ -20,12 +20,21 @@ export interface CniSourceOptions {
 
 export class CniSource implements PodSource {
   readonly name = 'cni';
-  readonly lastError = undefined;
   readonly #options: CniSourceOptions;
   readonly #attachments = new Map<string, CniAttachment>();
+  #problem: () => string | undefined = () => undefined;
 
   constructor(options: CniSourceOptions) {
     this.#options = options;
+  }
+
+  get lastError(): string | undefined {
+    return this.#problem();
+  }
+
+  /** Who knows why pods may start without being announced here. */
+  explainBy(problem: () => string | undefined): void {
+    this.#problem = problem;
   }
 
   async start(signal: AbortSignal): Promise<void> {

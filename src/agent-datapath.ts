@@ -1,0 +1,66 @@
+/** The datapath's pieces, put together for `agent.ts`. */
+
+import type { Logger } from 'pino';
+import type { AgentOptions } from './agent.js';
+import { type Config, instanceFor } from './config/config.js';
+import { Canaries } from './datapath/canary.js';
+import type { EndpointTables } from './datapath/endpoints.js';
+import type { RouteSocket } from './datapath/netlink.js';
+import { NotrackTable } from './datapath/nftables.js';
+import { NodeState } from './datapath/node-state.js';
+import type { PodLinks } from './datapath/pod-links.js';
+import type { Programs } from './datapath/programs.js';
+import { Proofs } from './datapath/proofs.js';
+import { Reconciler } from './datapath/reconciler.js';
+import { Redirect } from './datapath/redirect.js';
+import type { Repairs } from './datapath/repairs.js';
+import { InterfaceSysctls } from './datapath/sysctls.js';
+import { tcxSupported } from './native/bpf.js';
+import type { Netfilter } from './native/kernel.js';
+import type { PodStore } from './pods/pod-store.js';
+
+export function createReconciler(parts: {
+  readonly config: Config;
+  readonly options: AgentOptions;
+  readonly programs: Programs;
+  readonly socket: RouteSocket;
+  readonly links: PodLinks;
+  readonly netfilter: Netfilter;
+  readonly store: PodStore;
+  readonly tables: EndpointTables;
+  readonly repairs: Repairs;
+  readonly synced: () => boolean;
+  readonly log: Logger;
+}): Reconciler {
+  const { config, options, programs, socket, links, netfilter, store, tables, repairs, synced } = parts;
+  const { mark, table, rulePriority, enrol, failure } = config.interception;
+  const log = parts.log.child({ part: 'datapath' });
+  const redirect = new Redirect({ linksPath: programs.linksPath, tcx: tcxSupported() });
+  const notrack = new NotrackTable(netfilter, mark);
+  const canaries = new Canaries(programs.maps.canaries, programs.layouts, programs.programs.pod_egress);
+  return new Reconciler({
+    store,
+    links,
+    node: new NodeState({
+      socket,
+      notrack,
+      programs,
+      tables,
+      redirect,
+      settings: { mark, table, rulePriority },
+      repairs,
+      log,
+    }),
+    programs,
+    tables,
+    redirect,
+    sysctls: new InterfaceSysctls(options.runDir, options.procSys),
+    proofs: new Proofs(canaries, () => performance.now()),
+    repairs,
+    defaults: { enrol, failure },
+    instanceFor: (app) => instanceFor(config, app),
+    synced,
+    log,
+    now: Date.now,
+  });
+}
