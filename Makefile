@@ -5,7 +5,7 @@
 #   make build | lint | format | clean
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: build image demo test lint format packages-build packages-lab native typescript clean
+.PHONY: build image demo test lint format packages-build packages-lab go-tools native typescript clean
 
 build: packages-build native typescript
 
@@ -14,6 +14,9 @@ packages-build:
 
 packages-lab:
 	@scripts/install-debian-packages lab
+
+go-tools:
+	@scripts/install-go-tools
 
 # npm writes node_modules/.package-lock.json last: it is older than the lockfile exactly when an install is due.
 node_modules/.package-lock.json: package.json package-lock.json
@@ -35,7 +38,7 @@ image: packages-lab
 demo: packages-lab build
 	@npx --no-install tsx test/demo/demo.ts
 
-test: packages-lab build
+test: packages-lab go-tools build
 	@echo "test: running everything against the real kernel, runtimes and proxies"
 	@mkdir -p build
 	@npx --no-install vitest run --reporter=default --reporter=json --outputFile.json=build/test-results.json

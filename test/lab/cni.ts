@@ -1,73 +1,138 @@
-/** The two CNI configurations of the lab, each dual-stack: the plugins are Debian's, unchanged. */
+/** The two CNI configurations of the lab, each dual-stack: the plugins are Debian's, unchanged, with ours behind. */
 
-import { mkdirSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readdirSync, symlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { runIn } from './exec.js';
 import type { Lab } from './lab.js';
 import type { Topology } from './pod.js';
 
 const PLUGINS = '/usr/lib/cni';
+const OWN_PLUGIN = join(import.meta.dirname, '../../build/cni/nodesentry-cni');
 /** Third octet and third group of the pods' addresses. */
 const SUBNET: Readonly<Record<Topology, number>> = { ptp: 1, bridge: 2 };
 
+/** Our plugin in the chain, as `nodesentry cni install` puts it there. */
+export interface Chained {
+  /** The agent's cni.sock. */
+  readonly socket: string;
+  readonly failure?: 'closed' | 'open';
+  readonly timeoutMs?: number;
+}
+
+/** What a runtime tells plugins of the pod. */
+export interface PodOfChain {
+  readonly uid: string;
+  readonly namespace: string;
+  readonly name: string;
+  readonly annotations?: Readonly<Record<string, string>>;
+}
+
+export interface Attached {
+  readonly 4: string;
+  readonly 6: string;
+  readonly gateway: { readonly 4: string; readonly 6: string };
+  /** How long our plugin took, process start included; 0 where it is not in the chain. */
+  readonly ownMs: number;
+}
+
 export interface Network {
+  /** conf_dir and bin_dir of a runtime. */
   readonly directory: string;
+  readonly binaries: string;
   readonly bridge: string;
-  /** Runs ADD for a namespace and returns what the plugin said; the lab runs DEL in the end. */
-  attach(
-    containerId: string,
-    netns: string,
-  ): Promise<{ 4: string; 6: string; gateway: { 4: string; 6: string } }>;
-  detach(containerId: string, netns: string): Promise<void>;
+  /** Runs ADD of the whole chain for a namespace and returns what it said; `detach` runs DEL. */
+  attach(containerId: string, netns: string, pod?: PodOfChain, ifname?: string): Promise<Attached>;
+  detach(containerId: string, netns: string, ifname?: string): Promise<void>;
 }
 
 interface CniResult {
   readonly ips: readonly { address: string; gateway?: string }[];
 }
 
-export function createNetwork(lab: Lab, topology: Topology): Network {
+/** Debian's plugins and ours in one folder: containerd before 2 knows a single one. */
+function pluginFolder(lab: Lab): string {
+  const folder = join(lab.directory, 'cni-bin');
+  mkdirSync(folder, { recursive: true });
+  const present = new Set(readdirSync(folder));
+  for (const path of [...readdirSync(PLUGINS).map((name) => join(PLUGINS, name)), OWN_PLUGIN]) {
+    const name = path.split('/').at(-1) ?? '';
+    if (!present.has(name)) {
+      symlinkSync(path, join(folder, name));
+    }
+  }
+  return folder;
+}
+
+export function createNetwork(lab: Lab, topology: Topology, chained?: Chained): Network {
   const directory = join(lab.directory, `cni-${topology}`);
   mkdirSync(directory);
+  const binaries = pluginFolder(lab);
   const subnet = SUBNET[topology];
   const bridge = `nsb${lab.id}`.slice(0, 15);
   const ipam = {
     type: 'host-local',
     dataDir: join(lab.directory, `ipam-${topology}`),
-    ranges: [[{ subnet: `10.66.${subnet}.0/24` }], [{ subnet: `fd00:66:${subnet}::/64` }]],
+    // More addresses than a /24 has: a thousand pods may come and go before one is used again.
+    ranges: [[{ subnet: `10.66.${subnet * 16}.0/20` }], [{ subnet: `fd00:66:${subnet}::/64` }]],
     routes: [{ dst: '0.0.0.0/0' }, { dst: '::/0' }],
   };
   const plugin =
     topology === 'ptp'
       ? { type: 'ptp', ipMasq: false, ipam }
       : { type: 'bridge', bridge, isGateway: true, ipMasq: false, hairpinMode: true, ipam };
+  const own = { type: 'nodesentry-cni', capabilities: { 'io.kubernetes.cri.pod-annotations': true }, ...chained };
   const base = { cniVersion: '0.4.0', name: `lab-${lab.id}-${topology}` };
-  writeFileSync(join(directory, '10-lab.conflist'), JSON.stringify({ ...base, plugins: [plugin] }));
+  const plugins = chained === undefined ? [plugin] : [plugin, own];
+  writeFileSync(join(directory, '10-lab.conflist'), JSON.stringify({ ...base, plugins }));
 
-  const call = (command: 'ADD' | 'DEL', containerId: string, netns: string): Promise<string> =>
-    runIn(lab.node, join(PLUGINS, plugin.type), [], {
+  const call = (
+    command: 'ADD' | 'DEL',
+    type: string,
+    settings: object,
+    [containerId, netns, ifname]: readonly [string, string, string],
+    pod?: PodOfChain,
+  ): Promise<string> =>
+    runIn(lab.node, join(binaries, type), [], {
       env: {
         CNI_COMMAND: command,
         CNI_CONTAINERID: containerId,
         CNI_NETNS: netns,
-        CNI_IFNAME: 'eth0',
-        CNI_PATH: PLUGINS,
+        CNI_IFNAME: ifname,
+        CNI_PATH: binaries,
+        ...(pod === undefined
+          ? {}
+          : {
+              CNI_ARGS: `IgnoreUnknown=1;K8S_POD_NAMESPACE=${pod.namespace};K8S_POD_NAME=${pod.name};K8S_POD_UID=${pod.uid}`,
+            }),
       },
-      input: JSON.stringify({ ...base, ...plugin }),
+      input: JSON.stringify({ ...base, ...settings }),
     });
   return {
     directory,
+    binaries,
     bridge,
-    attach: async (containerId, netns) => {
-      const { ips } = JSON.parse(await call('ADD', containerId, netns)) as CniResult;
+    attach: async (containerId, netns, pod, ifname = 'eth0') => {
+      const place = [containerId, netns, ifname] as const;
+      const result = JSON.parse(await call('ADD', plugin.type, plugin, place, pod)) as CniResult;
+      const startedMs = performance.now();
+      if (chained !== undefined) {
+        const runtimeConfig = { 'io.kubernetes.cri.pod-annotations': pod?.annotations ?? {} };
+        await call('ADD', own.type, { ...own, runtimeConfig, prevResult: result }, place, pod);
+      }
+      const ownMs = chained === undefined ? 0 : performance.now() - startedMs;
       const pick = (v6: boolean) => {
-        const found = ips.find(({ address }) => address.includes(':') === v6);
+        const found = result.ips.find(({ address }) => address.includes(':') === v6);
         return { ip: found?.address.split('/')[0] ?? '', gateway: found?.gateway ?? '' };
       };
       const [v4, v6] = [pick(false), pick(true)];
-      return { 4: v4.ip, 6: v6.ip, gateway: { 4: v4.gateway, 6: v6.gateway } };
+      return { 4: v4.ip, 6: v6.ip, gateway: { 4: v4.gateway, 6: v6.gateway }, ownMs };
     },
-    detach: async (containerId, netns) => {
-      await call('DEL', containerId, netns);
+    detach: async (containerId, netns, ifname = 'eth0') => {
+      const place = [containerId, netns, ifname] as const;
+      if (chained !== undefined) {
+        await call('DEL', own.type, own, place);
+      }
+      await call('DEL', plugin.type, plugin, place);
     },
   };
 }
