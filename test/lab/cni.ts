@@ -38,7 +38,8 @@ export interface Attached {
 export interface Network {
   /** conf_dir and bin_dir of a runtime. */
   readonly directory: string;
-  readonly binaries: string;
+  /** Where the runtime looks for plugins: Debian's, and room for others. */
+  readonly plugins: string;
   readonly bridge: string;
   /** Runs ADD of the whole chain for a namespace and returns what it said; `detach` runs DEL. */
   attach(containerId: string, netns: string, pod?: PodOfChain, ifname?: string): Promise<Attached>;
@@ -49,24 +50,17 @@ interface CniResult {
   readonly ips: readonly { address: string; gateway?: string }[];
 }
 
-/** Debian's plugins and ours in one folder: containerd before 2 knows a single one. */
-function pluginFolder(lab: Lab): string {
-  const folder = join(lab.directory, 'cni-bin');
-  mkdirSync(folder, { recursive: true });
-  const present = new Set(readdirSync(folder));
-  for (const path of [...readdirSync(PLUGINS).map((name) => join(PLUGINS, name)), OWN_PLUGIN]) {
-    const name = path.split('/').at(-1) ?? '';
-    if (!present.has(name)) {
-      symlinkSync(path, join(folder, name));
-    }
-  }
-  return folder;
-}
-
 export function createNetwork(lab: Lab, topology: Topology, chained?: Chained): Network {
   const directory = join(lab.directory, `cni-${topology}`);
   mkdirSync(directory);
-  const binaries = pluginFolder(lab);
+  const plugins = join(lab.directory, `cni-bin-${topology}`);
+  mkdirSync(plugins);
+  for (const name of readdirSync(PLUGINS)) {
+    symlinkSync(join(PLUGINS, name), join(plugins, name));
+  }
+  if (chained !== undefined) {
+    symlinkSync(OWN_PLUGIN, join(plugins, 'nodesentry-cni'));
+  }
   const subnet = SUBNET[topology];
   const bridge = `nsb${lab.id}`.slice(0, 15);
   const ipam = {
@@ -80,10 +74,16 @@ export function createNetwork(lab: Lab, topology: Topology, chained?: Chained): 
     topology === 'ptp'
       ? { type: 'ptp', ipMasq: false, ipam }
       : { type: 'bridge', bridge, isGateway: true, ipMasq: false, hairpinMode: true, ipam };
-  const own = { type: 'nodesentry-cni', capabilities: { 'io.kubernetes.cri.pod-annotations': true }, ...chained };
+  const own = {
+    type: 'nodesentry-cni',
+    capabilities: { 'io.kubernetes.cri.pod-annotations': true },
+    ...chained,
+  };
   const base = { cniVersion: '0.4.0', name: `lab-${lab.id}-${topology}` };
-  const plugins = chained === undefined ? [plugin] : [plugin, own];
-  writeFileSync(join(directory, '10-lab.conflist'), JSON.stringify({ ...base, plugins }));
+  writeFileSync(
+    join(directory, '10-lab.conflist'),
+    JSON.stringify({ ...base, plugins: chained === undefined ? [plugin] : [plugin, own] }),
+  );
 
   const call = (
     command: 'ADD' | 'DEL',
@@ -92,13 +92,13 @@ export function createNetwork(lab: Lab, topology: Topology, chained?: Chained): 
     [containerId, netns, ifname]: readonly [string, string, string],
     pod?: PodOfChain,
   ): Promise<string> =>
-    runIn(lab.node, join(binaries, type), [], {
+    runIn(lab.node, join(plugins, type), [], {
       env: {
         CNI_COMMAND: command,
         CNI_CONTAINERID: containerId,
         CNI_NETNS: netns,
         CNI_IFNAME: ifname,
-        CNI_PATH: binaries,
+        CNI_PATH: plugins,
         ...(pod === undefined
           ? {}
           : {
@@ -109,7 +109,7 @@ export function createNetwork(lab: Lab, topology: Topology, chained?: Chained): 
     });
   return {
     directory,
-    binaries,
+    plugins,
     bridge,
     attach: async (containerId, netns, pod, ifname = 'eth0') => {
       const place = [containerId, netns, ifname] as const;

@@ -157,7 +157,7 @@ state = "${join(this.#directory, 'state')}"
   restrict_oom_score_adj = true
   disable_apparmor = true
   [${cri}.cni]
-    bin_dir = "/usr/lib/cni"
+    bin_dir = "${this.network.plugins}"
     conf_dir = "${this.network.directory}"
   [${cri}.containerd]
     snapshotter = "overlayfs"
