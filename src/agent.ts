@@ -189,9 +189,10 @@ async function start(
     trustDomain: config.trustDomain,
     node: config.node,
     synced,
+    authorities: sources.filter(({ name }) => name === 'kubernetes'),
     clock: Date.now,
   });
-  const metrics = new Metrics({ store, datapath, version: packageVersion() });
+  const metrics = new Metrics({ store, datapath, sources, version: packageVersion() });
   opened.add(
     await startHttpApi({
       runDir: options.runDir,
@@ -211,7 +212,7 @@ async function start(
   await Promise.all(sources.map((source) => source.start(signal)));
   const cniSource = sources.find((source) => source instanceof CniSource);
   if (cniSource !== undefined) {
-    const admissions = new Admissions({ reconciler, unknown: async () => undefined });
+    const admissions = new Admissions({ reconciler, unknown: confirmation(store, sources) });
     await startCni({
       config,
       runDir: options.runDir,

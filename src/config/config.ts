@@ -18,6 +18,8 @@ export interface Config {
     readonly static?: { readonly file: string };
     readonly cri?: { readonly endpoint: string };
     readonly cni?: CniConfig;
+    /** `kubeconfig` is an absolute path; without one the agent is a pod of the cluster itself. */
+    readonly kubernetes?: { readonly kubeconfig?: string };
   };
   /** In order of precedence. */
   readonly instances: readonly Instance[];

@@ -21,7 +21,7 @@ export function loadConfig(path: string, nodeName = hostname()): Config {
   return parseConfig(text, path, nodeName);
 }
 
-/** `path` stands in messages, and its folder is where a relative `sources.static.file` starts. */
+/** `path` stands in messages, and its folder is where relative paths in the file start. */
 export function parseConfig(text: string, path: string, nodeName = hostname()): Config {
   const checked = checkYaml(path, text, configSchema(nodeName));
   if (!checked.ok) {
@@ -32,13 +32,8 @@ export function parseConfig(text: string, path: string, nodeName = hostname()): 
   const report = (field: FieldPath, message: string): void => {
     problems.push(checked.problemAt(field, message));
   };
-  for (const kind of ['kubernetes'] as const) {
-    if (sources[kind] !== undefined) {
-      report(['sources', kind], 'not available in this version');
-    }
-  }
   if (Object.values(sources).every((source) => source === undefined)) {
-    report(['sources'], 'at least one source is needed: static, cri or cni');
+    report(['sources'], 'at least one source is needed: static, cri, kubernetes or cni');
   }
   const names = rest.instances.map((instance) => instance.name);
   names.forEach((name, index) => {
@@ -52,14 +47,17 @@ export function parseConfig(text: string, path: string, nodeName = hostname()): 
   if (problems.length > 0) {
     throw new ConfigError(problems);
   }
+  const inFolder = (file: string): string => resolve(dirname(path), file);
+  const kubeconfig = sources.kubernetes?.kubeconfig;
   return {
     ...rest,
     sources: {
-      ...(sources.static === undefined
-        ? {}
-        : { static: { file: resolve(dirname(path), sources.static.file) } }),
+      ...(sources.static === undefined ? {} : { static: { file: inFolder(sources.static.file) } }),
       ...(sources.cri === undefined ? {} : { cri: sources.cri }),
       ...(sources.cni === undefined ? {} : { cni: sources.cni }),
+      ...(sources.kubernetes === undefined
+        ? {}
+        : { kubernetes: kubeconfig === undefined ? {} : { kubeconfig: inFolder(kubeconfig) } }),
     },
   };
 }

@@ -3,7 +3,7 @@
 import type { DatapathView, FlowRecord, SocketAddress } from '../datapath/status.js';
 import { formatSocketAddress } from '../pods/ip.js';
 import type { Pod, PodUid } from '../pods/pod.js';
-import type { PodStore } from '../pods/pod-store.js';
+import type { PodSource, PodStore } from '../pods/pod-store.js';
 import { IdentityError } from './errors.js';
 import { type Workload, type WorkloadPlace, type WorkloadState, workloadOf } from './workload.js';
 
@@ -37,10 +37,15 @@ export interface Resolution {
 }
 
 export interface IdentityOptions extends WorkloadPlace {
-  readonly store: Pick<PodStore, 'epoch' | 'revision' | 'get' | 'byIp' | 'removed'>;
+  readonly store: Pick<PodStore, 'epoch' | 'revision' | 'get' | 'byIp' | 'removed' | 'departed'>;
   readonly datapath: Pick<DatapathView, 'lookupFlow' | 'endpointOf' | 'podOfEndpoint'>;
   /** Whether every configured source has delivered at least once. */
   readonly synced: () => boolean;
+  /**
+   * Sources without whose word a pod has no identity: others know its address, but not its service account. A pod
+   * that the static file names needs no other word.
+   */
+  readonly authorities?: readonly Pick<PodSource, 'name' | 'lastError'>[];
   /** Unix time, milliseconds. */
   readonly clock: () => number;
 }
@@ -86,14 +91,21 @@ export class IdentityService {
     };
   }
 
-  /** A pod by its UID, also for 60 s after it went. Throws IdentityError. */
+  /**
+   * A pod by its UID, also for 60 s after it went. Without SPIFFE ID and service account while no authority has told
+   * of it. Throws IdentityError.
+   */
   workload(uid: PodUid): { readonly pod: Pod; readonly workload: Workload } {
     const found = this.#podNow(uid);
     if (found === undefined) {
       throw this.#unknown(`no pod of this node has the UID ${uid}`);
     }
     const generation = this.#options.datapath.endpointOf(uid)?.generation ?? 0;
-    return { pod: found.pod, workload: workloadOf(found.pod, generation, found.state, this.#options) };
+    const workload = workloadOf(found.pod, generation, found.state, this.#options);
+    return {
+      pod: found.pod,
+      workload: this.#isConfirmed(found.pod) ? workload : { ...workload, spiffeId: '', serviceAccount: '' },
+    };
   }
 
   #byRecord(flow: FlowRecord): Answer {
@@ -104,6 +116,7 @@ export class IdentityService {
         `the flow was recorded for endpoint ${flow.endpointId} (generation ${flow.generation}), whose pod is not known`,
       );
     }
+    this.#requireConfirmed(found.pod);
     return {
       workload: workloadOf(found.pod, flow.generation, found.state, this.#options),
       direction: flow.direction,
@@ -125,6 +138,7 @@ export class IdentityService {
         `the flow was not recorded, and ${ip} is the address of ${others.length + 1} pods: ${names}`,
       );
     }
+    this.#requireConfirmed(pod);
     const endpoint = datapath.endpointOf(pod.uid);
     return {
       workload: workloadOf(pod, endpoint?.generation ?? 0, 'LIVE', this.#options),
@@ -137,19 +151,48 @@ export class IdentityService {
   #podNow(uid: PodUid): { readonly pod: Pod; readonly state: WorkloadState } | undefined {
     const { store, clock } = this.#options;
     const live = store.get(uid);
-    if (live !== undefined) {
+    // Gone for the authority, while a source that cannot name it still lists it: its flows are those of a pod that ends.
+    const departed = live === undefined || this.#isConfirmed(live) ? undefined : store.departed(uid);
+    if (live !== undefined && (departed === undefined || !this.#isConfirmed(departed.pod))) {
       return { pod: live, state: 'LIVE' };
     }
-    const removed = store.removed(uid);
+    const removed = departed ?? store.removed(uid);
     return removed === undefined || clock() - removed.atMs > TERMINATING_MS
       ? undefined
       : { pod: removed.pod, state: 'TERMINATING' };
   }
 
+  #isConfirmed(pod: Pod): boolean {
+    const { authorities = [] } = this.#options;
+    return (
+      authorities.length === 0 ||
+      pod.sources.includes('static') ||
+      authorities.some(({ name }) => pod.sources.includes(name))
+    );
+  }
+
+  #requireConfirmed(pod: Pod): void {
+    if (!this.#isConfirmed(pod)) {
+      const names = this.#options.authorities?.map(({ name }) => name).join(' or ');
+      const why = this.#authorityBehind();
+      throw new IdentityError(
+        'NOT_SYNCED',
+        `${names} has not told of pod ${pod.namespace}/${pod.name} yet${why === undefined ? '' : ` (${why})`}`,
+      );
+    }
+  }
+
+  /** Why an authority may not have told all; undefined while all follow. */
+  #authorityBehind(): string | undefined {
+    const behind = this.#options.authorities?.find(({ lastError }) => lastError !== undefined);
+    return behind === undefined ? undefined : `${behind.name} is behind: ${behind.lastError}`;
+  }
+
   #unknown(message: string): IdentityError {
-    return this.#options.synced()
+    const behind = this.#options.synced() ? this.#authorityBehind() : 'not every pod source has answered yet';
+    return behind === undefined
       ? new IdentityError('WORKLOAD_NOT_FOUND', message)
-      : new IdentityError('NOT_SYNCED', `${message}; not every pod source has answered yet`);
+      : new IdentityError('NOT_SYNCED', `${message}; ${behind}`);
   }
 }
 

@@ -19,6 +19,14 @@ export interface Interception {
 
 const PREFIX = 'nodesentry.io/';
 
+/** Keys that say what a pod is, which it cannot have from its namespace. */
+const IDENTITY_KEYS: readonly string[] = [`${PREFIX}app`, `${PREFIX}service-account`];
+
+/** Whether a key is about interception: those set on a namespace count for its pods. */
+export function isInterceptionKey(key: string): boolean {
+  return key.startsWith(PREFIX) && !IDENTITY_KEYS.includes(key);
+}
+
 /** An annotation wins over the label of the same key; a bad value is reported and counts as not given. */
 export function interceptionOf(
   pod: Pick<Pod, 'labels' | 'annotations'>,

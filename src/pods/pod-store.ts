@@ -17,6 +17,16 @@ export interface RemovedPod {
   readonly atMs: number;
 }
 
+/** How well a source follows, for metrics. */
+export interface SourceStats {
+  /** Unix time, milliseconds, of the last sign that the source still tells; undefined before the first. */
+  readonly lastEventAtMs: number | undefined;
+  /** How often everything was asked for anew. */
+  readonly relists: number;
+  /** How often the stream of changes was opened again, by reason. */
+  readonly watchRestarts: Readonly<Record<string, number>>;
+}
+
 /** Something that keeps one source's snapshot in the store up to date. */
 export interface PodSource {
   readonly name: SourceName;
@@ -27,6 +37,12 @@ export interface PodSource {
   start(signal: AbortSignal): Promise<void>;
   /** Why the store may be behind this source; undefined while it follows. */
   readonly lastError: string | undefined;
+  readonly stats?: SourceStats;
+  /**
+   * Asks now for one pod that the source may not have told of yet, and has it in the store as if it had. Undefined
+   * where there is no such pod on this node; rejects where the source cannot be asked.
+   */
+  lookup?(uid: PodUid, namespace: string, name: string, signal: AbortSignal): Promise<Pod | undefined>;
 }
 
 /** What a source needs of a logger: pino's own form. */
@@ -52,6 +68,7 @@ export class PodStore {
   readonly #pods = new Map<PodUid, Pod>();
   readonly #byIp = new Map<string, Pod[]>();
   readonly #tombstones = new Map<PodUid, RemovedPod>();
+  readonly #departures = new Map<PodUid, RemovedPod>();
   readonly #listeners = new Set<(changes: readonly PodChange[]) => void>();
   #revision = 0;
 
@@ -133,6 +150,12 @@ export class PodStore {
     return this.#tombstones.get(uid);
   }
 
+  /** A live pod as it was before one of its sources dropped it, less than 60 s ago. */
+  departed(uid: PodUid): RemovedPod | undefined {
+    this.#forgetOldTombstones();
+    return this.#departures.get(uid);
+  }
+
   /** Called once per revision, in order. The function returned ends it. */
   subscribe(listener: (changes: readonly PodChange[]) => void): () => void {
     const own = (changes: readonly PodChange[]): void => listener(changes);
@@ -161,13 +184,30 @@ export class PodStore {
       this.#index(after);
       this.#pods.set(uid, after);
       this.#tombstones.delete(uid);
+      this.#noteDeparture(before, after);
       return { kind: 'upsert', pod: after };
     }
     if (before !== undefined) {
-      this.#tombstones.set(uid, { pod: before, atMs: this.#nowMs() });
+      // What the last source to let go of it knew can be the least: the network, and no name.
+      const pod = this.#departures.get(uid)?.pod ?? before;
+      this.#departures.delete(uid);
+      this.#tombstones.set(uid, { pod, atMs: this.#nowMs() });
       return { kind: 'remove', pod: before };
     }
     return undefined;
+  }
+
+  #noteDeparture(before: Pod | undefined, after: Pod): void {
+    const back = this.#departures.get(after.uid)?.pod.sources.every((name) => after.sources.includes(name));
+    if (back === true) {
+      this.#departures.delete(after.uid);
+      return;
+    }
+    const dropped = before?.sources.some((name) => !after.sources.includes(name)) === true;
+    // The first departure has most to say; it is forgotten when all are back.
+    if (before !== undefined && dropped && !this.#departures.has(after.uid)) {
+      this.#departures.set(after.uid, { pod: before, atMs: this.#nowMs() });
+    }
   }
 
   #index(pod: Pod): void {
@@ -190,11 +230,13 @@ export class PodStore {
   /** They stand in the order of their removal, so the first young one ends the search. */
   #forgetOldTombstones(): void {
     const oldest = this.#nowMs() - TOMBSTONE_MS;
-    for (const [uid, { atMs }] of this.#tombstones) {
-      if (atMs > oldest) {
-        return;
+    for (const removed of [this.#tombstones, this.#departures]) {
+      for (const [uid, { atMs }] of removed) {
+        if (atMs > oldest) {
+          break;
+        }
+        removed.delete(uid);
       }
-      this.#tombstones.delete(uid);
     }
   }
 }
@@ -211,10 +253,13 @@ function joinPods(parts: readonly { source: SourceName; pod: Pod }[]): Pod | und
   const strongestFirst = parts.map((part) => part.pod).reverse();
   const text = (pick: (pod: Pod) => string | undefined): string | undefined =>
     strongestFirst.map(pick).find((value) => value !== undefined && value !== '');
+  // Kubernetes knows all labels: none there means that the last one was taken away, and the copy in the CRI is old.
+  const mapsFrom = parts.at(-1)?.source === 'kubernetes' ? [strongest] : strongestFirst;
   const map = (pick: (pod: Pod) => Readonly<Record<string, string>>): Readonly<Record<string, string>> =>
-    Object.freeze({ ...strongestFirst.map(pick).find((value) => Object.keys(value).length > 0) });
+    Object.freeze({ ...mapsFrom.map(pick).find((value) => Object.keys(value).length > 0) });
   const netns = text((pod) => pod.netns);
   const hostInterface = text((pod) => pod.interface);
+  const owner = strongestFirst.find((pod) => pod.owner !== undefined)?.owner;
   return Object.freeze({
     uid: strongest.uid,
     namespace: text((pod) => pod.namespace) ?? '',
@@ -229,6 +274,7 @@ function joinPods(parts: readonly { source: SourceName; pod: Pod }[]): Pod | und
     hostNetwork: strongestFirst.some((pod) => pod.hostNetwork),
     ...(netns === undefined ? {} : { netns }),
     ...(hostInterface === undefined ? {} : { interface: hostInterface }),
+    ...(owner === undefined ? {} : { owner: Object.freeze({ ...owner }) }),
     sources: Object.freeze(parts.map((part) => part.source)),
   });
 }

@@ -9,6 +9,13 @@ export type SourceName = 'static' | 'cri' | 'kubernetes' | 'cni';
 
 export type FailurePolicy = 'closed' | 'open';
 
+/** The controller that made the pod. */
+export interface PodOwner {
+  /** As in `Deployment`, `StatefulSet`, `DaemonSet`, `Job`. */
+  readonly kind: string;
+  readonly name: string;
+}
+
 /** A pod as the sources describe it: desired state, nothing observed in the kernel. */
 export interface Pod {
   readonly uid: PodUid;
@@ -28,12 +35,14 @@ export interface Pod {
   readonly netns?: string;
   /** Name of the host-side interface where a source names it outright. */
   readonly interface?: string;
+  readonly owner?: PodOwner;
   readonly sources: readonly SourceName[];
 }
 
-/** The application a pod belongs to: `nodesentry.io/app`, else `app.kubernetes.io/name`, else `app`. */
+/** The application a pod belongs to: `nodesentry.io/app`, else `app.kubernetes.io/name`, else `app`, else its owner. */
 export function appOf(pod: Pod): string | undefined {
-  return pod.labels['nodesentry.io/app'] ?? pod.labels['app.kubernetes.io/name'] ?? pod.labels.app;
+  const { labels } = pod;
+  return labels['nodesentry.io/app'] ?? labels['app.kubernetes.io/name'] ?? labels.app ?? pod.owner?.name;
 }
 
 /** `spiffe://<trust domain>/ns/<namespace>/sa/<service account>` (SPIFFE ID specification, section 2). */

@@ -2,11 +2,13 @@
 
 import { Counter, Gauge, Histogram, Registry } from 'prom-client';
 import type { DatapathView, EndpointState } from '../datapath/status.js';
-import type { PodStore } from '../pods/pod-store.js';
+import type { PodSource, PodStore } from '../pods/pod-store.js';
 
 export interface MetricsOptions {
   readonly store: Pick<PodStore, 'list' | 'get' | 'removed'>;
   readonly datapath: Pick<DatapathView, 'endpoints' | 'repairs' | 'listeners' | 'counters' | 'eventsLost'>;
+  /** Those with `stats` get metrics of how well they follow. */
+  readonly sources?: readonly Pick<PodSource, 'name' | 'stats'>[];
   readonly version: string;
 }
 
@@ -35,7 +37,7 @@ export class Metrics {
   readonly #resolves: Counter<'result'>;
   readonly #cniAddSeconds: Histogram<'result'>;
 
-  constructor({ store, datapath, version }: MetricsOptions) {
+  constructor({ store, datapath, sources = [], version }: MetricsOptions) {
     const registers = [this.#registry];
     this.#resolveSeconds = new Histogram({
       name: 'nodesentry_resolve_duration_seconds',
@@ -149,6 +151,7 @@ export class Metrics {
         }
       },
     });
+    addSourceMetrics(sources, registers);
   }
 
   /** `result` is the assurance of an answer or the reason of a refusal. */
@@ -170,4 +173,49 @@ export class Metrics {
   text(): Promise<string> {
     return this.#registry.metrics();
   }
+}
+
+function addSourceMetrics(sources: NonNullable<MetricsOptions['sources']>, registers: Registry[]): void {
+  const followed = () =>
+    sources.flatMap(({ name, stats }) => (stats === undefined ? [] : [{ source: name, ...stats }]));
+  new Gauge({
+    name: 'nodesentry_source_last_event_age_seconds',
+    help: 'Since the source last told anything, if only that nothing changed; a watch that stalls lets it grow',
+    labelNames: ['source'],
+    registers,
+    collect() {
+      this.reset();
+      for (const { source, lastEventAtMs } of followed()) {
+        if (lastEventAtMs !== undefined) {
+          this.set({ source }, Math.max(0, Date.now() - lastEventAtMs) / 1_000);
+        }
+      }
+    },
+  });
+  new Counter({
+    name: 'nodesentry_source_relists_total',
+    help: 'How often everything was listed anew after the first time',
+    labelNames: ['source'],
+    registers,
+    collect() {
+      this.reset();
+      for (const { source, relists } of followed()) {
+        this.inc({ source }, relists);
+      }
+    },
+  });
+  new Counter({
+    name: 'nodesentry_source_watch_restarts_total',
+    help: 'How often the stream of changes was opened again: see docs/sources.md for the reasons',
+    labelNames: ['source', 'reason'],
+    registers,
+    collect() {
+      this.reset();
+      for (const { source, watchRestarts } of followed()) {
+        for (const [reason, count] of Object.entries(watchRestarts)) {
+          this.inc({ source, reason }, count);
+        }
+      }
+    },
+  });
 }

@@ -15,7 +15,7 @@ import type {
   ListenerStatus,
   SocketAddress,
 } from '../../src/datapath/status.js';
-import { IdentityService } from '../../src/identity/resolve.js';
+import { type IdentityOptions, IdentityService } from '../../src/identity/resolve.js';
 import { formatSocketAddress } from '../../src/pods/ip.js';
 import type { Pod, PodUid } from '../../src/pods/pod.js';
 import { PodStore } from '../../src/pods/pod-store.js';
@@ -157,7 +157,7 @@ export interface FixtureOptions {
 }
 
 /** An identity service over a fake datapath, as the agent builds it. */
-export function identityParts(state: Fixture['state']) {
+export function identityParts(state: Fixture['state'], authorities: IdentityOptions['authorities'] = []) {
   const store = new PodStore({ nowMs: () => state.nowMs, epoch: 'epoch-1' });
   const datapath = new FakeDatapath();
   const identity = new IdentityService({
@@ -166,6 +166,7 @@ export function identityParts(state: Fixture['state']) {
     trustDomain: 'cluster.local',
     node: 'node-a',
     synced: () => state.synced,
+    authorities,
     clock: () => state.nowMs,
   });
   return { store, datapath, identity };

@@ -12,7 +12,17 @@ import type { FlowMessage } from '../../src/api/messages.js';
 import { removeStaleSocket } from '../../src/api/unix-socket.js';
 import type { FlowEvent } from '../../src/datapath/status.js';
 import { peerCredentials } from '../../src/native/kernel.js';
-import { DST, type Fixture, type FixtureOptions, flowRecord, pod, SRC, startFixture } from './api-fixture.js';
+import { Metrics } from '../../src/telemetry/metrics.js';
+import {
+  DST,
+  type Fixture,
+  type FixtureOptions,
+  flowRecord,
+  identityParts,
+  pod,
+  SRC,
+  startFixture,
+} from './api-fixture.js';
 
 const opened: (() => Promise<unknown> | unknown)[] = [];
 
@@ -279,6 +289,22 @@ describe('the other resources', () => {
       expect(text).toMatch(/nodesentry_build_info\{version="1.2.3",node_version="v\d+/);
     }
   });
+});
+
+test('metrics say how well a source follows that can tell', async () => {
+  const { store, datapath } = identityParts({ synced: true, blockers: [], nowMs: 0 });
+  const stats = { lastEventAtMs: Date.now() - 42_000, relists: 3, watchRestarts: { stalled: 1, ended: 2 } };
+  const sources = [{ name: 'kubernetes', stats } as const, { name: 'static' } as const];
+  const metrics = new Metrics({ store, datapath, sources, version: '1' });
+  for (const _ of [1, 2]) {
+    const lines = (await metrics.text()).split('\n').filter((line) => line.startsWith('nodesentry_source_'));
+    expect(lines.map((line) => line.replace(/(?<=seconds.* 42)\.\d+$/, ''))).toEqual([
+      'nodesentry_source_last_event_age_seconds{source="kubernetes"} 42',
+      'nodesentry_source_relists_total{source="kubernetes"} 3',
+      'nodesentry_source_watch_restarts_total{source="kubernetes",reason="stalled"} 1',
+      'nodesentry_source_watch_restarts_total{source="kubernetes",reason="ended"} 2',
+    ]);
+  }
 });
 
 describe('following flows', () => {

@@ -9,7 +9,7 @@ import { configJsonSchema } from '../../src/config/schema.js';
 
 const FILE = '/etc/nodesentry/config.yaml';
 
-/** The example of design.md; `kubernetes` comes with a later version. */
+/** The example of design.md, but for `kubernetes`, which has tests of its own below. */
 const CONTRACT = `
 node: node-a                       # default: the hostname
 trustDomain: cluster.local
@@ -128,9 +128,16 @@ instances:
     });
   });
 
-  it('asking for sources of a later version says so', () => {
-    expect(mistakes('sources:\n  kubernetes: {kubeconfig: /k}\n')).toEqual([
-      '2: sources.kubernetes: not available in this version',
+  it('takes Kubernetes in-cluster, or by a kubeconfig beside the configuration', () => {
+    const kubernetes = (text: string) =>
+      parseConfig(`sources: {kubernetes: ${text}}`, FILE).sources.kubernetes;
+    expect(kubernetes('{}')).toEqual({});
+    expect(kubernetes('{kubeconfig: kubelet.conf}')).toEqual({
+      kubeconfig: '/etc/nodesentry/kubelet.conf',
+    });
+    expect(kubernetes('{kubeconfig: /k}')).toEqual({ kubeconfig: '/k' });
+    expect(mistakes('sources: {kubernetes: {kubeconfig: ""}}')).toEqual([
+      '1: sources.kubernetes.kubeconfig: expected the path of a kubeconfig file, got ""',
     ]);
   });
 });
@@ -266,7 +273,7 @@ describe('a mistake is told with its line and field', () => {
   });
 
   it('a source is needed', () => {
-    const none = 'sources: at least one source is needed: static, cri or cni';
+    const none = 'sources: at least one source is needed: static, cri, kubernetes or cni';
     expect(mistakes('node: a\n')).toEqual([`1: ${none}`]);
     expect(mistakes('node: a\nsources: {}\n')).toEqual([`2: ${none}`]);
     expect(mistakes('')).toEqual([expect.stringContaining('expected a mapping, got nothing')]);

@@ -183,6 +183,78 @@ describe('a flow without a record', () => {
   });
 });
 
+describe('where Kubernetes is asked for identities', () => {
+  let kubernetes: { name: 'kubernetes'; lastError: string | undefined };
+  const fromCri = () => pod('web-0', { serviceAccount: '', sources: ['cri'] });
+  const byAddress: ResolveQuery = { ...QUERY, dst: OTHER_DST };
+
+  beforeEach(() => {
+    kubernetes = { name: 'kubernetes', lastError: undefined };
+    parts = identityParts(state, [kubernetes]);
+    addWeb(parts.store, parts.datapath);
+    parts.store.replaceSource('static', []);
+    parts.store.replaceSource('cri', [fromCri()]);
+  });
+
+  test('a pod that it has not told of is NOT_SYNCED, by record and by address, never the default account', () => {
+    for (const query of [QUERY, byAddress]) {
+      expect(refusal(query)).toMatchObject({
+        code: 'NOT_SYNCED',
+        message: 'kubernetes has not told of pod default/web-0 yet',
+      });
+    }
+    kubernetes.lastError = 'connect ECONNREFUSED';
+    expect(refusal(QUERY).message).toContain('(kubernetes is behind: connect ECONNREFUSED)');
+    parts.store.replaceSource('kubernetes', [pod('web-0', { sources: ['kubernetes'] })]);
+    expect(parts.identity.resolve(QUERY).workload.spiffeId).toBe('spiffe://cluster.local/ns/default/sa/web');
+  });
+
+  test('such a pod is listed without SPIFFE ID and service account', () => {
+    expect(parts.identity.workload(uid('uid-web-0')).workload).toMatchObject({
+      podName: 'web-0',
+      state: 'LIVE',
+      spiffeId: '',
+      serviceAccount: '',
+    });
+  });
+
+  test('a pod that it told of keeps its name while it is away', () => {
+    parts.store.replaceSource('kubernetes', [pod('web-0', { sources: ['kubernetes'] })]);
+    kubernetes.lastError = 'connect ECONNREFUSED';
+    expect(parts.identity.resolve(QUERY).workload.serviceAccount).toBe('web');
+  });
+
+  test('a pod of the static file needs no other word', () => {
+    parts.store.replaceSource('static', [pod('web-0')]);
+    expect(parts.identity.resolve(QUERY).workload.serviceAccount).toBe('web');
+  });
+
+  test('an unknown address is NOT_SYNCED while it is behind, and WORKLOAD_NOT_FOUND while it follows', () => {
+    const unknown: ResolveQuery = { ...QUERY, src: { ip: '10.66.0.9', port: 1 } };
+    expect(refusal(unknown).code).toBe('WORKLOAD_NOT_FOUND');
+    kubernetes.lastError = 'connect ECONNREFUSED';
+    expect(refusal(unknown).code).toBe('NOT_SYNCED');
+  });
+
+  test('a pod that it has removed, while the CRI still lists it, is TERMINATING under its own name for 60 s', () => {
+    parts.store.replaceSource('kubernetes', [pod('web-0', { sources: ['kubernetes'] })]);
+    parts.store.replaceSource('kubernetes', []);
+    const terminating = { serviceAccount: 'web', state: 'TERMINATING' };
+    expect(parts.identity.resolve(QUERY).workload).toMatchObject(terminating);
+    expect(refusal(byAddress).code).toBe('NOT_SYNCED');
+    parts.store.replaceSource('cri', []);
+    expect(parts.identity.resolve(QUERY).workload).toMatchObject(terminating);
+    state.nowMs += 60_001;
+    expect(refusal(QUERY).code).toBe('WORKLOAD_NOT_FOUND');
+  });
+
+  test('a pod that went without its word stays without a name', () => {
+    parts.store.replaceSource('cri', []);
+    expect(refusal(QUERY).code).toBe('NOT_SYNCED');
+    expect(parts.identity.workload(uid('uid-web-0')).workload).toMatchObject({ spiffeId: '' });
+  });
+});
+
 describe('the interception of a pod', () => {
   const defaults = { enrol: 'labelled', failure: 'closed' } as const;
 

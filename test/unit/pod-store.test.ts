@@ -123,6 +123,47 @@ describe('PodStore', () => {
     expect(store.removed(uid('b'))).toBeUndefined();
   });
 
+  it('takes labels from Kubernetes alone where it knows the pod: none left means that the last one went', () => {
+    const store = new PodStore();
+    const copy = { labels: { 'nodesentry.io/intercept': 'enabled' }, annotations: { x: '1' } };
+    store.replaceSource('cri', [pod('a', copy, 'cri')]);
+    store.replaceSource('kubernetes', [pod('a', {}, 'kubernetes')]);
+    expect(store.get(uid('a'))).toMatchObject({ labels: {}, annotations: {} });
+    store.replaceSource('kubernetes', []);
+    expect(store.get(uid('a'))).toMatchObject(copy);
+  });
+
+  it('carries the owner that a source names', () => {
+    const store = new PodStore();
+    const owner = { kind: 'Deployment', name: 'shop' };
+    store.replaceSource('kubernetes', [pod('a', { owner }, 'kubernetes')]);
+    store.replaceSource('cri', [pod('a', {}, 'cri')]);
+    expect(store.get(uid('a'))?.owner).toEqual(owner);
+  });
+
+  it('remembers for 60 seconds what a pod was before one of its sources dropped it', () => {
+    let nowMs = 1000;
+    const store = new PodStore({ nowMs: () => nowMs });
+    const all = () => {
+      store.replaceSource('cri', [pod('a', { sandboxId: 's' }, 'cri')]);
+      store.replaceSource('kubernetes', [pod('a', { serviceAccount: 'web' }, 'kubernetes')]);
+    };
+    all();
+    expect(store.departed(uid('a'))).toBeUndefined();
+    store.replaceSource('kubernetes', []);
+    expect(store.departed(uid('a'))?.pod).toMatchObject({ serviceAccount: 'web', sandboxId: 's' });
+    all();
+    expect(store.departed(uid('a'))).toBeUndefined();
+    store.replaceSource('cri', []);
+    store.replaceSource('kubernetes', []);
+    expect(store.departed(uid('a'))).toBeUndefined();
+    expect(store.removed(uid('a'))?.pod).toMatchObject({ serviceAccount: 'web', sandboxId: 's' });
+    all();
+    store.replaceSource('kubernetes', []);
+    nowMs += 60_001;
+    expect(store.departed(uid('a'))).toBeUndefined();
+  });
+
   it('gives out pods that nobody can change', () => {
     const store = new PodStore();
     store.replaceSource('static', [pod('a', { labels: { app: 'web' }, ips: ['10.0.0.1'] })]);

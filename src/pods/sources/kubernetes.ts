@@ -1,0 +1,210 @@
+/** Pods of this node from the Kubernetes API server, with what their namespaces add. */
+
+import type { Pod, PodUid } from '../pod.js';
+import type { PodSource, PodStore, SourceLogger, SourceStats } from '../pod-store.js';
+import type { HandlerTable } from '../runtime-kind.js';
+import { KubernetesClient, KubernetesError } from './kubernetes-client.js';
+import { openApiServerAccess } from './kubernetes-config.js';
+import { type ApiNamespace, type ApiPod, inherit, readNamespace, readPod } from './kubernetes-objects.js';
+import { Reflector, type ReflectorTimes } from './kubernetes-reflector.js';
+
+export interface KubernetesSourceOptions extends Partial<ReflectorTimes> {
+  /** Absolute path; undefined: in-cluster. */
+  readonly kubeconfig?: string | undefined;
+  /** As in a pod's `spec.nodeName`. */
+  readonly node: string;
+  /** What the configuration adds to the built-in handler names. */
+  readonly handlers: HandlerTable;
+  readonly store: PodStore;
+  readonly log: SourceLogger;
+  /** Time limit of one call. Default 10 000. */
+  readonly deadlineMs?: number;
+  /** Unix time, milliseconds. */
+  readonly now?: () => number;
+}
+
+const DEFAULT_TIMES: ReflectorTimes = {
+  stallMs: 90_000,
+  relistMs: 300_000,
+  backoffFirstMs: 250,
+  backoffMaxMs: 10_000,
+};
+
+interface Following {
+  readonly pods: Reflector<ApiPod>;
+  readonly namespaces: Reflector<ApiNamespace>;
+}
+
+/** A pod as it was put together last: the same object again while nothing of it changed. */
+interface Made {
+  readonly from: ApiPod;
+  readonly namespace: ApiNamespace;
+  readonly pod: Pod;
+}
+
+export class KubernetesSource implements PodSource {
+  readonly name = 'kubernetes';
+  readonly #options: KubernetesSourceOptions;
+  #following: Following | undefined;
+  #signal: AbortSignal | undefined;
+  #made: ReadonlyMap<ApiPod, Made> = new Map();
+  /** By name, those that the pods above have. */
+  #namespacesInUse: ReadonlyMap<string, ApiNamespace> = new Map();
+  #contested: ReadonlySet<PodUid> = new Set();
+
+  constructor(options: KubernetesSourceOptions) {
+    this.#options = options;
+  }
+
+  get lastError(): string | undefined {
+    return this.#following?.pods.lastError ?? this.#following?.namespaces.lastError;
+  }
+
+  get stats(): SourceStats {
+    const [pods, namespaces] = [this.#following?.pods.stats, this.#following?.namespaces.stats];
+    const times = [pods?.lastEventAtMs, namespaces?.lastEventAtMs].filter((time) => time !== undefined);
+    const restarts: Record<string, number> = { ...pods?.watchRestarts };
+    for (const [reason, count] of Object.entries(namespaces?.watchRestarts ?? {})) {
+      restarts[reason] = (restarts[reason] ?? 0) + count;
+    }
+    return {
+      // Of the two watches the one that has been silent for longer.
+      lastEventAtMs: times.length < 2 ? undefined : Math.min(...times),
+      relists: (pods?.relists ?? 0) + (namespaces?.relists ?? 0),
+      watchRestarts: restarts,
+    };
+  }
+
+  /** Rejects with KubeconfigError where the access is not configured in a way that can work. */
+  async start(signal: AbortSignal): Promise<void> {
+    const { kubeconfig, node, handlers, log, deadlineMs, now = Date.now } = this.#options;
+    const access = await openApiServerAccess(kubeconfig);
+    const client = new KubernetesClient(access, deadlineMs ?? 10_000);
+    const times = { ...DEFAULT_TIMES, ...definedOnly(this.#options) };
+    await new Promise<void>((resolve) => {
+      const onSettled = (): void => {
+        if (this.#synced() || this.lastError !== undefined) {
+          resolve();
+        }
+      };
+      const shared = { client, times, log, now, onChange: () => this.#publish(), onSettled };
+      const pods = new Reflector({
+        ...shared,
+        resource: 'pods',
+        query: { fieldSelector: `spec.nodeName=${escapeSelector(node)}` },
+        read: (object) => readPod(object, handlers),
+      });
+      const namespaces = new Reflector({ ...shared, resource: 'namespaces', query: {}, read: readNamespace });
+      this.#following = { pods, namespaces };
+      this.#signal = signal;
+      signal.addEventListener('abort', () => resolve(), { once: true });
+      if (signal.aborted) {
+        resolve();
+        return;
+      }
+      log.info({ server: access.server, node }, 'kubernetes: following pods of this node, and namespaces');
+      void pods.run(signal);
+      void namespaces.run(signal);
+    });
+  }
+
+  /**
+   * See PodSource. Throws KubernetesError. Before the first list the pod is returned, and published with the list:
+   * a snapshot of one pod would take all others for gone.
+   */
+  async lookup(uid: PodUid, namespace: string, name: string, signal: AbortSignal): Promise<Pod | undefined> {
+    const following = this.#following;
+    if (following === undefined) {
+      throw new KubernetesError('UNAVAILABLE', 'the Kubernetes source has not started yet');
+    }
+    const [ns, pod] = [namespace, name].map(encodeURIComponent);
+    const scope = this.#signal === undefined ? signal : AbortSignal.any([signal, this.#signal]);
+    const found = await following.pods.lookup(
+      `/api/v1/namespaces/${ns}/pods/${pod}`,
+      `get pods ${namespace}/${name}`,
+      scope,
+    );
+    if (found === undefined || found.pod.uid !== uid || !this.#isOurs(found)) {
+      return undefined;
+    }
+    const place =
+      this.#namespaceOf(found) ??
+      (await following.namespaces.lookup(`/api/v1/namespaces/${ns}`, `get namespaces ${namespace}`, scope));
+    return place === undefined || this.#contested.has(uid) ? undefined : this.#make(found, place).pod;
+  }
+
+  #synced(): boolean {
+    return this.#following?.pods.synced === true && this.#following.namespaces.synced;
+  }
+
+  /** The pods as of now, into the store: each with its namespace, or not at all. */
+  #publish(): void {
+    if (!this.#synced() || this.#signal?.aborted === true || this.#following === undefined) {
+      return;
+    }
+    const namespaces = new Map(this.#following.namespaces.values().map((value) => [value.name, value]));
+    const made = this.#following.pods.values().flatMap((value) => {
+      // A namespace goes last of all: where the news of that came first, its last form still holds for its pods.
+      const namespace = namespaces.get(value.pod.namespace) ?? this.#namespacesInUse.get(value.pod.namespace);
+      return namespace === undefined || !this.#isOurs(value) ? [] : [this.#make(value, namespace)];
+    });
+    this.#made = new Map(made.map((one) => [one.from, one]));
+    this.#namespacesInUse = new Map(made.map(({ namespace }) => [namespace.name, namespace]));
+    this.#options.store.replaceSource('kubernetes', this.#uncontested(made));
+  }
+
+  #isOurs({ nodeName, over }: ApiPod): boolean {
+    return nodeName === this.#options.node && !over;
+  }
+
+  #namespaceOf({ pod }: ApiPod): ApiNamespace | undefined {
+    return this.#following?.namespaces.values().find(({ name }) => name === pod.namespace);
+  }
+
+  #make(from: ApiPod, namespace: ApiNamespace): Made {
+    const before = this.#made.get(from);
+    return before?.namespace === namespace ? before : { from, namespace, pod: inherit(from.pod, namespace) };
+  }
+
+  /**
+   * A pod can claim by annotation to mirror a static pod, and anybody who may create pods can write it. The pod whose
+   * own UID it is comes first; of several claims none is believed.
+   */
+  #uncontested(made: readonly Made[]): Pod[] {
+    const own = new Set(made.filter(({ from }) => !from.mirror).map(({ pod }) => pod.uid));
+    const claims = new Map<PodUid, Made[]>();
+    for (const one of made.filter(({ from }) => from.mirror)) {
+      claims.set(one.pod.uid, [...(claims.get(one.pod.uid) ?? []), one]);
+    }
+    const contested = [...claims].filter(([uid, claimants]) => claimants.length > 1 || own.has(uid));
+    for (const [uid, claimants] of contested.filter(([uid]) => !this.#contested.has(uid))) {
+      const pods = claimants.map(({ pod }) => `${pod.namespace}/${pod.name}`);
+      this.#options.log.error(
+        { uid, pods },
+        'kubernetes: mirror pods that claim the UID of another are left out',
+      );
+    }
+    this.#contested = new Set(contested.map(([uid]) => uid));
+    return made
+      .filter(({ from, pod }) => !from.mirror || !this.#contested.has(pod.uid))
+      .map(({ pod }) => pod);
+  }
+}
+
+/** Field selectors, as `k8s.io/apimachinery/pkg/fields` escapes them. */
+function escapeSelector(value: string): string {
+  return value.replace(/[\\,=]/g, '\\$&');
+}
+
+function definedOnly({
+  stallMs,
+  relistMs,
+  backoffFirstMs,
+  backoffMaxMs,
+}: Partial<ReflectorTimes>): Partial<ReflectorTimes> {
+  return Object.fromEntries(
+    Object.entries({ stallMs, relistMs, backoffFirstMs, backoffMaxMs }).filter(
+      ([, value]) => value !== undefined,
+    ),
+  );
+}
