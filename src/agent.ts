@@ -6,7 +6,7 @@ import { fileURLToPath } from 'node:url';
 import type { Logger } from 'pino';
 import { startCni } from './agent-cni.js';
 import { createReconciler } from './agent-datapath.js';
-import { openSources } from './agent-sources.js';
+import { confirmation, openSources } from './agent-sources.js';
 import { startHttpApi } from './api/http.js';
 import type { Config } from './config/config.js';
 import { loadConfig } from './config/load.js';

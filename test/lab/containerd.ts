@@ -23,7 +23,7 @@ import {
   type ServiceClientConstructor,
 } from '@grpc/grpc-js';
 import { loadSync } from '@grpc/proto-loader';
-import { createNetwork, type Network } from './cni.js';
+import { type Chained, createNetwork, type Network } from './cni.js';
 import { Daemon, inNetns, type Output, run, tryRun, waitFor } from './exec.js';
 import { buildImage, IMAGE } from './image.js';
 import type { Lab } from './lab.js';
@@ -58,24 +58,33 @@ interface SandboxStatus {
   readonly info: { readonly info: string };
 }
 
+export interface ContainerdOptions {
+  /** Our plugin in the chain from the start. */
+  readonly chained?: Chained;
+  /** What a sandbox's own process runs, as words to `/bin/app`; default `pause`. */
+  readonly sandbox?: readonly string[];
+}
+
 export class Containerd {
   readonly #lab: Lab;
   readonly #directory: string;
+  readonly #options: ContainerdOptions;
   readonly network: Network;
   readonly socket: string;
   #daemon: Daemon | undefined;
   #boots = 0;
   #client: (Client & Record<string, unknown>) | undefined;
 
-  private constructor(lab: Lab, topology: Topology) {
+  private constructor(lab: Lab, topology: Topology, options: ContainerdOptions) {
     this.#lab = lab;
+    this.#options = options;
     this.#directory = join(lab.directory, `containerd-${topology}`);
-    this.network = createNetwork(lab, topology);
+    this.network = createNetwork(lab, topology, options.chained);
     this.socket = join(this.#directory, 'containerd.sock');
   }
 
-  static async start(lab: Lab, topology: Topology): Promise<Containerd> {
-    const containerd = new Containerd(lab, topology);
+  static async start(lab: Lab, topology: Topology, options: ContainerdOptions = {}): Promise<Containerd> {
+    const containerd = new Containerd(lab, topology, options);
     await containerd.#start(topology);
     return containerd;
   }
@@ -101,7 +110,7 @@ export class Containerd {
       'k8s.io',
       'images',
       'import',
-      await buildImage(this.#directory),
+      await buildImage(this.#directory, this.#options.sandbox),
     ]);
 
     const definition = loadSync(join(import.meta.dirname, 'cri-lab.proto'), {
@@ -229,8 +238,9 @@ state = "${join(this.#directory, 'state')}"
       runtimeSpec: { linux: { namespaces: { type: string; path?: string }[] } };
     };
     const netns = details.runtimeSpec.linux.namespaces.find(({ type }) => type === 'network')?.path ?? '';
-    const app =
-      runtime === 'runsc'
+    const app = spec.sandboxOnly
+      ? () => Promise.reject(new Error(`${name} has no container of its own`))
+      : runtime === 'runsc'
         ? (words: readonly string[], timeoutMs?: number) => this.#execRunsc(podSandboxId, words, timeoutMs)
         : await this.#startContainer(podSandboxId, config);
     return {

@@ -49,7 +49,7 @@ export async function buildRootfs(into: string): Promise<void> {
   }
   copyFileSync(await buildApp(), join(into, 'bin/app'));
   copyFileSync('/bin/busybox', join(into, 'bin/busybox'));
-  for (const name of ['sh', 'cat', 'ip', 'ls', 'mount', 'insmod', 'stty', 'poweroff', 'sleep']) {
+  for (const name of ['sh', 'cat', 'ip', 'ls', 'mount', 'insmod', 'stty', 'poweroff', 'sleep', 'tr']) {
     if (!existsSync(join(into, 'bin', name))) {
       symlinkSync('busybox', join(into, 'bin', name));
     }
@@ -60,8 +60,11 @@ function sha256(bytes: Buffer): string {
   return createHash('sha256').update(bytes).digest('hex');
 }
 
-/** Writes the image as an OCI layout in a tar file (image-spec, image-layout) and returns its path. */
-export async function buildImage(directory: string): Promise<string> {
+/**
+ * Writes the image as an OCI layout in a tar file (image-spec, image-layout) and returns its path. `command` are the
+ * words that the application is started with.
+ */
+export async function buildImage(directory: string, command: readonly string[] = ['pause']): Promise<string> {
   const rootfs = join(directory, 'rootfs');
   const layout = join(directory, 'oci');
   await buildRootfs(rootfs);
@@ -81,7 +84,7 @@ export async function buildImage(directory: string): Promise<string> {
     json({
       architecture: 'amd64',
       os: 'linux',
-      config: { Entrypoint: ['/bin/app'], Cmd: ['pause'], Env: ['PATH=/bin'] },
+      config: { Entrypoint: ['/bin/app'], Cmd: command, Env: ['PATH=/bin'] },
       rootfs: { type: 'layers', diff_ids: [layer.digest] },
     }),
     'application/vnd.oci.image.config.v1+json',

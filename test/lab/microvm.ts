@@ -19,7 +19,7 @@ import { connect, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { pipeline } from 'node:stream/promises';
 import { createGzip } from 'node:zlib';
-import { createNetwork, type Network } from './cni.js';
+import { type Attached, createNetwork, type Network } from './cni.js';
 import { type Output, run, runIn, script, waitFor } from './exec.js';
 import { buildApp, buildRootfs, CACHE } from './image.js';
 import type { Lab } from './lab.js';
@@ -57,6 +57,7 @@ ip route add $gw4 dev eth0
 ip route add default via $gw4
 ip -6 route add $gw6 dev eth0
 ip -6 route add default via $gw6
+[ -z "$first" ] || /bin/app first $(echo $first | tr + ' ') &
 stty -F /dev/ttyS1 raw -echo
 exec </dev/ttyS1 >/dev/ttyS1 2>&1
 echo ready
@@ -85,8 +86,9 @@ function kernel(): { image: string; modules: string } {
 async function buildInitramfs(): Promise<string> {
   const { image, modules } = kernel();
   const path = join(CACHE, 'initramfs.gz');
-  const app = await buildApp();
-  if (existsSync(path) && statSync(path).mtimeMs > Math.max(statSync(app).mtimeMs, statSync(image).mtimeMs)) {
+  const sources = [await buildApp(), image, import.meta.filename];
+  const newest = Math.max(...sources.map((source) => statSync(source).mtimeMs));
+  if (existsSync(path) && statSync(path).mtimeMs > newest) {
     return path;
   }
   const root = join(CACHE, `initramfs-${process.pid}`);
@@ -180,23 +182,30 @@ export class MicroVms {
     this.network = network ?? createNetwork(lab, topology);
   }
 
-  async runPod(spec: Omit<PodSpec, 'runtime'>): Promise<LabPod> {
+  /** `first`: an address and a port that the guest dials as soon as it has a network, before anybody asks it to. */
+  async runPod(spec: Omit<PodSpec, 'runtime'>, first?: readonly [string, string]): Promise<LabPod> {
     const { name, namespace = 'default' } = spec;
     const lab = this.#lab;
     const netns = `nsl-${lab.id}-${name}`.slice(0, 60);
     const path = `/run/netns/${netns}`;
     await run('ip', ['netns', 'add', netns]);
     lab.cleanup.add(`netns ${netns}`, () => run('ip', ['netns', 'del', netns]));
-    const ips = await this.network.attach(netns, path);
+    const uid = randomUUID();
+    const ips = await this.network.attach(netns, path, {
+      uid,
+      namespace,
+      name,
+      annotations: spec.annotations ?? {},
+    });
     lab.cleanup.add(`CNI DEL of ${name}`, () => this.network.detach(netns, path));
     await wire(netns);
 
-    const { daemon, guest } = await this.#boot(name, netns, ips);
+    const { daemon, guest } = await this.#boot(name, netns, ips, first);
     let stopped = false;
     return {
       name,
       namespace,
-      uid: randomUUID(),
+      uid,
       runtime: 'rund',
       netns: path,
       ips: { 4: ips[4], 6: ips[6] },
@@ -214,7 +223,8 @@ export class MicroVms {
   async #boot(
     name: string,
     netns: string,
-    ips: Awaited<ReturnType<Network['attach']>>,
+    ips: Attached,
+    first: readonly [string, string] | undefined,
   ): Promise<{ daemon: ReturnType<Lab['daemon']>; guest: Guest }> {
     const lab = this.#lab;
     const mac = (await runIn(netns, 'ip', ['-br', 'link', 'show', 'eth0'])).split(/\s+/)[2];
@@ -224,6 +234,7 @@ export class MicroVms {
     const words = [
       'console=ttyS0 quiet panic=1 tsc=unstable',
       `pod.ip4=${ips[4]}/${prefix4} pod.ip6=${ips[6]}/${prefix6} pod.gw4=${gateway[4]} pod.gw6=${gateway[6]}`,
+      ...(first === undefined ? [] : [`pod.first=${first.join('+')}`]),
     ];
     const socket = join(lab.directory, `${name}.serial`);
     const initramfs = await buildInitramfs();

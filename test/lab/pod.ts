@@ -11,6 +11,8 @@ export interface PodSpec {
   readonly runtime: LabRuntime;
   readonly labels?: Readonly<Record<string, string>>;
   readonly annotations?: Readonly<Record<string, string>>;
+  /** Nothing but the sandbox's own process; it cannot be told to run anything. */
+  readonly sandboxOnly?: boolean;
 }
 
 export interface LabPod {

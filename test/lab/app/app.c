@@ -522,6 +522,13 @@ static _Noreturn void pause_forever(void) {
     }
 }
 
+/* Dials before it does anything else, again where it was refused, then stays. */
+static _Noreturn int first(const char *ip, const char *port) {
+    while (say_hello(ip, port))
+        usleep(50000);
+    pause_forever();
+}
+
 int main(int count, char **words) {
     const char *command = count > 1 ? words[1] : "";
 
@@ -530,6 +537,8 @@ int main(int count, char **words) {
         pause_forever();
     if (strcmp(command, "serve") == 0 && count > 2)
         return serve(count - 2, words + 2);
+    if (strcmp(command, "first") == 0 && count == 4)
+        return first(words[2], words[3]);
     if (strcmp(command, "dial") == 0 && count == 4)
         return say_hello(words[2], words[3]);
     if (strcmp(command, "fetch") == 0 && count == 5)
@@ -546,7 +555,7 @@ int main(int count, char **words) {
         return hold(words[2], words[3], words[4]);
     if (strcmp(command, "spoof") == 0 && count == 6)
         return spoof(words[2], words[3], words[4], atoi(words[5]));
-    fprintf(stderr, "usage: app pause | serve PORT... | dial IP PORT | fetch|push IP PORT BYTES |\n"
+    fprintf(stderr, "usage: app pause | serve PORT... | first|dial IP PORT | fetch|push IP PORT BYTES |\n"
                     "           keepalive|connects IP PORT COUNT INTERVAL_US | reuse IP PORT LOCALPORT COUNT |\n"
                     "           hold IP PORT FILE | spoof SRC IP PORT COUNT\n");
     return 2;
