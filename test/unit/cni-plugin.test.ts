@@ -248,16 +248,28 @@ describe('what passes through', () => {
 });
 
 describe('an agent that is away', () => {
-  test('ADD waits until it comes up', async () => {
+  test('ADD waits for one that dies under it and comes back', async () => {
+    let first: AgentStandIn | undefined;
+    const dying = new Promise<void>((resolve) => {
+      agent((_request, connection) => {
+        connection.destroy();
+        resolve();
+      }).then((listening) => {
+        first = listening;
+      });
+    });
     const running = call('ADD', { timeoutMs: 30_000 });
-    await new Promise((resolve) => setImmediate(resolve));
+    await dying;
+    await first?.close();
     const { requests } = await agent(INTERCEPTED);
     expect(await running).toMatchObject({ stdout: `${RESULTS['1.1.0']}\n`, code: 0 });
     expect(requests).toHaveLength(1);
   });
 
   test('ADD waits out a socket that a dead agent has left behind', async () => {
-    execFileSync('python3', ['-c', `import socket;socket.socket(socket.AF_UNIX).bind("${socket()}")`]);
+    const dies = 'require("net").createServer().listen(process.argv[1], () => process.kill(process.pid, 9))';
+    spawnSync(process.execPath, ['-e', dies, socket()]);
+    expect(existsSync(socket())).toBe(true);
     expect(errorOf(await call('ADD', { timeoutMs: 60 }))).toMatchObject({
       code: 11,
       msg: expect.stringContaining('connect: Connection refused'),
