@@ -37,7 +37,7 @@ export function createReconciler(parts: {
   const log = parts.log.child({ part: 'datapath' });
   const redirect = new Redirect({ linksPath: programs.linksPath, tcx: tcxSupported() });
   const notrack = new NotrackTable(netfilter, mark);
-  const canaries = new Canaries(programs.maps.canaries, programs.layouts, programs.programs.pod_egress);
+  const canaries = new Canaries(programs.maps.canaries, programs.layouts, programs.programs);
   return new Reconciler({
     store,
     links,

@@ -80,6 +80,21 @@ Napi::Value test_run(const Napi::CallbackInfo &info) {
     return result;
 }
 
+// Live frames go on into the stack of the current network namespace, as if `ifindex` had received them.
+void inject(const Napi::CallbackInfo &info) {
+    auto data = info[1].As<Napi::Uint8Array>();
+    xdp_md context = {};
+
+    context.data_end = static_cast<uint32_t>(data.ByteLength());
+    context.ingress_ifindex = info[2].As<Napi::Number>().Uint32Value();
+    LIBBPF_OPTS(bpf_test_run_opts, options, .data_in = data.Data(),
+                .data_size_in = static_cast<uint32_t>(data.ByteLength()), .ctx_in = &context,
+                .ctx_size_in = sizeof(context), .repeat = 1, .flags = BPF_F_TEST_XDP_LIVE_FRAMES, );
+    if (bpf_prog_test_run_opts(fd_argument(info, 0), &options))
+        throw kernel_error(info.Env(), errno, "bpf",
+                           "injecting a frame at ifindex " + std::to_string(context.ingress_ifindex));
+}
+
 void pin(const Napi::CallbackInfo &info) {
     std::string path = text_argument(info, 1);
 
@@ -142,6 +157,7 @@ void define_programs(Napi::Env env, Napi::Object exports) {
     exports.Set("programInfo", Napi::Function::New(env, program_info));
     exports.Set("programInfoById", Napi::Function::New(env, program_info_by_id));
     exports.Set("testRun", Napi::Function::New(env, test_run));
+    exports.Set("inject", Napi::Function::New(env, inject));
     exports.Set("pin", Napi::Function::New(env, pin));
     exports.Set("openPinned", Napi::Function::New(env, open_pinned));
     exports.Set("isBpffs", Napi::Function::New(env, is_bpffs));

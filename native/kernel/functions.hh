@@ -8,7 +8,6 @@ void define_namespaces(Napi::Env env, Napi::Object exports);
 void define_sockets(Napi::Env env, Napi::Object exports);
 void define_listeners(Napi::Env env, Napi::Object exports);
 void define_routes(Napi::Env env, Napi::Object exports);
-void define_frames(Napi::Env env, Napi::Object exports);
 void define_nftables(Napi::Env env, Napi::Object exports);
 
 } // namespace ns

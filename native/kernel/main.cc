@@ -9,7 +9,6 @@ static Napi::Object init(Napi::Env env, Napi::Object exports) {
     ns::define_sockets(env, exports);
     ns::define_listeners(env, exports);
     ns::define_routes(env, exports);
-    ns::define_frames(env, exports);
     ns::define_nftables(env, exports);
     return exports;
 }

@@ -18,8 +18,8 @@ export const CNI_SOCKET_NAME = 'cni.sock';
 const REQUEST_LIMIT = 1 << 20;
 const REQUEST_TIMEOUT_MS = 5_000;
 const DEFAULT_TIMEOUT_MS = 10_000;
-/** What is left for the way back of what the plugin waits. */
-const MARGIN_MS = 100;
+/** The part of what the plugin waits that is left for the way back. */
+const MARGIN = 0.1;
 
 const CODE = { invalid: 7, tryAgain: 11, notAvailable: 50, refused: 100 } as const;
 
@@ -174,7 +174,7 @@ async function add(request: CniAdd, options: CniServerOptions): Promise<CniAnswe
   const attachment = attachmentOf(request);
   const pod = `${attachment.podNamespace}/${attachment.podName}`;
   const uid = options.source.add(attachment);
-  const timeoutMs = Math.max(0, (request.timeoutMs ?? DEFAULT_TIMEOUT_MS) - MARGIN_MS);
+  const timeoutMs = Math.ceil((request.timeoutMs ?? DEFAULT_TIMEOUT_MS) * (1 - MARGIN));
   const admission = await options.admit(uid, timeoutMs);
   const result = admission.kind === 'ready' ? admission.state : admission.kind;
   options.observeAdd(result, (performance.now() - startedMs) / 1_000);

@@ -1,5 +1,6 @@
 /** A pod that is about to start: waits until it is known what it is, and until its datapath is in place. */
 
+import { setTimeout as delay } from 'node:timers/promises';
 import type { PodUid } from '../pods/pod.js';
 import type { Reconciler } from './reconciler.js';
 import type { EndpointStatus } from './status.js';
@@ -32,50 +33,48 @@ export class Admissions {
   async admit(uid: PodUid, timeoutMs: number): Promise<Admission> {
     const deadline = AbortSignal.timeout(timeoutMs);
     for (;;) {
-      const unknown = await this.#options.unknown(uid, deadline);
-      let reason = unknown;
-      if (unknown === undefined) {
-        const changed = this.#nextStatus(uid, deadline);
-        await this.#options.reconciler.reconcilePods([uid]);
-        const status = this.#options.reconciler.statusOf(uid);
+      let reason = await this.#options.unknown(uid, deadline);
+      if (reason === undefined) {
+        const status = await this.#look(uid, deadline);
         const decision = status === undefined ? undefined : decide(status);
         if (decision !== undefined) {
           return decision;
         }
         reason = status?.reason ?? 'the pod is not known yet';
-        await changed;
-        const later = this.#options.reconciler.statusOf(uid);
-        const laterDecision = later === undefined ? undefined : decide(later);
-        if (laterDecision !== undefined) {
-          return laterDecision;
-        }
       } else {
-        await this.#nextStatus(uid, deadline);
+        await this.#pause(deadline);
       }
       if (deadline.aborted) {
-        return { kind: 'waiting', reason: reason ?? 'the pod is not known yet' };
+        return { kind: 'waiting', reason };
       }
     }
   }
 
-  /** Until something is told of the pod, or it is time for another look. */
-  #nextStatus(uid: PodUid, deadline: AbortSignal): Promise<void> {
-    return new Promise((resolve) => {
-      const done = () => {
-        clearTimeout(timer);
-        unsubscribe();
-        deadline.removeEventListener('abort', done);
-        resolve();
-      };
-      const timer = setTimeout(done, LOOK_MS);
-      const unsubscribe = this.#options.reconciler.onStatus((other) => {
-        const status = this.#options.reconciler.statusOf(uid);
-        if (other === uid && status !== undefined && decide(status) !== undefined) {
-          done();
+  /** Has the pod looked at now. Returns at once when that comes to a decision, and else what it came to after a while. */
+  async #look(uid: PodUid, deadline: AbortSignal): Promise<EndpointStatus | undefined> {
+    const { reconciler } = this.#options;
+    const pause = new AbortController();
+    let status: EndpointStatus | undefined;
+    const unsubscribe = reconciler.onStatus((other) => {
+      if (other === uid) {
+        status = reconciler.statusOf(uid);
+        if (status !== undefined && decide(status) !== undefined) {
+          pause.abort();
         }
-      });
-      deadline.addEventListener('abort', done, { once: true });
+      }
     });
+    try {
+      const round = reconciler.reconcilePods([uid]);
+      round.catch(() => pause.abort());
+      await this.#pause(AbortSignal.any([pause.signal, deadline]));
+      return status;
+    } finally {
+      unsubscribe();
+    }
+  }
+
+  async #pause(until: AbortSignal): Promise<void> {
+    await delay(LOOK_MS, undefined, { signal: until }).catch(() => undefined);
   }
 }
 

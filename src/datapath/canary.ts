@@ -1,7 +1,7 @@
 /**
- * The proof that interception works, asked of the kernel rather than remembered: a packet leaves the pod's end of its
- * interface as the pod's own packets do, and our program answers which endpoint it came out as. Whatever takes packets
- * away before us (another program, a rule of tc, an interface that was moved) leaves it unanswered.
+ * The proof that interception works, asked of the kernel rather than remembered: a packet is put into the stack as if
+ * the pod's host-side interface had just received it from the pod, and our program answers which endpoint it came out
+ * as. Whatever takes packets away before us (another program, a filter of tc) leaves it unanswered.
  *
  * No pod's packet looks like it (a SYN to port 0 of the loopback address), and where our program is missing the stack
  * drops it at once: the IPv4 header checksum is wrong, an IPv6 packet to ::1 may not come from outside (RFC 4291,
@@ -12,15 +12,12 @@ import { randomInt } from 'node:crypto';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { BpfMap, BpfProgram } from '../native/bpf.js';
 import { isKernelError } from '../native/errors.js';
-import { closeFd, openNamespace, sendFrames } from '../native/kernel.js';
 import { ipToBytes } from '../pods/ip.js';
 import type { Layouts } from './layouts.js';
 import type { Family } from './netlink.js';
 
 export interface CanaryTarget {
   readonly ifindex: number;
-  /** Where the pod's end is; undefined where no source tells: the attached program is then run on the packet itself. */
-  readonly inside: { readonly netns: string; readonly interface: string } | undefined;
   readonly ips: readonly string[];
   readonly endpoint: number;
   readonly generation: number;
@@ -28,8 +25,8 @@ export interface CanaryTarget {
 }
 
 /**
- * proven: it arrived and came out as this endpoint. unproven: it did not, `reason` says what happened. silent: the pod
- * cannot send at the moment (its interface is down, its namespace is gone), so nothing is known.
+ * proven: it arrived and came out as this endpoint. unproven: it did not, `reason` says what happened. silent: it could
+ * not be sent (the interface is gone), so nothing is known.
  */
 export type CanaryResult =
   | { readonly kind: 'proven' }
@@ -38,13 +35,12 @@ export type CanaryResult =
 
 const PROVEN: CanaryResult = { kind: 'proven' };
 const AF: Readonly<Record<Family, number>> = { 4: 2, 6: 10 };
-/** Into the answer's 192-byte `struct __sk_buff`: linux/bpf.h. */
+/** `struct __sk_buff`, and `ifindex` in it: linux/bpf.h. */
 const CONTEXT_BYTES = 192;
 const CONTEXT_IFINDEX = 40;
-/** A packet passes the veth before `sendto` returns, unless the CPU's backlog is busy: then it takes its turn. */
+/** A frame is usually through before the call returns; on a busy CPU it takes its turn. */
 const PATIENCE_MS = [0, 1, 5, 20, 100, 200] as const;
-/** A pod that cannot send, or is on its way out. */
-const SILENT: ReadonlySet<string> = new Set(['ENETDOWN', 'ENODEV', 'ENXIO', 'ENOENT', 'EINVAL', 'ENOBUFS']);
+const SILENT: ReadonlySet<string> = new Set(['ENETDOWN', 'ENODEV', 'ENXIO', 'ENOBUFS']);
 
 interface Asked {
   readonly target: CanaryTarget;
@@ -53,16 +49,23 @@ interface Asked {
   readonly nonce: number;
 }
 
+export interface CanaryPrograms {
+  /** Passes live frames on. */
+  readonly canary: Pick<BpfProgram, 'inject'>;
+  /** The one that is attached to the pods' interfaces: run by itself where the kernel has no live frames. */
+  readonly pod_egress: Pick<BpfProgram, 'testRun'>;
+}
+
 export class Canaries {
   readonly #map: BpfMap;
   readonly #layouts: Layouts;
-  readonly #program: BpfProgram;
+  readonly #programs: CanaryPrograms;
+  #canInject = true;
 
-  /** `program` is the one that is attached to the pods' interfaces. */
-  constructor(map: BpfMap, layouts: Layouts, program: BpfProgram) {
+  constructor(map: BpfMap, layouts: Layouts, programs: CanaryPrograms) {
     this.#map = map;
     this.#layouts = layouts;
-    this.#program = program;
+    this.#programs = programs;
   }
 
   /** One result per target, in their order. Never throws for what is wrong with a single one. */
@@ -94,7 +97,7 @@ export class Canaries {
       });
     }
     for (const { asked, index } of open) {
-      const reason = `a packet sent from the pod's end (IPv${asked.family}) does not reach our program`;
+      const reason = `packets of the pod (IPv${asked.family}) do not reach our program at its interface: something else takes them first`;
       results[index] = { kind: 'unproven', reason };
     }
     return results;
@@ -121,10 +124,8 @@ export class Canaries {
       }
     }
     try {
-      if (target.inside === undefined) {
-        this.#run(target.ifindex, frames);
-      } else {
-        send(target.inside, frames);
+      for (const data of frames) {
+        this.#send(data, target.ifindex);
       }
       return asked;
     } catch (error) {
@@ -144,35 +145,32 @@ export class Canaries {
     for (const field of ['endpoint', 'generation', 'instance'] as const) {
       const [is, wanted] = [canary.number(value, field), target[field]];
       if (is !== wanted) {
-        const reason = `a packet sent from the pod's end came out as ${field} ${is} instead of ${wanted}`;
+        const reason = `a packet of the pod came out as ${field} ${is} instead of ${wanted}`;
         return { kind: 'unproven', reason };
       }
     }
     return PROVEN;
   }
 
-  #run(ifindex: number, frames: readonly Buffer[]): void {
+  #send(data: Buffer, ifindex: number): void {
+    if (this.#canInject) {
+      try {
+        this.#programs.canary.inject(data, ifindex);
+        return;
+      } catch (error) {
+        if (!isKernelError(error) || error.code !== 'EINVAL') {
+          throw error;
+        }
+        this.#canInject = false; // before Linux 5.18
+      }
+    }
     const context = Buffer.alloc(CONTEXT_BYTES);
     context.writeUInt32LE(ifindex, CONTEXT_IFINDEX);
-    for (const data of frames) {
-      this.#program.testRun({ data, context });
-    }
+    this.#programs.pod_egress.testRun({ data, context });
   }
 
   #key(ifindex: number, family: Family): Buffer {
     return this.#layouts.canaryKey.encode({ ifindex, family: AF[family] });
-  }
-}
-
-function send(
-  inside: { readonly netns: string; readonly interface: string },
-  frames: readonly Buffer[],
-): void {
-  const fd = openNamespace(inside.netns);
-  try {
-    sendFrames(fd, inside.interface, frames);
-  } finally {
-    closeFd(fd);
   }
 }
 

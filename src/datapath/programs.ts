@@ -17,7 +17,12 @@ export const LAYOUT = 'v1';
 const KERNEL_BPFFS = '/sys/fs/bpf';
 
 /** One object file each, and the program in it. */
-const PROGRAMS = { pod_egress: 'intercept', bridge_steer: 'steer', reuse: 'reuse' } as const;
+const PROGRAMS = {
+  pod_egress: 'intercept',
+  bridge_steer: 'steer',
+  reuse: 'reuse',
+  canary: 'canary',
+} as const;
 export type ProgramName = keyof typeof PROGRAMS;
 
 const MAPS = [

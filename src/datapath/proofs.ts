@@ -4,9 +4,9 @@ import type { PodUid } from '../pods/pod.js';
 import type { Canaries, CanaryResult, CanaryTarget } from './canary.js';
 import type { Programmed } from './endpoint-programmer.js';
 
-/** Every pod this often, but never more than so many canaries a second: cost does not grow with pods. */
+/** Every pod this often, but never more than so many at a time: cost does not grow with pods. */
 const RENEW_MS = 1_000;
-const PER_SECOND = 100;
+const AT_A_TIME = 25;
 
 export interface Proof {
   readonly result: CanaryResult;
@@ -52,7 +52,7 @@ export class Proofs {
       const now = this.#nowMs();
       const age = ({ desired }: Programmed) => now - (this.#proofs.get(desired.pod.uid)?.atMs ?? 0);
       const due = pods.filter((pod) => age(pod) >= RENEW_MS * 0.9).sort((a, b) => age(b) - age(a));
-      return await this.ask(due.slice(0, PER_SECOND));
+      return await this.ask(due.slice(0, AT_A_TIME));
     } finally {
       this.#renewing = false;
     }
@@ -85,14 +85,9 @@ function targetsOf({ desired, row, missing }: Programmed): CanaryTarget[] {
   if (row === undefined || missing !== undefined) {
     return [];
   }
-  const { netns, ips } = desired.pod;
-  return desired.endpoints.map(({ at, plan }) => ({
+  return desired.endpoints.map(({ plan }) => ({
     ifindex: plan.ifindex,
-    inside:
-      netns === undefined || at.podInterface === undefined
-        ? undefined
-        : { netns, interface: at.podInterface },
-    ips,
+    ips: desired.pod.ips,
     endpoint: row.id,
     generation: row.generation,
     instance: plan.instance,

@@ -167,7 +167,10 @@ export class Reconciler {
         this.#takeOff(before?.desired.endpoints.filter(({ plan }) => !kept.has(plan.ifindex)) ?? []);
         this.#gone.delete(uid);
         const { changed } = this.#programmer.program(outcome);
-        if (changed || !this.#options.proofs.has(uid)) {
+        if (changed) {
+          this.#options.proofs.forget(uid);
+        }
+        if (!this.#options.proofs.has(uid)) {
           fresh.push(uid);
         }
       }

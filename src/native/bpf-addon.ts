@@ -55,6 +55,7 @@ interface BpfAddon {
   programInfo(fd: number): ProgramInfo;
   programInfoById(id: number): ProgramInfo | undefined;
   testRun(fd: number, data: Uint8Array, context: Uint8Array, repeat: number): TestRunResult;
+  inject(fd: number, data: Uint8Array, ifindex: number): void;
   pin(fd: number, path: string): void;
   openPinned(path: string, kind: 'map' | 'prog' | 'link'): number;
   isBpffs(path: string): boolean;

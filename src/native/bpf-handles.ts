@@ -158,6 +158,16 @@ export class BpfProgram extends Handle implements ProgramInfo {
     }
     return addon.testRun(this.fd, data, context, repeat);
   }
+
+  /**
+   * Runs an XDP program on a live frame: what it passes goes on into the stack of the current network namespace, as if
+   * `ifindex` had just received it. BPF_F_TEST_XDP_LIVE_FRAMES, Linux 5.18; KernelError EINVAL before that.
+   */
+  inject(data: Uint8Array, ifindex: number): void {
+    checkBytes(data, 'data');
+    checkPositive(ifindex, 'ifindex');
+    addon.inject(this.fd, data, ifindex);
+  }
 }
 
 export class BpfLink extends Handle {

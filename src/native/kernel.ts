@@ -78,7 +78,6 @@ interface Addon {
   socketInfo(fd: number): SocketInfo;
   peerCredentials(fd: number): PeerCredentials;
   tcpListeners(): TcpListener[];
-  sendFrames(netnsFd: number, interfaceName: string, frames: readonly Uint8Array[]): void;
   openRoutes(): number;
   tableRoutes(fd: number, sequence: number, family: 4 | 6, table: number): TableRoute[];
   openNetfilter(): number;
@@ -166,19 +165,6 @@ export function tcpListeners(): TcpListener[] {
 export function interfaceIndex(name: string): number | undefined {
   checkText(name, 'name');
   return addon.interfaceIndex(name);
-}
-
-/**
- * Sends Ethernet frames out of an interface of the network namespace behind `netnsFd`, past whatever queues and
- * filters stand before its packet sockets: packet(7). ENETDOWN where the interface is down.
- */
-export function sendFrames(netnsFd: number, interfaceName: string, frames: readonly Uint8Array[]): void {
-  checkFd(netnsFd, 'netnsFd');
-  checkText(interfaceName, 'interfaceName');
-  frames.forEach((frame, index) => {
-    checkBytes(frame, `frames[${index}]`);
-  });
-  addon.sendFrames(netnsFd, interfaceName, frames);
 }
 
 /** Reads single routing tables of the network namespace that was current when it was opened. */
