@@ -2,10 +2,11 @@
 #   make demo    three real pods (runc, gVisor, microVM) intercepted and named
 #   make test    every test; results in build/test-results.json
 #   make image   the container image, as build/nodesentry-image.tar
+#   make test-k8s  the Kubernetes source against a real kube-apiserver and etcd (compiles the former once: minutes)
 #   make build | lint | format | clean
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: build image demo test lint format packages-build packages-lab go-tools native typescript clean
+.PHONY: build image demo test test-k8s lint format packages-build packages-lab packages-k8s go-tools native typescript clean
 
 build: packages-build native typescript
 
@@ -17,6 +18,9 @@ packages-lab:
 
 go-tools:
 	@scripts/install-go-tools
+
+packages-k8s:
+	@scripts/install-debian-packages k8s
 
 # npm writes node_modules/.package-lock.json last: it is older than the lockfile exactly when an install is due.
 node_modules/.package-lock.json: package.json package-lock.json
@@ -42,6 +46,11 @@ test: packages-lab go-tools build
 	@echo "test: running everything against the real kernel, runtimes and proxies"
 	@mkdir -p build
 	@npx --no-install vitest run --reporter=default --reporter=json --outputFile.json=build/test-results.json
+
+test-k8s: packages-k8s build
+	@scripts/build-kube-apiserver
+	@echo "test-k8s: running against a real kube-apiserver and etcd"
+	@npx --no-install vitest run --config test/k8s/vitest.config.ts --reporter=default --reporter=json --outputFile.json=build/test-k8s-results.json
 
 lint: packages-build node_modules/.package-lock.json
 	@echo "lint: biome, tsc, clang-format"

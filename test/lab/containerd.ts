@@ -206,7 +206,7 @@ state = "${join(this.#directory, 'state')}"
   /** Runs a pod as the kubelet would; it is stopped with the lab at the latest. */
   async runPod(spec: PodSpec): Promise<LabPod> {
     const { name, namespace = 'default', runtime } = spec;
-    const uid = randomUUID();
+    const uid = spec.uid ?? randomUUID();
     const config = {
       metadata: { name, namespace, uid, attempt: 0 },
       hostname: name,

@@ -9,6 +9,8 @@ export interface PodSpec {
   readonly name: string;
   readonly namespace?: string;
   readonly runtime: LabRuntime;
+  /** Where an API server has given one already (containerd pods only). */
+  readonly uid?: string;
   readonly labels?: Readonly<Record<string, string>>;
   readonly annotations?: Readonly<Record<string, string>>;
   /** Nothing but the sandbox's own process; it cannot be told to run anything. */
