@@ -3,10 +3,11 @@
 #   make test    every test; results in build/test-results.json
 #   make image   the container image, as build/nodesentry-image.tar
 #   make test-k8s  the Kubernetes source against a real kube-apiserver and etcd (compiles the former once: minutes)
+#   make bench-enrolment   how long a starting pod waits for us, at 10 and at 1,000 pods
 #   make build | lint | format | clean
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: build image demo test test-k8s lint format packages-build packages-lab packages-k8s go-tools native typescript clean
+.PHONY: bench-enrolment build image demo test test-k8s lint format packages-build packages-lab packages-k8s go-tools native typescript clean
 
 build: packages-build native typescript
 
@@ -41,6 +42,9 @@ image: packages-lab
 
 demo: packages-lab build
 	@npx --no-install tsx test/demo/demo.ts
+
+bench-enrolment: packages-lab build
+	@npx --no-install tsx test/bench/enrolment.ts
 
 test: packages-lab go-tools build
 	@echo "test: running everything against the real kernel, runtimes and proxies"

@@ -72,7 +72,10 @@ export class EndpointProgrammer {
           : before?.desired.endpoints.find((other) => isSame(other, endpoint));
         const done = this.#endpoint(row, desired, endpoint, expected !== undefined);
         changed ||= done;
-        missing ??= tables.verify(row, endpoint.plan) ?? this.#missingAttachment(endpoint);
+        // What was found as it should be has just been read; what was written is read back.
+        if (done) {
+          missing ??= tables.verify(row, endpoint.plan) ?? this.#missingAttachment(endpoint);
+        }
       }
     } catch (error) {
       missing = error instanceof Error ? error.message : String(error);

@@ -14,6 +14,8 @@ import type { EndpointCounters } from './status.js';
 
 const UID_BYTES = 64;
 const ID_ROW = 0;
+/** Counters are the largest map and the least needed: looked at in every so-manieth refresh. */
+const RECOUNT_EVERY = 10;
 
 export interface EndpointRow {
   readonly uid: PodUid;
@@ -45,7 +47,10 @@ export class EndpointTables {
   /** What the kernel holds by ifindex, as of the last `refresh` and of what was written since. */
   #sources = new Map<number, Set<string>>();
   #endpoints = new Map<number, Buffer>();
+  /** Ids whose counters are known to be there. */
+  readonly #counted = new Set<number>();
   #lastId = 0;
+  #refreshes = 0;
 
   constructor(maps: EndpointMaps, layouts: Layouts) {
     this.#maps = maps;
@@ -75,6 +80,10 @@ export class EndpointTables {
     this.#sources = new Map();
     for (const [key] of this.#maps.sources.entries()) {
       this.#sourcesOf(sourceKey.number(key, 'ifindex')).add(key.toString('latin1'));
+    }
+    this.#refreshes += 1;
+    if (this.#refreshes % RECOUNT_EVERY === 0) {
+      this.#recount(this.#maps.counters.entries());
     }
     this.#endpoints = new Map(
       this.#maps.endpoints.entries().map(([key, value]) => [key.readUInt32LE(0), value]),
@@ -190,13 +199,16 @@ export class EndpointTables {
       this.#byId.delete(row.id);
       this.#maps.workloads.delete(u32(row.id));
       this.#maps.counters.delete(u32(row.id));
+      this.#counted.delete(row.id);
     }
   }
 
   counters(): EndpointCounters[] {
     const { verdicts } = this.#layouts;
     const cpus = possibleCpus();
-    return this.#maps.counters.entries().map(([key, value]) => {
+    const entries = this.#maps.counters.entries();
+    this.#recount(entries);
+    return entries.map(([key, value]) => {
       const endpointId = key.readUInt32LE(0);
       const stride = value.length / cpus;
       const packets: Record<string, number> = {};
@@ -209,6 +221,14 @@ export class EndpointTables {
       });
       return { endpointId, podUid: this.#byId.get(endpointId)?.uid, packets };
     });
+  }
+
+  /** A row that has gone is made anew by the next `enrol`. */
+  #recount(entries: readonly [Buffer, Buffer][]): void {
+    this.#counted.clear();
+    for (const [key] of entries) {
+      this.#counted.add(key.readUInt32LE(0));
+    }
   }
 
   #repairRows(): string[] {
@@ -249,9 +269,13 @@ export class EndpointTables {
   }
 
   #ensureCounters(id: number): void {
+    if (this.#counted.has(id)) {
+      return;
+    }
     if (this.#maps.counters.get(u32(id)) === undefined) {
       this.#maps.counters.set(u32(id), Buffer.alloc(this.#maps.counters.valueSize));
     }
+    this.#counted.add(id);
   }
 
   #encode(row: EndpointRow, plan: EndpointPlan): Buffer {

@@ -17,9 +17,21 @@ interface SysctlRecord {
   readonly before: string;
 }
 
+/** How long what was read of the node, and of a single interface, is taken to hold. */
+const NODE_WIDE_MS = 500;
+const OWN_MS = 10_000;
+
+interface NodeWide {
+  readonly srcValidMark: boolean;
+  readonly acceptLocal: boolean;
+  readonly atMs: number;
+}
+
 export class InterfaceSysctls {
   readonly #recordPath: string;
   readonly #conf: string;
+  readonly #own = new Map<number, { name: string; srcValidMark: boolean; atMs: number }>();
+  #lastNodeWide: NodeWide | undefined;
 
   /** `procSys`: a view of /proc/sys that can be written. What is below net/ in it is the reader's own namespace. */
   constructor(runDir: string, procSys: string) {
@@ -27,15 +39,13 @@ export class InterfaceSysctls {
     this.#conf = join(procSys, 'net/ipv4/conf');
   }
 
-  /** True if something had to be changed. */
+  /** True if something had to be changed. Reads little: a file below /proc/sys costs more than a whole endpoint. */
   ensure(interfaceName: string, ifindex: number): boolean {
-    const srcValidMark =
-      this.#read('all', 'src_valid_mark') === '1' || this.#read(interfaceName, 'src_valid_mark') === '1';
-    if (
-      !srcValidMark ||
-      this.#read('all', 'accept_local') === '1' ||
-      this.#read(interfaceName, 'accept_local') !== '0'
-    ) {
+    const { srcValidMark, acceptLocal } = this.#nodeWide();
+    if (acceptLocal || !(srcValidMark || this.#asksForIt(interfaceName, ifindex))) {
+      return false;
+    }
+    if (this.#read(interfaceName, 'accept_local') !== '0') {
       return false;
     }
     const records = this.#load().filter((record) => record.ifindex !== ifindex);
@@ -44,9 +54,38 @@ export class InterfaceSysctls {
     return true;
   }
 
+  #nodeWide(): NodeWide {
+    const now = performance.now();
+    if (this.#lastNodeWide === undefined || now - this.#lastNodeWide.atMs > NODE_WIDE_MS) {
+      this.#lastNodeWide = {
+        srcValidMark: this.#read('all', 'src_valid_mark') === '1',
+        acceptLocal: this.#read('all', 'accept_local') === '1',
+        atMs: now,
+      };
+    }
+    return this.#lastNodeWide;
+  }
+
+  /** The same sysctl of the one interface, which hardly anybody sets. */
+  #asksForIt(interfaceName: string, ifindex: number): boolean {
+    const now = performance.now();
+    const known = this.#own.get(ifindex);
+    if (known !== undefined && known.name === interfaceName && now - known.atMs < OWN_MS) {
+      return known.srcValidMark;
+    }
+    const srcValidMark = this.#read(interfaceName, 'src_valid_mark') === '1';
+    // The next look is not at the same moment for all that came together.
+    const atMs = now - Math.random() * OWN_MS * 0.5;
+    this.#own.set(ifindex, { name: interfaceName, srcValidMark, atMs });
+    return srcValidMark;
+  }
+
   /** Puts back what was changed, for the given interface or for all. Interfaces that are gone need nothing. */
   restore(ifindex?: number): string[] {
     const restored: string[] = [];
+    if (ifindex !== undefined) {
+      this.#own.delete(ifindex);
+    }
     const records = this.#load();
     for (const record of records) {
       if (ifindex !== undefined && record.ifindex !== ifindex) {
