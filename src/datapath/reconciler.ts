@@ -94,11 +94,11 @@ export class Reconciler {
   }
 
   /** Interfaces of the host that came, changed or went. */
-  linksChanged(ifindexes: ReadonlySet<number>): Promise<void> {
+  async linksChanged(ifindexes: ReadonlySet<number>): Promise<void> {
     for (const ifindex of ifindexes) {
       this.#options.links.forget(ifindex);
     }
-    return this.reconcilePods(this.#desired.affectedBy(ifindexes));
+    await this.reconcilePods(await this.#desired.affectedBy(ifindexes));
   }
 
   /** Asks every pod whose proof is old for a new one. */
