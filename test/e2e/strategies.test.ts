@@ -4,6 +4,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { InterfaceStatus } from '../../src/datapath/status.js';
 import { createNetwork, type Network } from '../lab/cni.js';
 import { runIn, script, waitFor } from '../lab/exec.js';
+import { GvisorSandbox } from '../lab/gvisor.js';
 import { buildApp } from '../lab/image.js';
 import { Lab, REMOTE } from '../lab/lab.js';
 import { MicroVms } from '../lab/microvm.js';
@@ -67,18 +68,28 @@ async function interfacesOf(pod: LabPod): Promise<readonly InterfaceStatus[]> {
 async function goesThroughTheProxy(pod: LabPod, from: string, to: string): Promise<{ generation: number }> {
   const dialled = reply(await pod.app(['dial', to, '80']));
   expect(dialled).toMatchObject({ ok: true });
-  const peer = `${bracket(from)}:${dialled.localPort}`;
+  expect(JSON.stringify(dialled.server)).not.toContain(from);
+  return isKnownAs(pod, from, Number(dialled.localPort), to);
+}
+
+/** The proxy saw this flow, and is told that it is the pod's. */
+async function isKnownAs(
+  pod: LabPod,
+  from: string,
+  port: number,
+  to: string,
+): Promise<{ generation: number }> {
+  const peer = `${bracket(from)}:${port}`;
   expect(await proxy.flowFrom(peer)).toMatchObject({ peer, originalDst: `${bracket(to)}:80` });
   const resolution = await agent.client.resolve({
     proto: 'tcp',
-    src: { ip: from, port: Number(dialled.localPort) },
+    src: { ip: from, port },
     dst: { ip: to, port: 80 },
   });
   expect(resolution).toMatchObject({
     assurance: 'DATAPATH_RECORDED',
     workload: { podName: pod.name, podUid: pod.uid, state: 'LIVE' },
   });
-  expect(JSON.stringify(dialled.server)).not.toContain(from);
   return { generation: resolution.workload.generation };
 }
 
@@ -186,5 +197,112 @@ describe.each([
     );
     await agent.reaches(pod.name, 'INTERCEPTED');
     await goesThroughTheProxy(pod, address, SECOND[family]);
+  });
+});
+
+describe('a pod that is wired anew under the same uid', () => {
+  const OLD_PORT = 33_000;
+
+  /** Replaces what carries the pod by `replace`, and sees that it is intercepted there within two seconds. */
+  async function rewired(pod: LabPod, replace: () => Promise<LabPod>): Promise<LabPod> {
+    const [before] = await interfacesOf(pod);
+    // The server closes first: this runsc cannot save a connection in TIME_WAIT.
+    expect(reply(await pod.app(['reuse', REMOTE[4], '80', String(OLD_PORT), '1']))).toMatchObject({
+      ok: true,
+    });
+    const { generation } = await isKnownAs(pod, pod.ips[4], OLD_PORT, REMOTE[4]);
+    const replaced = await replace();
+    const startedMs = performance.now();
+    await waitFor('another interface', async () => {
+      const workload = await agent.workload(pod.name);
+      const [now] = workload?.interception.interfaces ?? [];
+      return workload?.interception.state === 'INTERCEPTED' && now?.ifindex !== before?.ifindex;
+    });
+    expect(performance.now() - startedMs).toBeLessThan(2_000);
+    for (const family of FAMILIES) {
+      const again = await goesThroughTheProxy(replaced, replaced.ips[family], REMOTE[family]);
+      expect(again.generation).toBeGreaterThan(generation);
+    }
+    // What the pod sent before is still known to have been its own.
+    const past = await agent.client.resolve({
+      proto: 'tcp',
+      src: { ip: pod.ips[4], port: OLD_PORT },
+      dst: { ip: REMOTE[4], port: 80 },
+    });
+    expect(past.workload.podUid).toBe(pod.uid);
+    return replaced;
+  }
+
+  it('a veth of the same name with another ifindex: intercepted there within 2 s', async () => {
+    const pod = await runPlainPod(lab, ptp, 'new-veth');
+    describePod(pod);
+    await agent.reaches(pod.name, 'INTERCEPTED');
+    const name = await hostLinkOf(lab, pod.netnsName);
+    const addresses = FAMILIES.map((family) => pod.ips[family]);
+    await rewired(pod, async () => {
+      await script(
+        lab.node,
+        `ip link del ${name}
+         ip link add ${name} type veth peer name eth0 netns ${pod.netnsName}
+         ip addr add ${pod.gateway[4]}/32 dev ${name}
+         ip addr add ${pod.gateway[6]}/128 dev ${name} nodad
+         ip link set ${name} up`,
+      );
+      await script(
+        pod.netnsName,
+        `ip link set eth0 up
+         ip addr add ${pod.ips[4]}/32 dev eth0
+         ip addr add ${pod.ips[6]}/128 dev eth0 nodad
+         ip route add ${pod.gateway[4]} dev eth0
+         ip route add ${pod.gateway[6]} dev eth0
+         ip route add default via ${pod.gateway[4]}
+         ip -6 route add default via ${pod.gateway[6]}`,
+      );
+      for (const address of addresses) {
+        await runIn(lab.node, 'ip', ['route', 'add', address, 'dev', name]);
+      }
+      return pod;
+    });
+  });
+
+  it('another network namespace: intercepted there within 2 s', async () => {
+    const pod = await runPlainPod(lab, ptp, 'new-netns');
+    describePod(pod);
+    await agent.reaches(pod.name, 'INTERCEPTED');
+    await rewired(pod, async () => {
+      await pod.stop();
+      const next = await runPlainPod(lab, ptp, pod.name, { uid: pod.uid, id: 'new-netns-2' });
+      describePod(next);
+      return next;
+    });
+  });
+
+  it('another network namespace at the same path: intercepted there within 2 s', async () => {
+    const pod = await runPlainPod(lab, ptp, 'same-path');
+    describePod(pod);
+    await agent.reaches(pod.name, 'INTERCEPTED');
+    await rewired(pod, async () => {
+      await pod.stop();
+      const next = await runPlainPod(lab, ptp, pod.name, { uid: pod.uid });
+      describePod(next);
+      return next;
+    });
+  });
+
+  it('a gVisor sandbox, checkpointed and restored in another namespace: intercepted there within 2 s', async () => {
+    const first = await runPlainPod(lab, ptp, 'restored');
+    const sandbox = await GvisorSandbox.start(lab, 'restored-1', first.netns);
+    const pod: LabPod = { ...first, runtime: 'runsc', app: (words, ms) => sandbox.app(words, ms) };
+    describePod(pod);
+    await agent.reaches(pod.name, 'INTERCEPTED');
+    await rewired(pod, async () => {
+      const image = await sandbox.checkpoint();
+      await first.stop();
+      const next = await runPlainPod(lab, ptp, pod.name, { uid: pod.uid, id: 'restored-2' });
+      const restored = await GvisorSandbox.restore(lab, 'restored-2', next.netns, image);
+      const same: LabPod = { ...next, runtime: 'runsc', app: (words, ms) => restored.app(words, ms) };
+      describePod(same);
+      return same;
+    });
   });
 });
