@@ -1,8 +1,11 @@
 /**
- * Our own nftables table, beside everybody else's. It does one thing: intercepted packets and their replies are
- * left out of connection tracking, so that a DNAT rule in `nat PREROUTING` (kube-proxy's) does not change the
- * destination that the proxy sees. Replies are found by what they are: they go to an enrolled pod's address, from
- * a transparent socket of this node.
+ * Our own nftables table, beside everybody else's. Intercepted packets and their replies are left out of connection
+ * tracking, so that a DNAT rule in `nat PREROUTING` (kube-proxy's) does not change the destination that the proxy sees.
+ * Replies are found by what they are: they go to an enrolled pod's address, from a transparent socket of this node.
+ *
+ * While the raw chains of others run, intercepted packets do not bear our mark: a reverse-path check by mark (Calico's
+ * `rpfilter --validmark`) would find our local route and drop them all. They get it back by the socket that they were
+ * given; one that did not would be dropped by the stack, which forwards no packet that has a socket (ip_forward).
  */
 
 import { execFile } from 'node:child_process';
@@ -34,7 +37,7 @@ interface Observed {
   readonly elements: Readonly<Record<string, string>>;
 }
 
-const CHAINS = 'output/output/-300/accept prerouting/prerouting/-300/accept';
+const CHAINS = 'after_raw/prerouting/-290/accept output/output/-300/accept prerouting/prerouting/-310/accept';
 
 function hex(value: number): string {
   return `0x${value.toString(16)}`;
@@ -43,11 +46,16 @@ function hex(value: number): string {
 /** Rule comments double as fingerprints: they name all that the rule depends on. */
 function ruleComments(settings: NftSettings): string[] {
   const mark = `${hex(settings.mark.value)}/${hex(settings.mark.mask)}`;
-  return ['output replies IPv4', 'output replies IPv6', `prerouting intercepted ${mark}`];
+  return [
+    'output replies IPv4',
+    'output replies IPv6',
+    `prerouting intercepted ${mark}`,
+    `prerouting marked again ${mark}`,
+  ];
 }
 
 function ruleset(settings: NftSettings): string {
-  const [replies4, replies6, intercepted] = ruleComments(settings);
+  const [replies4, replies6, intercepted, again] = ruleComments(settings);
   const { value, mask } = settings.mark;
   const elements = (ips: readonly string[]) => (ips.length === 0 ? '' : `elements = { ${ips.join(', ')} };`);
   return `
@@ -57,8 +65,12 @@ table inet ${TABLE} {
   set pods4 { type ipv4_addr; ${elements(settings.pods4)} }
   set pods6 { type ipv6_addr; ${elements(settings.pods6)} }
   chain prerouting {
-    type filter hook prerouting priority -300; policy accept;
-    meta mark and ${hex(mask)} == ${hex(value)} notrack comment "${intercepted}"
+    type filter hook prerouting priority -310; policy accept;
+    meta mark and ${hex(mask)} == ${hex(value)} notrack meta mark set meta mark and ${hex(~mask >>> 0)} comment "${intercepted}"
+  }
+  chain after_raw {
+    type filter hook prerouting priority -290; policy accept;
+    ct state untracked meta l4proto tcp socket transparent 1 meta mark set meta mark and ${hex(~mask >>> 0)} or ${hex(value)} comment "${again}"
   }
   chain output {
     type filter hook output priority -300; policy accept;

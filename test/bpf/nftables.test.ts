@@ -57,10 +57,19 @@ describe('the table', () => {
     const text = table().replaceAll(/\s+/g, ' ');
     expect(text).toContain('elements = { 10.66.0.3, 10.66.0.20 }');
     expect(text).toContain('elements = { fd00:66::3 }');
-    expect(text).toContain('type filter hook prerouting priority raw; policy accept; meta mark & 0x00000040');
+    expect(text).toContain('hook prerouting priority raw - 10; policy accept; meta mark & 0x00000040');
     expect(text).toContain('ip daddr @pods4 socket transparent 1 notrack');
     expect(text).toContain('ip6 daddr @pods6 socket transparent 1 notrack');
     expect(text.match(/notrack/g)).toHaveLength(3);
+  });
+
+  it("takes the mark off while others' raw chains run, and gives it back by the socket", async () => {
+    await inside.ensure(SETTINGS);
+    const text = table().replaceAll(/\s+/g, ' ');
+    expect(text).toContain('notrack meta mark set meta mark & 0xffffffbf');
+    expect(text).toContain(
+      'hook prerouting priority raw + 10; policy accept; ct state untracked meta l4proto tcp socket transparent 1 meta mark set meta mark | 0x00000040',
+    );
   });
 
   it('is not written again while it is as wanted', async () => {
