@@ -131,7 +131,7 @@ describe('iptables rules by pod interface, as Calico writes them', () => {
   function endpointChain(link: string, chain: string, allowed: string): string {
     return `
       :${chain} - [0:0]
-      -A ${chain} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+      -A ${chain} -m conntrack --ctstate RELATED,ESTABLISHED -m comment --comment established-${link} -j ACCEPT
       -A ${chain} -m conntrack --ctstate INVALID -m comment --comment invalid-${link} -j DROP
       -A ${chain} -j MARK --set-xmark 0x0/0x10000
       ${allowed === '' ? '' : `-A ${chain} ${allowed} -j MARK --set-xmark 0x10000/0x10000`}
@@ -216,7 +216,8 @@ describe('iptables rules by pod interface, as Calico writes them', () => {
     await restore(toHost(`-p tcp -d ${REMOTE[4]} --dport 80`, 'RETURN'));
     expect(await dials(web)).toBe(true);
     expect(await met(`allowed-${webLink}`)).toBeGreaterThan(0);
-    expect(await met(`invalid-${webLink}`)).toBe(0); // untracked is not invalid
+    expect(await met(`invalid-${webLink}`)).toBe(0); // untracked is neither
+    expect(await met(`established-${webLink}`)).toBe(0);
     expect(await met(`denied-${webLink}`)).toBe(0);
   });
 

@@ -166,7 +166,7 @@ it('a pod whose only interface is a macvlan is REFUSED, and told why', async () 
   await runIn(pod.netnsName, 'ip', ['link', 'set', 'eth0', 'up']);
   describePod(pod);
   const { interception } = await agent.reaches(pod.name, 'REFUSED');
-  expect(interception.reason).toContain('eth0 in the pod is a macvlan interface');
+  expect(interception.reason).toContain('UNSUPPORTED_INTERFACE: eth0 in the pod is a macvlan interface');
 });
 
 describe.each([
