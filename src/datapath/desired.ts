@@ -11,7 +11,7 @@ import type { EndpointState } from './status.js';
 
 /**
  * What is added inside a pod's namespace (a macvlan, a VLAN's parent) tells nobody on the host: so many pods are located
- * anew in every look at the whole, those that waited longest first. Cost does not grow with pods.
+ * anew at a time, those that waited longest first. Cost does not grow with pods.
  */
 const LOCATED_ANEW = 10;
 
@@ -80,9 +80,6 @@ export class DesiredStates {
     const touched = new Set<PodUid>(
       uids === 'all' ? [...this.#outcomes.keys(), ...store.list().map((pod) => pod.uid)] : uids,
     );
-    if (uids === 'all') {
-      this.#doubtLongestUnseen();
-    }
     for (const uid of [...touched]) {
       const pod = store.get(uid);
       const before = this.#outcomes.get(uid);
@@ -104,18 +101,30 @@ export class DesiredStates {
     return touched;
   }
 
-  /** Outcomes stand in the order in which they were taken. */
-  #doubtLongestUnseen(): void {
-    let left = LOCATED_ANEW;
-    for (const [uid, outcome] of this.#outcomes) {
-      if (left === 0) {
-        return;
+  /**
+   * Looks into pods' namespaces, apart from any round, which must not wait for it. Returns the pods whose interfaces are
+   * others than we know of.
+   */
+  async changedInside(): Promise<PodUid[]> {
+    const oldest = [...this.#outcomes.values()]
+      .filter((outcome) => outcome.kind === 'desired' || outcome.state === 'REFUSED')
+      .slice(0, LOCATED_ANEW);
+    const changed: PodUid[] = [];
+    for (const before of oldest) {
+      const { uid } = before.pod;
+      const found = await this.#decide(before.pod);
+      if (this.#outcomes.get(uid) !== before) {
+        continue; // a round has just looked at it
       }
-      if (outcome.kind === 'desired' || outcome.state === 'REFUSED') {
+      // Outcomes stand in the order in which they were looked at.
+      this.#outcomes.delete(uid);
+      this.#outcomes.set(uid, before);
+      if (interfacesOf(found) !== interfacesOf(before)) {
         this.#doubtful.add(uid);
-        left -= 1;
+        changed.push(uid);
       }
     }
+    return changed;
   }
 
   /** An interface is evidence of one pod: all that claim the same one are refused rather than one of them guessed. */
@@ -272,6 +281,21 @@ export class DesiredStates {
       return { kind: 'refused', code: 'NO_INTERFACE', reason, retry: true };
     }
   }
+}
+
+/** What an outcome says of the pod's interfaces, as text that can be compared. */
+function interfacesOf(outcome: Outcome): string {
+  return outcome.kind === 'left-alone'
+    ? `${outcome.state} ${outcome.reason ?? ''}`
+    : JSON.stringify([
+        outcome.endpoints.map(({ at, plan }) => [
+          at.link.name,
+          at.podInterface,
+          plan.ifindex,
+          plan.bridgeIndex,
+        ]),
+        outcome.unreachable,
+      ]);
 }
 
 function nameOf(pod: Pod | undefined): string {

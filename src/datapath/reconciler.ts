@@ -52,6 +52,7 @@ export class Reconciler {
   #wholeDue = false;
   #due = new Set<PodUid>();
   #stalePrograms = true;
+  #looking = false;
 
   constructor(options: ReconcilerOptions) {
     this.#options = options;
@@ -99,6 +100,19 @@ export class Reconciler {
       this.#options.links.forget(ifindex);
     }
     await this.reconcilePods(await this.#desired.affectedBy(ifindexes));
+  }
+
+  /** Finds interfaces that came or went inside a pod without a word to the host; a few pods at each call. */
+  async lookInside(): Promise<void> {
+    if (this.#looking) {
+      return;
+    }
+    this.#looking = true;
+    try {
+      await this.reconcilePods(await this.#desired.changedInside());
+    } finally {
+      this.#looking = false;
+    }
   }
 
   /** Asks every pod whose proof is old for a new one. */
