@@ -52,12 +52,10 @@ COPY --from=build /out /opt/nodesentry
 RUN ln -s /opt/nodesentry/bin/nodesentry /usr/local/bin/nodesentry && nodesentry --version
 
 ARG VERSION=0.1.0
-ARG REVISION=unknown
 LABEL org.opencontainers.image.title="NodeSentry" \
       org.opencontainers.image.description="Node-level traffic interception with pod identity, for every container runtime" \
       org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.revision="${REVISION}"
+      org.opencontainers.image.version="${VERSION}"
 
 # Root, without its powers: the manifest drops every capability but those in docs/capabilities.md, which also says why
 # another user id would need more of them, not fewer. `nodesentry proxy` runs as anybody: give it a uid of its own.

@@ -1,7 +1,9 @@
 /**
  * Our own nftables table, beside everybody else's. Intercepted packets and their replies are left out of connection
- * tracking, so that a DNAT rule in `nat PREROUTING` (kube-proxy's) does not change the destination that the proxy sees.
- * Replies are found by what they are: they go to an enrolled pod's address, from a transparent socket of this node.
+ * tracking, so that a DNAT rule in `nat PREROUTING` (kube-proxy's) does not change the destination that the proxy
+ * sees. Replies are found by what they are: they go to an enrolled pod's address, from a transparent socket of this
+ * node. The same goes for a pod's packets whose connection is at such a socket already: should our program be missing
+ * for a moment, they are marked here and go on to the proxy, instead of to a destination that knows nothing of them.
  *
  * While the raw chains of others run, intercepted packets do not bear our mark: a reverse-path check by mark (Calico's
  * `rpfilter --validmark`) would find our local route and drop them all. They get it back by the socket that they were
@@ -49,14 +51,19 @@ function ruleComments(settings: NftSettings): string[] {
   return [
     'output replies IPv4',
     'output replies IPv6',
+    `prerouting connected IPv4 ${mark}`,
+    `prerouting connected IPv6 ${mark}`,
     `prerouting intercepted ${mark}`,
     `prerouting marked again ${mark}`,
   ];
 }
 
 function ruleset(settings: NftSettings): string {
-  const [replies4, replies6, intercepted, again] = ruleComments(settings);
+  const [replies4, replies6, connected4, connected6, intercepted, again] = ruleComments(settings);
   const { value, mask } = settings.mark;
+  // A wildcard socket is a listener: a new connection is never marked here.
+  const connected = 'meta l4proto tcp socket transparent 1 socket wildcard 0';
+  const setMark = `meta mark set meta mark and ${hex(~mask >>> 0)} or ${hex(value)}`;
   const elements = (ips: readonly string[]) => (ips.length === 0 ? '' : `elements = { ${ips.join(', ')} };`);
   return `
 add table inet ${TABLE}
@@ -66,11 +73,13 @@ table inet ${TABLE} {
   set pods6 { type ipv6_addr; ${elements(settings.pods6)} }
   chain prerouting {
     type filter hook prerouting priority -310; policy accept;
+    ip saddr @pods4 ${connected} ${setMark} comment "${connected4}"
+    ip6 saddr @pods6 ${connected} ${setMark} comment "${connected6}"
     meta mark and ${hex(mask)} == ${hex(value)} notrack meta mark set meta mark and ${hex(~mask >>> 0)} comment "${intercepted}"
   }
   chain after_raw {
     type filter hook prerouting priority -290; policy accept;
-    ct state untracked meta l4proto tcp socket transparent 1 meta mark set meta mark and ${hex(~mask >>> 0)} or ${hex(value)} comment "${again}"
+    ct state untracked meta l4proto tcp socket transparent 1 ${setMark} comment "${again}"
   }
   chain output {
     type filter hook output priority -300; policy accept;

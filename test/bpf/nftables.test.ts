@@ -57,7 +57,13 @@ describe('the table', () => {
     const text = table().replaceAll(/\s+/g, ' ');
     expect(text).toContain('elements = { 10.66.0.3, 10.66.0.20 }');
     expect(text).toContain('elements = { fd00:66::3 }');
-    expect(text).toContain('hook prerouting priority raw - 10; policy accept; meta mark & 0x00000040');
+    // In this order: what is marked by the first two is not tracked by the third.
+    expect(text).toMatch(
+      /hook prerouting priority raw - 10; policy accept; ip saddr @pods4 .*ip6 saddr @pods6 .*meta mark & 0x00000040 == 0x00000040 notrack/,
+    );
+    expect(text).toContain(
+      'ip saddr @pods4 meta l4proto tcp socket transparent 1 socket wildcard 0 meta mark set meta mark | 0x00000040',
+    );
     expect(text).toContain('ip daddr @pods4 socket transparent 1 notrack');
     expect(text).toContain('ip6 daddr @pods6 socket transparent 1 notrack');
     expect(text.match(/notrack/g)).toHaveLength(3);

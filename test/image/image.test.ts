@@ -221,6 +221,18 @@ describe('the agent of the DaemonSet', () => {
     expect(status).toMatch(/^Uid:\t0\t0\t0\t0$/m);
   });
 
+  it('does not start as another user: Kubernetes gives such a process none of the capabilities it lists', async () => {
+    const container = onlyContainer(agentSpec);
+    const securityContext = { ...container.securityContext, runAsUser: PROXY_UID, runAsGroup: PROXY_UID };
+    const other = await kubelet.start('nodesentry-other', {
+      ...agentSpec,
+      containers: [{ ...container, securityContext }],
+    });
+    expect(await other.exitCode()).toBe(1);
+    expect(other.log()).toContain('missing CAP_DAC_READ_SEARCH, CAP_NET_ADMIN');
+    await other.stop();
+  });
+
   it('cannot write its own root file system', async () => {
     const refused = await agent.exec(['sh', '-c', 'touch /opt/nodesentry/x /etc/x /x']);
     expect(refused.code).not.toBe(0);

@@ -201,6 +201,7 @@ export class Kubelet {
           maskedPaths: MASKED,
           readonlyPaths: READ_ONLY,
           seccomp: { profileType: 0 },
+          ...(context.appArmorProfile === undefined ? {} : { apparmor: { profileType: 1 } }),
         },
       },
     };

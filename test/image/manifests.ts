@@ -12,6 +12,8 @@ export interface SecurityContext {
   readonly readOnlyRootFilesystem: boolean;
   readonly allowPrivilegeEscalation: boolean;
   readonly seccompProfile: { readonly type: 'RuntimeDefault' };
+  /** Without it: the runtime's default. */
+  readonly appArmorProfile?: { readonly type: 'Unconfined' };
   readonly capabilities: { readonly drop: readonly string[]; readonly add?: readonly string[] };
 }
 

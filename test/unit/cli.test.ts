@@ -199,6 +199,16 @@ describe('with an agent', () => {
       endpoints: { INTERCEPTED: 1, DEGRADED: 1 },
     });
   });
+
+  test('a probe learns from the exit code whether the agent is live, and ready, and from stderr why not', async () => {
+    fixture.state.blockers = ['source cri has not synced'];
+    expect(await ask('status', '--check', 'live')).toBe(0);
+    expect(await ask('status', '--check', 'ready')).toBe(1);
+    expect(errors).toBe('nodesentry: source cri has not synced\n');
+    fixture.state.blockers = [];
+    expect(await ask('status', '--check', 'ready', '--json')).toBe(0);
+    expect(printed).toBe('live\n{\n  "status": "ready"\n}\n');
+  });
 });
 
 test('without an agent every question exits 1 with one line that says what to do', async () => {
@@ -228,9 +238,21 @@ test.each([
   [['proxy', '--outbound', 'localhost:1'], 'expected an address and port'],
   [['proxy', '--log-level', 'loud'], 'Allowed choices are'],
   [['config', 'paint'], "unknown command 'paint'"],
+  [['status', '--check', 'happy'], 'Allowed choices are live, ready'],
+  [['agent', '--node-name', 'a b'], "'--node-name <name>' argument 'a b' is invalid. expected a node name"],
 ])('wrong usage exits 2 and says what is wrong: %j', async (args, message) => {
   expect(await run(...args)).toBe(2);
   expect(errors).toContain(message);
+});
+
+test('a node name from the environment is checked like one from the command line', async () => {
+  vi.stubEnv('NODESENTRY_NODE', '');
+  try {
+    expect(await run('agent')).toBe(2);
+    expect(errors).toContain("value '' from env 'NODESENTRY_NODE' is invalid. expected a node name");
+  } finally {
+    vi.unstubAllEnvs();
+  }
 });
 
 test('no subcommand is wrong usage; help and version are not', async () => {

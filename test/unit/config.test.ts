@@ -70,6 +70,11 @@ describe('a configuration', () => {
     });
   });
 
+  it('is of the node that it names, else of the one that the caller names', () => {
+    expect(parseConfig('sources: {cri: {}}', FILE, 'node-7').node).toBe('node-7');
+    expect(parseConfig('{node: node-a, sources: {cri: {}}}', FILE, 'node-7').node).toBe('node-a');
+  });
+
   it('with one source has the defaults of the contract for all the rest', () => {
     const defaults = parseConfig('sources: {cri: {}}', FILE);
     const contract = parseConfig(CONTRACT, FILE);
