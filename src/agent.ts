@@ -173,6 +173,10 @@ async function start(
   opened.add(openLinkEvents(linksChanged, linksLost), (events) => events.close());
   opened.add(setInterval(reconcile, RECONCILE_MS), clearInterval);
   opened.add(
+    setInterval(() => guarded(log, 'looking into pods', () => reconciler.lookInside()), RECONCILE_MS),
+    clearInterval,
+  );
+  opened.add(
     setInterval(() => guarded(log, 'asking for proof', () => reconciler.prove()), PROVE_MS),
     clearInterval,
   );

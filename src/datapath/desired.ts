@@ -9,6 +9,12 @@ import type { EndpointPlan } from './endpoints.js';
 import type { PodLinks } from './pod-links.js';
 import type { EndpointState } from './status.js';
 
+/**
+ * What is added inside a pod's namespace (a macvlan, a VLAN's parent) tells nobody on the host: so many pods are located
+ * anew at a time, those that waited longest first. Cost does not grow with pods.
+ */
+const LOCATED_ANEW = 10;
+
 export interface DesiredOptions {
   readonly store: Pick<PodStore, 'list' | 'get'>;
   readonly links: PodLinks;
@@ -58,6 +64,8 @@ export class DesiredStates {
   readonly #outcomes = new Map<PodUid, Outcome>();
   /** Which pods claim an interface. */
   readonly #claims = new Map<number, Set<PodUid>>();
+  /** Pods that may have another interface than those we know of. */
+  readonly #doubtful = new Set<PodUid>();
 
   constructor(options: DesiredOptions) {
     this.#options = options;
@@ -75,19 +83,48 @@ export class DesiredStates {
     for (const uid of [...touched]) {
       const pod = store.get(uid);
       const before = this.#outcomes.get(uid);
-      if (pod !== undefined && before?.pod === pod && (await this.#holds(before))) {
+      const holds = before !== undefined && before.pod === pod && (await this.#holds(before));
+      const doubtful = this.#doubtful.delete(uid);
+      if (holds && !doubtful) {
         continue;
       }
+      const found = pod === undefined ? undefined : await this.#decide(pod);
+      // One whose interfaces are all there stays what it was where it cannot be located just now.
+      const next = holds && found?.kind === 'left-alone' && found.retry ? before : found;
       for (const other of this.#release(uid)) {
         touched.add(other);
       }
-      if (pod !== undefined) {
-        for (const other of this.#take(await this.#decide(pod))) {
-          touched.add(other);
-        }
+      for (const other of next === undefined ? [] : this.#take(next)) {
+        touched.add(other);
       }
     }
     return touched;
+  }
+
+  /**
+   * Looks into pods' namespaces, apart from any round, which must not wait for it. Returns the pods whose interfaces are
+   * others than we know of.
+   */
+  async changedInside(): Promise<PodUid[]> {
+    const oldest = [...this.#outcomes.values()]
+      .filter((outcome) => outcome.kind === 'desired' || outcome.state === 'REFUSED')
+      .slice(0, LOCATED_ANEW);
+    const changed: PodUid[] = [];
+    for (const before of oldest) {
+      const { uid } = before.pod;
+      const found = await this.#decide(before.pod);
+      if (this.#outcomes.get(uid) !== before) {
+        continue; // a round has just looked at it
+      }
+      // Outcomes stand in the order in which they were looked at.
+      this.#outcomes.delete(uid);
+      this.#outcomes.set(uid, before);
+      if (interfacesOf(found) !== interfacesOf(before)) {
+        this.#doubtful.add(uid);
+        changed.push(uid);
+      }
+    }
+    return changed;
   }
 
   /** An interface is evidence of one pod: all that claim the same one are refused rather than one of them guessed. */
@@ -122,11 +159,25 @@ export class DesiredStates {
     });
   }
 
-  /** Pods that may come out otherwise by looking again, and those that an interface of this ifindex belongs to. */
-  affectedBy(ifindexes: ReadonlySet<number>): PodUid[] {
+  /**
+   * Pods that may come out otherwise by looking again, those that an interface of this ifindex belongs to, and those
+   * whose namespace has the other end of it.
+   */
+  async affectedBy(ifindexes: ReadonlySet<number>): Promise<PodUid[]> {
     const found = [...ifindexes].flatMap((ifindex) => [...(this.#claims.get(ifindex) ?? [])]);
+    const namespaces = new Set<number>();
+    for (const ifindex of ifindexes) {
+      const link = this.#claims.has(ifindex) ? undefined : await this.#options.links.hostLink(ifindex);
+      if (link?.peerNamespaceId !== undefined) {
+        namespaces.add(link.peerNamespaceId);
+      }
+    }
     for (const [uid, outcome] of this.#outcomes) {
       if (outcome.kind === 'left-alone' && outcome.retry) {
+        found.push(uid);
+      }
+      if (outcome.kind === 'desired' && namespaces.has(outcome.endpoints[0].at.link.peerNamespaceId ?? -1)) {
+        this.#doubtful.add(uid);
         found.push(uid);
       }
     }
@@ -230,6 +281,21 @@ export class DesiredStates {
       return { kind: 'refused', code: 'NO_INTERFACE', reason, retry: true };
     }
   }
+}
+
+/** What an outcome says of the pod's interfaces, as text that can be compared. */
+function interfacesOf(outcome: Outcome): string {
+  return outcome.kind === 'left-alone'
+    ? `${outcome.state} ${outcome.reason ?? ''}`
+    : JSON.stringify([
+        outcome.endpoints.map(({ at, plan }) => [
+          at.link.name,
+          at.podInterface,
+          plan.ifindex,
+          plan.bridgeIndex,
+        ]),
+        outcome.unreachable,
+      ]);
 }
 
 function nameOf(pod: Pod | undefined): string {

@@ -4,6 +4,10 @@
  * sees. Replies are found by what they are: they go to an enrolled pod's address, from a transparent socket of this
  * node. The same goes for a pod's packets whose connection is at such a socket already: should our program be missing
  * for a moment, they are marked here and go on to the proxy, instead of to a destination that knows nothing of them.
+ *
+ * While the raw chains of others run, intercepted packets do not bear our mark: a reverse-path check by mark (Calico's
+ * `rpfilter --validmark`) would find our local route and drop them all. They get it back by the socket that they were
+ * given; one that did not would be dropped by the stack, which forwards no packet that has a socket (ip_forward).
  */
 
 import { execFile } from 'node:child_process';
@@ -35,7 +39,7 @@ interface Observed {
   readonly elements: Readonly<Record<string, string>>;
 }
 
-const CHAINS = 'output/output/-300/accept prerouting/prerouting/-300/accept';
+const CHAINS = 'after_raw/prerouting/-290/accept output/output/-300/accept prerouting/prerouting/-310/accept';
 
 function hex(value: number): string {
   return `0x${value.toString(16)}`;
@@ -50,11 +54,12 @@ function ruleComments(settings: NftSettings): string[] {
     `prerouting connected IPv4 ${mark}`,
     `prerouting connected IPv6 ${mark}`,
     `prerouting intercepted ${mark}`,
+    `prerouting marked again ${mark}`,
   ];
 }
 
 function ruleset(settings: NftSettings): string {
-  const [replies4, replies6, connected4, connected6, intercepted] = ruleComments(settings);
+  const [replies4, replies6, connected4, connected6, intercepted, again] = ruleComments(settings);
   const { value, mask } = settings.mark;
   // A wildcard socket is a listener: a new connection is never marked here.
   const connected = 'meta l4proto tcp socket transparent 1 socket wildcard 0';
@@ -67,10 +72,14 @@ table inet ${TABLE} {
   set pods4 { type ipv4_addr; ${elements(settings.pods4)} }
   set pods6 { type ipv6_addr; ${elements(settings.pods6)} }
   chain prerouting {
-    type filter hook prerouting priority -300; policy accept;
+    type filter hook prerouting priority -310; policy accept;
     ip saddr @pods4 ${connected} ${setMark} comment "${connected4}"
     ip6 saddr @pods6 ${connected} ${setMark} comment "${connected6}"
-    meta mark and ${hex(mask)} == ${hex(value)} notrack comment "${intercepted}"
+    meta mark and ${hex(mask)} == ${hex(value)} notrack meta mark set meta mark and ${hex(~mask >>> 0)} comment "${intercepted}"
+  }
+  chain after_raw {
+    type filter hook prerouting priority -290; policy accept;
+    ct state untracked meta l4proto tcp socket transparent 1 ${setMark} comment "${again}"
   }
   chain output {
     type filter hook output priority -300; policy accept;

@@ -52,6 +52,7 @@ export class Reconciler {
   #wholeDue = false;
   #due = new Set<PodUid>();
   #stalePrograms = true;
+  #looking = false;
 
   constructor(options: ReconcilerOptions) {
     this.#options = options;
@@ -94,11 +95,24 @@ export class Reconciler {
   }
 
   /** Interfaces of the host that came, changed or went. */
-  linksChanged(ifindexes: ReadonlySet<number>): Promise<void> {
+  async linksChanged(ifindexes: ReadonlySet<number>): Promise<void> {
     for (const ifindex of ifindexes) {
       this.#options.links.forget(ifindex);
     }
-    return this.reconcilePods(this.#desired.affectedBy(ifindexes));
+    await this.reconcilePods(await this.#desired.affectedBy(ifindexes));
+  }
+
+  /** Finds interfaces that came or went inside a pod without a word to the host; a few pods at each call. */
+  async lookInside(): Promise<void> {
+    if (this.#looking) {
+      return;
+    }
+    this.#looking = true;
+    try {
+      await this.reconcilePods(await this.#desired.changedInside());
+    } finally {
+      this.#looking = false;
+    }
   }
 
   /** Asks every pod whose proof is old for a new one. */

@@ -1,6 +1,7 @@
 /** What of other people's is in the way: rules, routes, marks, firewalls, programs at our hook. */
 
 import { type Family, ROUTE_PROTOCOL, RouteSocket } from '../datapath/netlink.js';
+import { endpointToHostDrops } from './calico.js';
 import { type Check, type Finding, fail, ok, warn } from './check.js';
 import { refusals } from './firewall.js';
 import { hookFindings } from './hooks.js';
@@ -137,6 +138,15 @@ function firewall({ mark }: Place, rulesets: Rulesets): Finding[] {
       warn(
         `${hooks} drop by default`,
         `intercepted flows are untracked: accept "ct state untracked" (iptables: --ctstate UNTRACKED) in ${some(places)}; see docs/datapath.md`,
+      ),
+    ];
+  }
+  const drops = endpointToHostDrops(rulesets.iptables);
+  if (drops.length > 0) {
+    return [
+      fail(
+        `Calico drops what pods send to the node, and intercepted flows with it: ${some(drops)}`,
+        "set Calico's DefaultEndpointToHostAction to Return or Accept (FelixConfiguration); see docs/cni-policy.md",
       ),
     ];
   }

@@ -59,7 +59,7 @@ describe('the table', () => {
     expect(text).toContain('elements = { fd00:66::3 }');
     // In this order: what is marked by the first two is not tracked by the third.
     expect(text).toMatch(
-      /hook prerouting priority raw; policy accept; ip saddr @pods4 .*ip6 saddr @pods6 .*meta mark & 0x00000040 == 0x00000040 notrack/,
+      /hook prerouting priority raw - 10; policy accept; ip saddr @pods4 .*ip6 saddr @pods6 .*meta mark & 0x00000040 == 0x00000040 notrack/,
     );
     expect(text).toContain(
       'ip saddr @pods4 meta l4proto tcp socket transparent 1 socket wildcard 0 meta mark set meta mark | 0x00000040',
@@ -67,6 +67,15 @@ describe('the table', () => {
     expect(text).toContain('ip daddr @pods4 socket transparent 1 notrack');
     expect(text).toContain('ip6 daddr @pods6 socket transparent 1 notrack');
     expect(text.match(/notrack/g)).toHaveLength(3);
+  });
+
+  it("takes the mark off while others' raw chains run, and gives it back by the socket", async () => {
+    await inside.ensure(SETTINGS);
+    const text = table().replaceAll(/\s+/g, ' ');
+    expect(text).toContain('notrack meta mark set meta mark & 0xffffffbf');
+    expect(text).toContain(
+      'hook prerouting priority raw + 10; policy accept; ct state untracked meta l4proto tcp socket transparent 1 meta mark set meta mark | 0x00000040',
+    );
   });
 
   it('is not written again while it is as wanted', async () => {

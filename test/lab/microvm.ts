@@ -1,7 +1,6 @@
 /**
- * A pod in a QEMU microVM, wired the way Kata's tcfilter model wires one: the CNI plugin makes the pod's namespace
- * and eth0 as for any pod, a tap stands beside eth0, and tc mirrors every frame between the two both ways. The guest
- * has eth0's MAC and the pod's addresses. Emulated (TCG): KVM hangs on nested hosts.
+ * A pod in a QEMU microVM, wired the way Kata wires one: the CNI plugin makes the pod's namespace and eth0 as for any
+ * pod, a tap or macvtap joins eth0 and the guest, and the guest has eth0's MAC and the pod's addresses. Emulated (TCG): KVM hangs on nested hosts.
  */
 
 import { randomUUID } from 'node:crypto';
@@ -20,8 +19,9 @@ import { join } from 'node:path';
 import { pipeline } from 'node:stream/promises';
 import { createGzip } from 'node:zlib';
 import { type Attached, createNetwork, type Network } from './cni.js';
-import { type Output, run, runIn, script, waitFor } from './exec.js';
+import { type Output, run, waitFor } from './exec.js';
 import { buildApp, buildRootfs, CACHE } from './image.js';
+import { type GuestNic, type KataModel, wireNic } from './kata.js';
 import type { Lab } from './lab.js';
 import type { LabPod, PodSpec, Topology } from './pod.js';
 
@@ -183,7 +183,11 @@ export class MicroVms {
   }
 
   /** `first`: an address and a port that the guest dials as soon as it has a network, before anybody asks it to. */
-  async runPod(spec: Omit<PodSpec, 'runtime'>, first?: readonly [string, string]): Promise<LabPod> {
+  async runPod(
+    spec: Omit<PodSpec, 'runtime'>,
+    first?: readonly [string, string],
+    model: KataModel = 'tcfilter',
+  ): Promise<LabPod> {
     const { name, namespace = 'default' } = spec;
     const lab = this.#lab;
     const netns = `nsl-${lab.id}-${name}`.slice(0, 60);
@@ -198,9 +202,8 @@ export class MicroVms {
       annotations: spec.annotations ?? {},
     });
     lab.cleanup.add(`CNI DEL of ${name}`, () => this.network.detach(netns, path));
-    await wire(netns);
-
-    const { daemon, guest } = await this.#boot(name, netns, ips, first);
+    const nic = await wireNic(lab, netns, model);
+    const { daemon, guest } = await this.#boot(name, netns, nic, ips, first);
     let stopped = false;
     return {
       name,
@@ -223,11 +226,11 @@ export class MicroVms {
   async #boot(
     name: string,
     netns: string,
+    nic: GuestNic,
     ips: Attached,
     first: readonly [string, string] | undefined,
   ): Promise<{ daemon: ReturnType<Lab['daemon']>; guest: Guest }> {
     const lab = this.#lab;
-    const mac = (await runIn(netns, 'ip', ['-br', 'link', 'show', 'eth0'])).split(/\s+/)[2];
     // ptp routes everything over its gateway; on a bridge the neighbours are on the link.
     const [prefix4, prefix6] = this.#topology === 'ptp' ? [32, 128] : [24, 64];
     const { gateway } = ips;
@@ -238,7 +241,9 @@ export class MicroVms {
     ];
     const socket = join(lab.directory, `${name}.serial`);
     const initramfs = await buildInitramfs();
-    const daemon = lab.daemon(netns, `qemu-${name}`, 'qemu-system-x86_64', [
+    const [command = '', ...start] = nic.command;
+    const daemon = lab.daemon(netns, `qemu-${name}`, command, [
+      ...start,
       '-accel',
       'tcg',
       '-m',
@@ -260,9 +265,9 @@ export class MicroVms {
       '-serial',
       `unix:${socket},server=on,wait=off`,
       '-netdev',
-      'tap,id=net0,ifname=tap0,script=no,downscript=no',
+      nic.netdev,
       '-device',
-      `virtio-net-pci,netdev=net0,mac=${mac ?? ''},romfile=`,
+      `virtio-net-pci,netdev=net0,mac=${nic.mac},romfile=`,
     ]);
     await waitFor(`QEMU of ${name}`, () => {
       if (!daemon.running) {
@@ -279,17 +284,4 @@ export class MicroVms {
     await waitFor(`the guest of ${name} to be ready`, () => ready, 90_000);
     return { daemon, guest };
   }
-}
-
-/** tap0 beside eth0, and every frame from one to the other. */
-async function wire(netns: string): Promise<void> {
-  await script(
-    netns,
-    `ip tuntap add tap0 mode tap vnet_hdr
-     ip link set tap0 up
-     tc qdisc add dev eth0 ingress
-     tc qdisc add dev tap0 ingress
-     tc filter add dev eth0 parent ffff: protocol all u32 match u32 0 0 action mirred egress redirect dev tap0
-     tc filter add dev tap0 parent ffff: protocol all u32 match u32 0 0 action mirred egress redirect dev eth0`,
-  );
 }

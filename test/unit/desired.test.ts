@@ -1,0 +1,115 @@
+import { expect, it } from 'vitest';
+import { DesiredStates } from '../../src/datapath/desired.js';
+import type { PodLinks } from '../../src/datapath/pod-links.js';
+import type { Pod, PodUid } from '../../src/pods/pod.js';
+import type { Link } from '../../src/runtimes/runtime.js';
+
+function link(index: number, name: string, rest: Partial<Link> = {}): Link {
+  const base = { kind: 'veth', loopback: false, ethernet: true, master: 0 };
+  return { index, name, ...base, peerIndex: undefined, peerNamespaceId: undefined, ...rest };
+}
+
+/** Pod n has its veth's host end at ifindex 100 + n; namespace ids are the pods' numbers. */
+function world(count: number) {
+  const pods = Array.from({ length: count }, (_, n): Pod => {
+    return {
+      uid: `uid-${n}` as PodUid,
+      namespace: 'shop',
+      name: `web-${n}`,
+      serviceAccount: 'default',
+      labels: {},
+      annotations: {},
+      ips: [`10.66.0.${n + 1}`],
+      runtime: 'runc',
+      runtimeHandler: '',
+      sandboxId: '',
+      hostNetwork: false,
+      netns: `/run/netns/${n}`,
+      sources: ['static'],
+    };
+  });
+  const inside = pods.map((_, n): Link[] => [link(2, 'eth0', { peerIndex: 100 + n, peerNamespaceId: 0 })]);
+  const host = new Map(
+    pods.map((_, n) => [100 + n, link(100 + n, `veth${n}`, { peerIndex: 2, peerNamespaceId: n })]),
+  );
+  const gone = new Set<string>();
+  const looked: string[] = [];
+  /** A stand-in for netlink. */
+  const links = {
+    hostLink: async (index: number) => host.get(index),
+    hostLinkByName: async () => undefined,
+    podLinks: async (netns: string) => {
+      looked.push(netns);
+      if (gone.has(netns)) {
+        throw Object.assign(new Error('gone'), { code: 'ENOENT' });
+      }
+      return inside[Number(netns.split('/').at(-1))] ?? [];
+    },
+    namespaceId: async (netns: string) => Number(netns.split('/').at(-1)),
+    isHost: async () => false,
+  };
+  const desired = new DesiredStates({
+    store: { list: () => pods, get: (uid) => pods.find((pod) => pod.uid === uid) },
+    links: links as unknown as PodLinks,
+    defaults: { enrol: 'all', failure: 'closed' },
+    instanceFor: () => ({ name: 'default', index: 0 }),
+    log: { error: () => undefined },
+  });
+  return { desired, pods, inside, host, gone, looked };
+}
+
+const MACVLAN = link(3, 'net1', { kind: 'macvlan', peerIndex: 9, peerNamespaceId: 0 });
+
+it('an interface that came inside a pod is found, and one that went', async () => {
+  const { desired, pods, inside } = world(1);
+  const uid = pods[0]?.uid as PodUid;
+  await desired.update('all');
+  expect(await desired.changedInside()).toEqual([]);
+  inside[0]?.push(MACVLAN);
+  expect(await desired.changedInside()).toEqual([uid]);
+  await desired.update([uid]);
+  expect(desired.outcome(uid)).toMatchObject({ kind: 'desired', unreachable: [{ name: 'net1' }] });
+  inside[0]?.pop();
+  expect(await desired.changedInside()).toEqual([uid]);
+  await desired.update([uid]);
+  expect(desired.outcome(uid)).toMatchObject({ kind: 'desired', unreachable: [] });
+});
+
+it('ten pods are looked into at a time, and all of 25 in three', async () => {
+  const { desired, looked } = world(25);
+  await desired.update('all');
+  const seen = new Set<string>();
+  for (let look = 0; look < 3; look++) {
+    looked.length = 0;
+    await desired.changedInside();
+    expect(looked).toHaveLength(10);
+    for (const netns of looked) {
+      seen.add(netns);
+    }
+  }
+  expect(seen.size).toBe(25);
+});
+
+it('a second veth is located as soon as its host end is heard of', async () => {
+  const { desired, pods, inside, host } = world(2);
+  await desired.update('all');
+  inside[1]?.push(link(3, 'net1', { peerIndex: 300, peerNamespaceId: 0 }));
+  host.set(300, link(300, 'veth300', { peerIndex: 3, peerNamespaceId: 1 }));
+  const affected = await desired.affectedBy(new Set([300]));
+  expect(affected).toEqual([pods[1]?.uid]);
+  await desired.update(affected);
+  const outcome = desired.outcome(pods[1]?.uid as PodUid);
+  expect(outcome).toMatchObject({ endpoints: [{ plan: { ifindex: 101 } }, { plan: { ifindex: 300 } }] });
+});
+
+it('a pod whose namespace cannot be entered any more stays intercepted while its interface is there', async () => {
+  const { desired, pods, gone, host } = world(1);
+  const uid = pods[0]?.uid as PodUid;
+  await desired.update('all');
+  gone.add('/run/netns/0');
+  await desired.update(await desired.changedInside());
+  expect(desired.outcome(uid)).toMatchObject({ kind: 'desired' });
+  host.delete(100);
+  await desired.update('all');
+  expect(desired.outcome(uid)).toMatchObject({ kind: 'left-alone', state: 'PENDING' });
+});
