@@ -55,6 +55,7 @@ export interface SourceLogger {
 /** How long a removed pod is remembered. */
 export const TOMBSTONE_MS = 60_000;
 
+/** Where no source is asked that would know. */
 const UNKNOWN_SERVICE_ACCOUNT = 'default';
 
 /** Weakest first: where two sources disagree about a field, the later one is believed. */
@@ -293,7 +294,7 @@ function joinPods(parts: readonly { source: SourceName; pod: Pod }[]): Pod | und
     uid: strongest.uid,
     namespace: text((pod) => pod.namespace) ?? '',
     name: text((pod) => pod.name) ?? '',
-    serviceAccount: text((pod) => pod.serviceAccount) ?? UNKNOWN_SERVICE_ACCOUNT,
+    serviceAccount: serviceAccountOf(parts),
     labels: map((pod) => pod.labels),
     annotations: map((pod) => pod.annotations),
     ips: Object.freeze([...new Set(strongestFirst.flatMap((pod) => pod.ips))]),
@@ -306,4 +307,17 @@ function joinPods(parts: readonly { source: SourceName; pod: Pod }[]): Pod | und
     ...(owner === undefined ? {} : { owner: Object.freeze({ ...owner }) }),
     sources: Object.freeze(parts.map((part) => part.source)),
   });
+}
+
+/**
+ * What Kubernetes says of a pod that it knows, even that it has none: the API server writes `default` where a pod names
+ * none, but not into mirror pods, which it forbids to have any (plugin/pkg/admission/serviceaccount). A label that the
+ * runtime was given does not change that; the administrator's static file does.
+ */
+function serviceAccountOf(parts: readonly { source: SourceName; pod: Pod }[]): string {
+  const isKnown = parts.some(({ source }) => source === 'kubernetes');
+  const told = parts
+    .filter(({ source }) => !isKnown || source === 'kubernetes' || source === 'static')
+    .findLast(({ pod }) => pod.serviceAccount !== '');
+  return told?.pod.serviceAccount ?? (isKnown ? '' : UNKNOWN_SERVICE_ACCOUNT);
 }

@@ -64,6 +64,20 @@ const names = () =>
     .sort();
 
 describe('pods and namespaces of a real API server', () => {
+  test('have the service account default where they name none, and mirror pods have none at all', async () => {
+    const metadata = { annotations: { 'kubernetes.io/config.mirror': `static-${namespace}` } };
+    // NodeRestriction and the kubelet aside: an object of this form is what the kubelet sends.
+    await plane.createPod(namespace, 'etcd-node-a', { metadata });
+    await plane.createPod(namespace, 'plain');
+    await expect(
+      plane.createPod(namespace, 'wish', { metadata, spec: { serviceAccountName: 'default' } }),
+    ).rejects.toThrow('a mirror pod may not reference service accounts');
+    await follow();
+    await eventually(() => expect(names()).toEqual(['etcd-node-a', 'plain']));
+    const accounts = Object.fromEntries(here().map((pod) => [pod.name, pod.serviceAccount]));
+    expect(accounts).toEqual({ 'etcd-node-a': '', plain: 'default' });
+  });
+
   test('appear with the right fields', async () => {
     await plane.call(
       'PATCH',
