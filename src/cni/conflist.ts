@@ -14,8 +14,8 @@ export interface PluginOptions {
   readonly timeoutMs: number;
 }
 
-/** What the plugin speaks; older ones have no CHECK. */
-const SPOKEN = ['0.4.0', '1.0.0', '1.1.0'];
+/** What the plugin speaks; before 0.3.0 there is no result to hand on. */
+const SPOKEN = ['0.3.1', '0.4.0', '1.0.0', '1.1.0'];
 
 /** Our element of `plugins`. */
 export function pluginEntry({ socket, failure, timeoutMs }: PluginOptions): object {
