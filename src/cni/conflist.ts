@@ -60,6 +60,12 @@ export function withoutPlugin(bytes: Buffer, file: string): Buffer {
   return index < 0 ? bytes : withoutPlugin(withoutEntry(list, index), file);
 }
 
+/** Our entry of the chain, the first where there are several. Throws CniError where it is no conflist. */
+export function pluginIn(bytes: Buffer, file: string): Readonly<Record<string, unknown>> | undefined {
+  const found = parseConflist(bytes, file).plugins.find((plugin) => typeOf(plugin) === PLUGIN_TYPE);
+  return found as Readonly<Record<string, unknown>> | undefined;
+}
+
 /** A conflist of the one plugin that a plain .conf or .json describes, and ours. */
 export function fromPlainConf(bytes: Buffer, options: PluginOptions, file: string): Buffer {
   const value = parseObject(bytes, file);

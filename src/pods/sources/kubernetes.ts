@@ -6,7 +6,14 @@ import type { HandlerTable } from '../runtime-kind.js';
 import { KubernetesClient, KubernetesError } from './kubernetes-client.js';
 import { openApiServerAccess } from './kubernetes-config.js';
 import type { KubernetesMemory } from './kubernetes-memory.js';
-import { type ApiNamespace, type ApiPod, inherit, readNamespace, readPod } from './kubernetes-objects.js';
+import {
+  type ApiNamespace,
+  type ApiPod,
+  escapeSelector,
+  inherit,
+  readNamespace,
+  readPod,
+} from './kubernetes-objects.js';
 import { Reflector, type ReflectorTimes } from './kubernetes-reflector.js';
 
 export interface KubernetesSourceOptions extends Partial<ReflectorTimes> {
@@ -198,11 +205,6 @@ export class KubernetesSource implements PodSource {
       .filter(({ from, pod }) => !from.mirror || !this.#contested.has(pod.uid))
       .map(({ pod }) => pod);
   }
-}
-
-/** Field selectors, as `k8s.io/apimachinery/pkg/fields` escapes them. */
-function escapeSelector(value: string): string {
-  return value.replace(/[\\,=]/g, '\\$&');
 }
 
 function definedOnly({
