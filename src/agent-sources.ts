@@ -8,6 +8,7 @@ import type { PodSource, PodStore } from './pods/pod-store.js';
 import { CniSource } from './pods/sources/cni.js';
 import { CriSource } from './pods/sources/cri.js';
 import { KubernetesSource } from './pods/sources/kubernetes.js';
+import { KubernetesMemory } from './pods/sources/kubernetes-memory.js';
 import { StaticSource } from './pods/sources/static.js';
 
 export type Source = PodSource & { poke?(): void };
@@ -30,13 +31,15 @@ export function openSources(config: Config, runDir: string, store: PodStore, log
     );
   }
   if (config.sources.kubernetes !== undefined) {
+    const kubernetesLog = log.child({ part: 'kubernetes' });
     sources.push(
       new KubernetesSource({
         kubeconfig: config.sources.kubernetes.kubeconfig,
         node: config.node,
         handlers: config.runtimes.handlers,
         store,
-        log: log.child({ part: 'kubernetes' }),
+        memory: new KubernetesMemory({ path: join(runDir, 'kubernetes.json'), log: kubernetesLog }),
+        log: kubernetesLog,
       }),
     );
   }

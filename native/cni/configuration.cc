@@ -12,7 +12,7 @@ namespace cni {
 namespace {
 
 // Oldest first. Their ADD results differ, but only in fields that pass through here untouched.
-constexpr const char *kSupported[] = {"0.4.0", "1.0.0", "1.1.0"};
+constexpr const char *kSupported[] = {"0.3.1", "0.4.0", "1.0.0", "1.1.0"};
 constexpr const char *kAnnotationsCapability = "io.kubernetes.cri.pod-annotations";
 constexpr long kMaxTimeoutMs = 600000;
 

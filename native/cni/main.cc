@@ -1,5 +1,5 @@
 // nodesentry-cni: the chained CNI plugin. It asks the agent, and returns when the pod's datapath is in place.
-// The CNI specification 0.4.0, 1.0.0 and 1.1.0: https://www.cni.dev/docs/spec/
+// The CNI specification 0.3.1 (what primary CNIs still ship), 0.4.0, 1.0.0 and 1.1.0: https://www.cni.dev/docs/spec/
 #include <cerrno>
 #include <csignal>
 #include <cstring>
@@ -83,8 +83,9 @@ int best_effort_del(long started_ms) {
 void run(Command command, const Call &call) {
     const auto &name = call.parameters.command_name;
     bool late = command == Command::kStatus || command == Command::kGc;
+    const char *since = late ? "1.1.0" : command == Command::kCheck ? "0.4.0" : "0.3.1";
 
-    check_version(call.configuration.cni_version, late ? "1.1.0" : "0.4.0", name);
+    check_version(call.configuration.cni_version, since, name);
     switch (command) {
     case Command::kAdd:
         return add(call);

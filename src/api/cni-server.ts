@@ -10,7 +10,13 @@ import type { Logger } from 'pino';
 import type { Admission } from '../datapath/admission.js';
 import type { PodUid } from '../pods/pod.js';
 import type { CniSource } from '../pods/sources/cni.js';
-import { attachmentOf, type CniAdd, type CniRequest, cniRequest } from '../pods/sources/cni-attachment.js';
+import {
+  attachmentOf,
+  type CniAdd,
+  type CniRequest,
+  cniRequest,
+  problemOf,
+} from '../pods/sources/cni-attachment.js';
 import { descriptorOf, type PeerCredentials } from './callers.js';
 import { removeStaleSocket } from './unix-socket.js';
 
@@ -42,6 +48,8 @@ export interface CniServerOptions {
   readonly credentials: (fd: number) => PeerCredentials;
   readonly observeAdd: (result: string, seconds: number) => void;
   readonly log: Pick<Logger, 'info' | 'warn' | 'error'>;
+  /** How long a client may take to ask. Default 5000. */
+  readonly requestTimeoutMs?: number;
 }
 
 export interface CniServer {
@@ -88,25 +96,28 @@ function serve(socket: Socket, options: CniServerOptions): void {
   const chunks: Buffer[] = [];
   let size = 0;
   const answer = (message: CniAnswer) => socket.end(JSON.stringify(message));
-  socket.setTimeout(REQUEST_TIMEOUT_MS, () => socket.destroy());
+  // Of the whole request: a client that sends a byte now and then must not stay for ever.
+  const timer = setTimeout(() => socket.destroy(), options.requestTimeoutMs ?? REQUEST_TIMEOUT_MS);
+  socket.once('close', () => clearTimeout(timer));
   socket.on('error', (error) => options.log.warn({ err: error }, 'cni: connection failed'));
   socket.on('data', (chunk) => {
+    const before = size;
     size += chunk.length;
-    if (size > REQUEST_LIMIT) {
+    if (size <= REQUEST_LIMIT) {
+      chunks.push(chunk);
+    } else if (before <= REQUEST_LIMIT) {
+      // The rest is read and dropped: closed on, the client would not see the answer.
       answer(refusal(CODE.invalid, `the request is longer than ${REQUEST_LIMIT} bytes`));
-      socket.destroySoon();
-      return;
     }
-    chunks.push(chunk);
   });
   socket.once('end', () => {
-    socket.setTimeout(0);
-    const refused = refusalOf(socket, options);
-    if (refused !== undefined) {
-      answer(refused);
+    clearTimeout(timer);
+    if (size > REQUEST_LIMIT) {
       return;
     }
-    respond(Buffer.concat(chunks).toString('utf8'), options).then(answer, (error: unknown) => {
+    const respondTo = async () =>
+      refusalOf(socket, options) ?? (await respond(Buffer.concat(chunks).toString('utf8'), options));
+    respondTo().then(answer, (error: unknown) => {
       options.log.error({ err: error }, 'cni: request failed');
       answer(refusal(CODE.tryAgain, 'the agent failed to answer; its log says why', true));
     });
@@ -162,11 +173,7 @@ function parse(text: string): CniRequest | CniAnswer {
   if (checked.success) {
     return checked.data;
   }
-  const [issue] = checked.error.issues;
-  const field = issue?.path
-    .map((part) => (typeof part === 'number' ? `[${part}]` : `.${String(part)}`))
-    .join('');
-  return refusal(CODE.invalid, `${field?.replace(/^\./, '') || 'the request'}: expected ${issue?.message}`);
+  return refusal(CODE.invalid, problemOf(checked.error, 'the request'));
 }
 
 async function add(request: CniAdd, options: CniServerOptions): Promise<CniAnswer> {

@@ -1,9 +1,13 @@
+import { resolve } from 'node:path';
 import { Command } from 'commander';
+import { builtPlugin } from '../cni/plugin.js';
 import type { CheckResult } from '../doctor/check.js';
 import { globalOptions } from './options.js';
 import { json, oneLine, type Print, printToStdout } from './output.js';
 
 const LABEL: Readonly<Record<CheckResult['status'], string>> = { ok: 'ok  ', warn: 'warn', fail: 'FAIL' };
+/** As `api/cni-server.ts` names it, which would load the native addons. */
+const CNI_SOCKET = 'cni.sock';
 /** Where no configuration can be read: the places it would name by default. */
 const DEFAULT_PLACE = { mark: { value: 0x40, mask: 0x40 }, table: 7340, rulePriority: 90 };
 
@@ -12,17 +16,21 @@ export function doctorCommand(print: Print = printToStdout): Command {
     .description('can this node do it, feature by feature, and what is in the way')
     .option('--json', 'print JSON')
     .action(async (options: { json?: true }, command: Command) => {
-      const { config: path, bpffs } = globalOptions(command);
+      const { config: path, bpffs, runDir } = globalOptions(command);
       // Load the native addons: only where they are needed.
       const { runChecks } = await import('../doctor/check.js');
       const { nodeChecks } = await import('../doctor/node.js');
       const { configurationChecks, readConfig } = await import('../doctor/configuration.js');
+      const { kubernetesChecks } = await import('../doctor/kubernetes.js');
+      const { cniChecks } = await import('../doctor/cni.js');
       const { neighbourChecks } = await import('../doctor/neighbours.js');
       const { config, check } = readConfig(path);
       const results = await runChecks([
         ...nodeChecks(bpffs),
         check,
         ...(config === undefined ? [] : configurationChecks(config)),
+        ...(config === undefined ? [] : kubernetesChecks(config)),
+        ...cniChecks(config?.sources.cni, { socket: resolve(runDir, CNI_SOCKET), plugin: builtPlugin() }),
         ...neighbourChecks(config?.interception ?? DEFAULT_PLACE),
       ]);
       print(options.json ? json(results) : report(results));

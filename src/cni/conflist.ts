@@ -14,8 +14,8 @@ export interface PluginOptions {
   readonly timeoutMs: number;
 }
 
-/** What the plugin speaks; older ones have no CHECK. */
-const SPOKEN = ['0.4.0', '1.0.0', '1.1.0'];
+/** What the plugin speaks; before 0.3.0 there is no result to hand on. */
+const SPOKEN = ['0.3.1', '0.4.0', '1.0.0', '1.1.0'];
 
 /** Our element of `plugins`. */
 export function pluginEntry({ socket, failure, timeoutMs }: PluginOptions): object {
@@ -58,6 +58,12 @@ export function withoutPlugin(bytes: Buffer, file: string): Buffer {
   const list = parseConflist(bytes, file);
   const index = list.plugins.findIndex((plugin) => typeOf(plugin) === PLUGIN_TYPE);
   return index < 0 ? bytes : withoutPlugin(withoutEntry(list, index), file);
+}
+
+/** Our entry of the chain, the first where there are several. Throws CniError where it is no conflist. */
+export function pluginIn(bytes: Buffer, file: string): Readonly<Record<string, unknown>> | undefined {
+  const found = parseConflist(bytes, file).plugins.find((plugin) => typeOf(plugin) === PLUGIN_TYPE);
+  return found as Readonly<Record<string, unknown>> | undefined;
 }
 
 /** A conflist of the one plugin that a plain .conf or .json describes, and ours. */

@@ -35,12 +35,12 @@ export class Admissions {
     for (;;) {
       let reason = await this.#options.unknown(uid, deadline);
       if (reason === undefined) {
-        const status = await this.#look(uid, deadline);
+        const { status, failure } = await this.#look(uid, deadline);
         const decision = status === undefined ? undefined : decide(status);
         if (decision !== undefined) {
           return decision;
         }
-        reason = status?.reason ?? 'the pod is not known yet';
+        reason = failure ?? status?.reason ?? 'the pod is not known yet';
       } else {
         await this.#pause(deadline);
       }
@@ -51,10 +51,14 @@ export class Admissions {
   }
 
   /** Has the pod looked at now. Returns at once when that comes to a decision, and else what it came to after a while. */
-  async #look(uid: PodUid, deadline: AbortSignal): Promise<EndpointStatus | undefined> {
+  async #look(
+    uid: PodUid,
+    deadline: AbortSignal,
+  ): Promise<{ readonly status?: EndpointStatus | undefined; readonly failure?: string | undefined }> {
     const { reconciler } = this.#options;
     const pause = new AbortController();
     let status: EndpointStatus | undefined;
+    let failure: string | undefined;
     const unsubscribe = reconciler.onStatus((other) => {
       if (other === uid) {
         status = reconciler.statusOf(uid);
@@ -65,9 +69,12 @@ export class Admissions {
     });
     try {
       const round = reconciler.reconcilePods([uid]);
-      round.catch(() => pause.abort());
+      // Looked at again after the pause, not at once: what failed now would most likely fail again.
+      round.catch((error: unknown) => {
+        failure = `looking at the pod failed: ${error instanceof Error ? error.message : String(error)}`;
+      });
       await this.#pause(AbortSignal.any([pause.signal, deadline]));
-      return status;
+      return { status, failure };
     } finally {
       unsubscribe();
     }

@@ -93,7 +93,7 @@ export class IdentityService {
 
   /**
    * A pod by its UID, also for 60 s after it went. Without SPIFFE ID and service account while no authority has told
-   * of it. Throws IdentityError.
+   * of it, and where it has none. Throws IdentityError.
    */
   workload(uid: PodUid): { readonly pod: Pod; readonly workload: Workload } {
     const found = this.#podNow(uid);
@@ -116,7 +116,7 @@ export class IdentityService {
         `the flow was recorded for endpoint ${flow.endpointId} (generation ${flow.generation}), whose pod is not known`,
       );
     }
-    this.#requireConfirmed(found.pod);
+    this.#requireNamed(found.pod);
     return {
       workload: workloadOf(found.pod, flow.generation, found.state, this.#options),
       direction: flow.direction,
@@ -138,7 +138,7 @@ export class IdentityService {
         `the flow was not recorded, and ${ip} is the address of ${others.length + 1} pods: ${names}`,
       );
     }
-    this.#requireConfirmed(pod);
+    this.#requireNamed(pod);
     const endpoint = datapath.endpointOf(pod.uid);
     return {
       workload: workloadOf(pod, endpoint?.generation ?? 0, 'LIVE', this.#options),
@@ -171,13 +171,19 @@ export class IdentityService {
     );
   }
 
-  #requireConfirmed(pod: Pod): void {
+  #requireNamed(pod: Pod): void {
     if (!this.#isConfirmed(pod)) {
       const names = this.#options.authorities?.map(({ name }) => name).join(' or ');
       const why = this.#authorityBehind();
       throw new IdentityError(
         'NOT_SYNCED',
         `${names} has not told of pod ${pod.namespace}/${pod.name} yet${why === undefined ? '' : ` (${why})`}`,
+      );
+    }
+    if (pod.serviceAccount === '') {
+      throw new IdentityError(
+        'WORKLOAD_NOT_FOUND',
+        `pod ${pod.namespace}/${pod.name} has no service account, and so no identity: Kubernetes gives none to static pods of the kubelet`,
       );
     }
   }

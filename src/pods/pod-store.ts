@@ -55,6 +55,7 @@ export interface SourceLogger {
 /** How long a removed pod is remembered. */
 export const TOMBSTONE_MS = 60_000;
 
+/** Where no source is asked that would know. */
 const UNKNOWN_SERVICE_ACCOUNT = 'default';
 
 /** Weakest first: where two sources disagree about a field, the later one is believed. */
@@ -65,6 +66,8 @@ export class PodStore {
   readonly epoch: string;
   readonly #nowMs: () => number;
   readonly #sources = new Map<SourceName, Map<PodUid, Pod>>();
+  /** What a source told before this start, until it tells again. */
+  readonly #remembered = new Map<SourceName, ReadonlyMap<PodUid, Pod>>();
   readonly #pods = new Map<PodUid, Pod>();
   readonly #byIp = new Map<string, Pod[]>();
   readonly #tombstones = new Map<PodUid, RemovedPod>();
@@ -91,19 +94,41 @@ export class PodStore {
     if (next.size !== pods.length) {
       throw new RangeError(`source ${source} lists one pod UID twice`);
     }
-    const before = this.#sources.get(source) ?? new Map<PodUid, Pod>();
+    const before = this.#sources.get(source) ?? this.#remembered.get(source) ?? new Map<PodUid, Pod>();
     // A source hands the same object over again where nothing has changed: most pods, most of the time.
     const uids = [...new Set([...before.keys(), ...next.keys()])].filter(
       (uid) => before.get(uid) !== next.get(uid),
     );
     this.#sources.set(source, next);
+    this.#remembered.delete(source);
     this.#publish(uids);
+  }
+
+  /**
+   * What a source told before the agent was started anew; nothing where it has told of pods since. Believed of a pod
+   * that another source names now, and only until this source delivers. It does not count as synced by this, and no
+   * address is taken from it: a sandbox that was made anew has another, and the runtime knows which. RangeError where
+   * one UID stands twice.
+   */
+  rememberSource(source: SourceName, pods: readonly Pod[]): void {
+    const remembered = new Map(pods.map((pod) => [pod.uid, Object.freeze({ ...pod, ips: [] })]));
+    if (remembered.size !== pods.length) {
+      throw new RangeError(`source ${source} remembers one pod UID twice`);
+    }
+    if (this.#sources.has(source)) {
+      return;
+    }
+    const before = this.#remembered.get(source);
+    this.#remembered.set(source, remembered);
+    this.#publish([...new Set([...(before?.keys() ?? []), ...remembered.keys()])]);
   }
 
   /** What has changed at one source that has delivered its whole before, or delivers it bit by bit. */
   updateSource(source: SourceName, changes: { upsert?: readonly Pod[]; remove?: readonly PodUid[] }): void {
     const { upsert = [], remove = [] } = changes;
     const pods = this.#sources.get(source) ?? new Map<PodUid, Pod>();
+    const remembered = this.#remembered.get(source)?.keys() ?? [];
+    this.#remembered.delete(source);
     for (const pod of upsert) {
       pods.set(pod.uid, pod);
     }
@@ -111,7 +136,7 @@ export class PodStore {
       pods.delete(uid);
     }
     this.#sources.set(source, pods);
-    this.#publish([...upsert.map((pod) => pod.uid), ...remove]);
+    this.#publish([...new Set([...upsert.map((pod) => pod.uid), ...remove, ...remembered])]);
   }
 
   #publish(uids: readonly PodUid[]): void {
@@ -167,12 +192,7 @@ export class PodStore {
 
   #rejoin(uid: PodUid): PodChange | undefined {
     const before = this.#pods.get(uid);
-    const after = joinPods(
-      PRECEDENCE.flatMap((source) => {
-        const pod = this.#sources.get(source)?.get(uid);
-        return pod === undefined ? [] : [{ source, pod }];
-      }),
-    );
+    const after = joinPods(this.#partsOf(uid));
     if (isDeepStrictEqual(before, after)) {
       return undefined;
     }
@@ -195,6 +215,16 @@ export class PodStore {
       return { kind: 'remove', pod: before };
     }
     return undefined;
+  }
+
+  /** What every source says of the pod, weakest first. What is only remembered names no pod by itself. */
+  #partsOf(uid: PodUid): { source: SourceName; pod: Pod }[] {
+    const isLive = [...this.#sources.values()].some((pods) => pods.has(uid));
+    return PRECEDENCE.flatMap((source) => {
+      const pod =
+        this.#sources.get(source)?.get(uid) ?? (isLive ? this.#remembered.get(source)?.get(uid) : undefined);
+      return pod === undefined ? [] : [{ source, pod }];
+    });
   }
 
   #noteDeparture(before: Pod | undefined, after: Pod): void {
@@ -264,7 +294,7 @@ function joinPods(parts: readonly { source: SourceName; pod: Pod }[]): Pod | und
     uid: strongest.uid,
     namespace: text((pod) => pod.namespace) ?? '',
     name: text((pod) => pod.name) ?? '',
-    serviceAccount: text((pod) => pod.serviceAccount) ?? UNKNOWN_SERVICE_ACCOUNT,
+    serviceAccount: serviceAccountOf(parts),
     labels: map((pod) => pod.labels),
     annotations: map((pod) => pod.annotations),
     ips: Object.freeze([...new Set(strongestFirst.flatMap((pod) => pod.ips))]),
@@ -277,4 +307,17 @@ function joinPods(parts: readonly { source: SourceName; pod: Pod }[]): Pod | und
     ...(owner === undefined ? {} : { owner: Object.freeze({ ...owner }) }),
     sources: Object.freeze(parts.map((part) => part.source)),
   });
+}
+
+/**
+ * What Kubernetes says of a pod that it knows, even that it has none: the API server writes `default` where a pod names
+ * none, but not into mirror pods, which it forbids to have any (plugin/pkg/admission/serviceaccount). A label that the
+ * runtime was given does not change that; the administrator's static file does.
+ */
+function serviceAccountOf(parts: readonly { source: SourceName; pod: Pod }[]): string {
+  const isKnown = parts.some(({ source }) => source === 'kubernetes');
+  const told = parts
+    .filter(({ source }) => !isKnown || source === 'kubernetes' || source === 'static')
+    .findLast(({ pod }) => pod.serviceAccount !== '');
+  return told?.pod.serviceAccount ?? (isKnown ? '' : UNKNOWN_SERVICE_ACCOUNT);
 }

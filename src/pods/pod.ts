@@ -21,6 +21,7 @@ export interface Pod {
   readonly uid: PodUid;
   readonly namespace: string;
   readonly name: string;
+  /** Empty for a pod that has none, such as the mirror pod of a static pod of the kubelet. */
   readonly serviceAccount: string;
   readonly labels: Readonly<Record<string, string>>;
   readonly annotations: Readonly<Record<string, string>>;
@@ -45,7 +46,9 @@ export function appOf(pod: Pod): string | undefined {
   return labels['nodesentry.io/app'] ?? labels['app.kubernetes.io/name'] ?? labels.app ?? pod.owner?.name;
 }
 
-/** `spiffe://<trust domain>/ns/<namespace>/sa/<service account>` (SPIFFE ID specification, section 2). */
+/** `spiffe://<trust domain>/ns/<namespace>/sa/<service account>` (SPIFFE ID specification, section 2); empty without a service account. */
 export function spiffeIdOf(pod: Pod, trustDomain: string): string {
-  return `spiffe://${trustDomain}/ns/${pod.namespace}/sa/${pod.serviceAccount}`;
+  return pod.serviceAccount === ''
+    ? ''
+    : `spiffe://${trustDomain}/ns/${pod.namespace}/sa/${pod.serviceAccount}`;
 }

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { TestAgent, TestProxy } from '../e2e/agent.js';
 import { Containerd } from '../lab/containerd.js';
-import { tryRun, waitFor } from '../lab/exec.js';
+import { inNetns, tryRun, waitFor } from '../lab/exec.js';
 import { Lab, REMOTE } from '../lab/lab.js';
 import { type LabPod, reply } from '../lab/pod.js';
 import { ControlPlane } from './control-plane.js';
@@ -109,6 +109,8 @@ describe('an agent that follows containerd and Kubernetes', () => {
     await expect(unknown).rejects.toMatchObject({ code: 'NOT_SYNCED' });
 
     await agent.stop('SIGKILL');
+    // Nobody but the runtime has ever told of this one.
+    const newcomer = await containerd.runPod({ name: 'newcomer', namespace: 'shop', runtime: 'runc' });
     const started = agent.start();
     await waitFor('the new agent to say what it waits for', async () => {
       const blockers = await agent.client.status().then(
@@ -117,16 +119,28 @@ describe('an agent that follows containerd and Kubernetes', () => {
       );
       return blockers.includes('source kubernetes has not synced');
     });
-    const dialled = reply(await web.app(['dial', REMOTE[4], '80']));
-    expect(dialled).toMatchObject({ ok: true });
-    await proxy.flowFrom(`${web.ips[4]}:${dialled.localPort}`);
-    const src = { ip: web.ips[4], port: Number(dialled.localPort) };
-    const early = agent.client.resolve({ proto: 'tcp', src, dst: { ip: REMOTE[4], port: 80 } });
-    await expect(early).rejects.toMatchObject({ code: 'NOT_SYNCED' });
+    const remembered = await agent.reaches('web', 'INTERCEPTED');
+    expect(remembered).toMatchObject({
+      serviceAccount: 'web',
+      spiffeId: 'spiffe://cluster.local/ns/shop/sa/web',
+    });
+    const known = await resolveDial(web);
+    expect(known).toMatchObject({
+      assurance: 'DATAPATH_RECORDED',
+      workload: { podUid: web.uid, serviceAccount: 'web' },
+    });
+    await proxy.flowFrom(known.original.src);
+    const table = await tryRun(...inNetns(lab.node, 'nft', ['list', 'table', 'inet', 'nodesentry']));
+    expect(table.stdout).toContain(web.ips[4]);
+    expect(table.stdout).toContain(web.ips[6]);
+    await expect(resolveDial(newcomer)).rejects.toMatchObject({ code: 'NOT_SYNCED' });
+    expect(await agent.workload('newcomer')).toMatchObject({ spiffeId: '', serviceAccount: '' });
+    expect((await agent.client.status()).blockers).toContain('source kubernetes has not synced');
     await plane.startApiServer();
     await started;
     await agent.reaches('web', 'INTERCEPTED');
     expect((await resolveDial(web)).workload.serviceAccount).toBe('web');
+    await newcomer.stop();
   });
 
   test('shows as metrics how well it follows', async () => {

@@ -2,6 +2,9 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from 'vitest';
+import { parseConfig } from '../../src/config/load.js';
+import { runChecks } from '../../src/doctor/check.js';
+import { kubernetesChecks } from '../../src/doctor/kubernetes.js';
 import type { PodUid } from '../../src/pods/pod.js';
 import { PodStore } from '../../src/pods/pod-store.js';
 import { KubernetesSource, type KubernetesSourceOptions } from '../../src/pods/sources/kubernetes.js';
@@ -63,7 +66,58 @@ const names = () =>
     .map(({ name }) => name)
     .sort();
 
+test('doctor tells which permission an account lacks, and is content with deploy/base/rbac.yaml', async () => {
+  const look = async (path: string, node: string) => {
+    const text = `{node: ${node}, sources: {kubernetes: {kubeconfig: ${path}}}}`;
+    return (await runChecks(kubernetesChecks(parseConfig(text, join(folder, 'config.yaml')))))[0];
+  };
+  await plane.createPod(namespace, 'web');
+  expect(await look(kubeconfig, 'node-a')).toMatchObject({ status: 'ok' });
+  expect(await look(kubeconfig, 'elsewhere')).toMatchObject({
+    status: 'warn',
+    found: expect.stringContaining('knows no pod of the node "elsewhere"'),
+  });
+  const poor = join(folder, 'kubeconfig-poor');
+  await plane.createServiceAccount(namespace, 'poor');
+  await plane.writeKubeconfig(poor, { namespace, name: 'poor' });
+  const rights = { apiGroups: [''], resources: ['pods', 'namespaces'] };
+  await plane.call('POST', '/apis/rbac.authorization.k8s.io/v1/clusterroles', {
+    metadata: { name: `poor-${namespace}` },
+    rules: [
+      { ...rights, verbs: ['list'] },
+      { ...rights, resources: ['pods'], verbs: ['get', 'watch'] },
+    ],
+  });
+  await plane.call('POST', '/apis/rbac.authorization.k8s.io/v1/clusterrolebindings', {
+    metadata: { name: `poor-${namespace}` },
+    roleRef: { apiGroup: 'rbac.authorization.k8s.io', kind: 'ClusterRole', name: `poor-${namespace}` },
+    subjects: [{ kind: 'ServiceAccount', name: 'poor', namespace }],
+  });
+  await vi.waitFor(
+    async () =>
+      expect(await look(poor, 'node-a')).toMatchObject({
+        status: 'fail',
+        found: expect.stringMatching(/does not allow us to get namespaces, watch namespaces$/),
+      }),
+    { timeout: 60_000, interval: 100 },
+  );
+});
+
 describe('pods and namespaces of a real API server', () => {
+  test('have the service account default where they name none, and mirror pods have none at all', async () => {
+    const metadata = { annotations: { 'kubernetes.io/config.mirror': `static-${namespace}` } };
+    // NodeRestriction and the kubelet aside: an object of this form is what the kubelet sends.
+    await plane.createPod(namespace, 'etcd-node-a', { metadata });
+    await plane.createPod(namespace, 'plain');
+    await expect(
+      plane.createPod(namespace, 'wish', { metadata, spec: { serviceAccountName: 'default' } }),
+    ).rejects.toThrow('a mirror pod may not reference service accounts');
+    await follow();
+    await eventually(() => expect(names()).toEqual(['etcd-node-a', 'plain']));
+    const accounts = Object.fromEntries(here().map((pod) => [pod.name, pod.serviceAccount]));
+    expect(accounts).toEqual({ 'etcd-node-a': '', plain: 'default' });
+  });
+
   test('appear with the right fields', async () => {
     await plane.call(
       'PATCH',

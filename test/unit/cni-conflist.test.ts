@@ -72,7 +72,8 @@ describe('the text of a conflist', () => {
       '{"cniVersion":"1.1.0","name":"plugins","a":"\\"plugins\\":[","plugins":[{"type":"x","plugins":[]}]}',
     ],
     ['with an escaped key', '{"cniVersion":"1.1.0","name":"a","pl\\u0075gins":[{"type":"x"}]}'],
-    ['with several versions', '{"cniVersions":["0.3.1","1.0.0"],"name":"a","plugins":[{"type":"x"}]}'],
+    ['with several versions', '{"cniVersions":["0.3.0","1.0.0"],"name":"a","plugins":[{"type":"x"}]}'],
+    ['of 0.3.1, as Calico and flannel ship', '{"name":"a","cniVersion":"0.3.1","plugins":[{"type":"x"}]}'],
   ])('%s', (_, text) => {
     const edited = edit(text);
     const { plugins } = JSON.parse(edited) as { plugins: { type: string }[] };
@@ -248,8 +249,8 @@ describe('install', () => {
     ],
     [
       'of an old version',
-      '{"cniVersion":"0.3.1","name":"a","plugins":[{"type":"x"}]}',
-      /: cniVersion: "0.3.1", but .* speaks 0.4.0, 1.0.0, 1.1.0/,
+      '{"cniVersion":"0.3.0","name":"a","plugins":[{"type":"x"}]}',
+      /: cniVersion: "0.3.0", but .* speaks 0.3.1, 0.4.0, 1.0.0, 1.1.0/,
     ],
     ['of no version', '{"name":"a","plugins":[{"type":"x"}]}', /: cniVersion: missing, but/],
   ])('of a conflist %s is one clear error, and nothing is changed', (_, text, message) => {

@@ -5,7 +5,7 @@ import { createServer, type Server, type Socket } from 'node:net';
 import { join } from 'node:path';
 
 export const PLUGIN = join(process.cwd(), 'build/cni/nodesentry-cni');
-export const VERSIONS = ['0.4.0', '1.0.0', '1.1.0'] as const;
+export const VERSIONS = ['0.3.1', '0.4.0', '1.0.0', '1.1.0'] as const;
 export type CniVersion = (typeof VERSIONS)[number];
 
 export interface PluginRun {
@@ -114,6 +114,9 @@ export const INTERCEPTED = answering({ ok: true, state: 'INTERCEPTED' });
 
 /** Results that use every field of their version, unknown ones and numbers that a double would bend. */
 export const RESULTS: Readonly<Record<CniVersion, string>> = {
+  '0.3.1': `{"cniVersion":"0.3.1","interfaces":[{"name":"cali1"},{"name":"eth0","sandbox":"/run/netns/a"}],
+    "ips":[{"version":"4","address":"10.1.0.5/32"},{"version":"6","interface":1,"address":"fd00::5/128"}],
+    "routes":[{"dst":"0.0.0.0/0"}],"dns":{},"x":1.50}`,
   '0.4.0': `{"cniVersion":"0.4.0","interfaces":[{"name":"veth1","mac":"02:00:00:00:00:01"},
     {"name":"eth0","mac":"02:00:00:00:00:02","sandbox":"/run/netns/a"}],
     "ips":[{"version":"4","interface":1,"address":"10.1.0.5/16","gateway":"10.1.0.1"},

@@ -114,8 +114,16 @@ describe.each(VERSIONS)('with CNI %s', (version) => {
     expect(requests[0]?.timeoutMs).toBeLessThanOrEqual(5_000);
   });
 
-  test('CHECK asks the agent and prints nothing', async () => {
+  test('CHECK asks the agent and prints nothing; 0.3.1 does not have it', async () => {
     const { requests } = await agent(INTERCEPTED);
+    if (version === '0.3.1') {
+      expect(errorOf(await call('CHECK', { version }))).toMatchObject({
+        code: 1,
+        msg: 'cniVersion 0.3.1 does not have the command CHECK, which came with 0.4.0',
+      });
+      expect(requests).toEqual([]);
+      return;
+    }
     expect(await call('CHECK', { version })).toMatchObject({ stdout: '', stderr: '', code: 0 });
     expect(requests).toMatchObject([{ command: 'CHECK', prevResult: JSON.parse(RESULTS[version]) }]);
   });
@@ -152,7 +160,7 @@ describe.each(VERSIONS)('with CNI %s', (version) => {
     ]);
   });
 
-  test('VERSION names the three versions and the one it was asked in', async () => {
+  test('VERSION names all versions and the one it was asked in', async () => {
     const run = await callPlugin({ CNI_COMMAND: 'VERSION' }, JSON.stringify({ cniVersion: version }));
     expect(run.code).toBe(0);
     expect(JSON.parse(run.stdout)).toEqual({ cniVersion: version, supportedVersions: [...VERSIONS] });
@@ -465,14 +473,14 @@ describe('bad input has one clear error', () => {
     ['a list', '[]', 6, /not a JSON object/],
     ['null', 'null', 6, /not a JSON object/],
     ['more than 1 MiB', `{"a":"${'x'.repeat(1 << 20)}"}`, 7, /longer than 1 MiB/],
-    ['no version', '{"name":"a"}', 1, /cniVersion is missing.*\["0.4.0","1.0.0","1.1.0"\]/],
+    ['no version', '{"name":"a"}', 1, /cniVersion is missing.*\["0.3.1","0.4.0","1.0.0","1.1.0"\]/],
     [
       'an unknown version',
       '{"cniVersion":"2.0.0"}',
       1,
-      /cniVersion 2.0.0 is not supported.*\["0.4.0","1.0.0","1.1.0"\]/,
+      /cniVersion 2.0.0 is not supported.*\["0.3.1","0.4.0","1.0.0","1.1.0"\]/,
     ],
-    ['an old version', '{"cniVersion":"0.3.1"}', 1, /cniVersion 0.3.1 is not supported/],
+    ['an old version', '{"cniVersion":"0.3.0"}', 1, /cniVersion 0.3.0 is not supported/],
     ['a version that is a number', '{"cniVersion":1}', 7, /^cniVersion: expected a string, got 1$/],
   ];
   test.each(bad)('on stdin: %s', async (_, input, code, message) => {

@@ -129,6 +129,27 @@ describe('the command', () => {
     );
   });
 
+  test('looks at the API server and at the CNI chain where they are sources', async () => {
+    const cni = `{confDir: ${join(folder, 'net.d')}, binDir: ${join(folder, 'bin')}}`;
+    const sources = `{kubernetes: {kubeconfig: none.yaml}, cni: ${cni}}`;
+    writeFileSync(
+      join(folder, 'config.yaml'),
+      `sources: ${sources}\ninstances: [{name: default, outbound: "127.0.0.1:15001"}]\n`,
+    );
+    const { code, stdout } = await doctor(['--json', '--run-dir', join(folder, 'run')]);
+    const results = JSON.parse(stdout) as CheckResult[];
+    const told = ['Kubernetes', 'CNI chain', 'CNI plugin', 'CNI socket'].flatMap((name) =>
+      named(results, name),
+    );
+    expect(code).toBe(1);
+    expect(told.map(({ status, found }) => `${status} ${found}`)).toEqual([
+      expect.stringMatching(/^fail sources\.kubernetes\.kubeconfig: .*none\.yaml: not a kubeconfig/),
+      `fail ${join(folder, 'net.d')} has no network configuration`,
+      `warn ${join(folder, 'bin', 'nodesentry-cni')} does not exist`,
+      expect.stringContaining(`warn no agent answers at ${join(folder, 'run', 'cni.sock')}: `),
+    ]);
+  });
+
   test("fails on others' rules and routes in our table, and warns of their marks and of our priority", async () => {
     netns.ip('rule add fwmark 0xca6c lookup 100 priority 500');
     netns.ip('rule add fwmark 0x100/0xff00 lookup 101 priority 501');

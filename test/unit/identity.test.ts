@@ -218,6 +218,21 @@ describe('where Kubernetes is asked for identities', () => {
     });
   });
 
+  test('a pod that has no service account there has no identity, whatever its labels say', () => {
+    parts.store.replaceSource('cri', [pod('web-0', { serviceAccount: 'admin', sources: ['cri'] })]);
+    parts.store.replaceSource('kubernetes', [pod('web-0', { serviceAccount: '', sources: ['kubernetes'] })]);
+    for (const query of [QUERY, byAddress]) {
+      expect(refusal(query)).toMatchObject({
+        code: 'WORKLOAD_NOT_FOUND',
+        message: expect.stringContaining('pod default/web-0 has no service account'),
+      });
+    }
+    expect(parts.identity.workload(uid('uid-web-0')).workload).toMatchObject({
+      spiffeId: '',
+      serviceAccount: '',
+    });
+  });
+
   test('a pod that it told of keeps its name while it is away', () => {
     parts.store.replaceSource('kubernetes', [pod('web-0', { sources: ['kubernetes'] })]);
     kubernetes.lastError = 'connect ECONNREFUSED';

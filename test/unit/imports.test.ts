@@ -16,7 +16,7 @@ const MAY_IMPORT: Readonly<Record<string, { values: readonly string[]; types?: r
   identity: { values: ['pods'], types: ['datapath'] },
   telemetry: { values: [], types: ['pods', 'datapath'] },
   api: { values: ['identity', 'pods'], types: ['datapath', 'config', 'telemetry'] },
-  doctor: { values: ['native', 'config', 'datapath'] },
+  doctor: { values: ['native', 'cni', 'config', 'datapath', 'pods'] },
   proxy: { values: ['api/client.ts'] },
   'run-lock.ts': { values: [] },
   'opened.ts': { values: [] },

@@ -2,7 +2,7 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
-import { appOf, type PodUid } from '../../src/pods/pod.js';
+import { appOf, type Pod, type PodUid } from '../../src/pods/pod.js';
 import { PodStore } from '../../src/pods/pod-store.js';
 import { KubernetesSource, type KubernetesSourceOptions } from '../../src/pods/sources/kubernetes.js';
 import { ApiServerStandIn, apiNamespace, apiPod, status } from './kubernetes-stand-in.js';
@@ -174,6 +174,19 @@ describe('a mirror pod', () => {
     server.put('pods', mirror('etcd-node-a', '0cc175b9c0f1b6a831c399e269772661'));
     await start();
     expect(podNamed('etcd-node-a')?.uid).toBe('0cc175b9c0f1b6a831c399e269772661');
+  });
+
+  test('has no service account, as the API server refuses one; others have default where it says so', async () => {
+    const { spec, ...rest } = mirror('etcd-node-a', 'static-1');
+    const { serviceAccountName: _, ...bare } = spec as { serviceAccountName: string };
+    server.put('pods', { ...rest, spec: bare });
+    server.put('pods', apiPod('plain', { spec: { serviceAccountName: 'default' } }));
+    await start();
+    // What the runtime knows of it comes from its author.
+    const fromCri = { uid: 'static-1' as PodUid, serviceAccount: 'admin', sources: ['cri' as const] };
+    store.replaceSource('cri', [{ ...(podNamed('plain') as Pod), ...fromCri }]);
+    expect(podNamed('etcd-node-a')).toMatchObject({ serviceAccount: '', sources: ['cri', 'kubernetes'] });
+    expect(podNamed('plain')?.serviceAccount).toBe('default');
   });
 
   test('cannot take the UID of another pod', async () => {

@@ -89,6 +89,16 @@ describe('PodStore', () => {
     expect(store.get(uid('a'))).toEqual(told);
   });
 
+  it('takes the service account from Kubernetes where that knows the pod, even none, unless the file names one', () => {
+    const store = new PodStore();
+    store.replaceSource('cri', [pod('a', { serviceAccount: 'label' }, 'cri'), pod('b', {}, 'cri')]);
+    expect(store.list().map((one) => one.serviceAccount)).toEqual(['label', 'default']);
+    store.replaceSource('kubernetes', [pod('a', {}, 'kubernetes'), pod('b', {}, 'kubernetes')]);
+    expect(store.list().map((one) => one.serviceAccount)).toEqual(['', '']);
+    store.replaceSource('static', [pod('a', { serviceAccount: 'file' })]);
+    expect(store.get(uid('a'))?.serviceAccount).toBe('file');
+  });
+
   it('finds every pod that claims an address, and follows when the address moves', () => {
     const store = new PodStore();
     store.replaceSource('static', [

@@ -3,11 +3,20 @@
  * run directory, which lives as long as the pods' namespaces do: until the node is booted again.
  */
 
-import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import type { Pod, PodUid } from '../pod.js';
 import type { PodSource, PodStore, SourceLogger } from '../pod-store.js';
-import type { CniAttachment } from './cni-attachment.js';
+import { type CniAttachment, readAttachment } from './cni-attachment.js';
 
 export interface CniSourceOptions {
   /** Folder for the files, such as /run/nodesentry/cni. */
@@ -40,8 +49,8 @@ export class CniSource implements PodSource {
   async start(signal: AbortSignal): Promise<void> {
     const { directory, store } = this.#options;
     mkdirSync(directory, { recursive: true, mode: 0o700 });
-    for (const file of readdirSync(directory)) {
-      this.#load(join(directory, file));
+    for (const path of oldestFirst(readdirSync(directory).map((file) => join(directory, file)))) {
+      this.#load(path);
     }
     this.prune();
     const uids = new Set([...this.#attachments.values()].map(({ podUid }) => podUid));
@@ -58,8 +67,14 @@ export class CniSource implements PodSource {
     const path = this.#path(attachment);
     writeFileSync(`${path}.new`, JSON.stringify(attachment));
     renameSync(`${path}.new`, path);
+    // Last, also where it was known before: the newest sandbox counts.
+    const before = this.#attachments.get(keyOf(attachment));
+    this.#attachments.delete(keyOf(attachment));
     this.#attachments.set(keyOf(attachment), attachment);
     this.#publish(attachment.podUid);
+    if (before !== undefined && before.podUid !== attachment.podUid) {
+      this.#publish(before.podUid);
+    }
     return attachment.podUid as PodUid;
   }
 
@@ -101,7 +116,7 @@ export class CniSource implements PodSource {
 
   #load(path: string): void {
     try {
-      const attachment = JSON.parse(readFileSync(path, 'utf8')) as CniAttachment;
+      const attachment = readAttachment(readFileSync(path, 'utf8'));
       if (path !== this.#path(attachment)) {
         throw new Error('the file is not what its name says');
       }
@@ -109,7 +124,7 @@ export class CniSource implements PodSource {
     } catch (error) {
       // Half written by an agent that died, and never told anybody: the runtime has seen its ADD fail.
       this.#options.log.warn({ err: error, path }, 'cni: a file that cannot be read is removed');
-      rmSync(path, { force: true });
+      rmSync(path, { force: true, recursive: true });
     }
   }
 
@@ -154,6 +169,13 @@ export class CniSource implements PodSource {
 
 function keyOf({ containerId, ifname }: Pick<CniAttachment, 'containerId' | 'ifname'>): string {
   return `${containerId}@${ifname}`;
+}
+
+/** In the order in which they were added: nothing is written to a file afterwards. */
+function oldestFirst(paths: readonly string[]): string[] {
+  const times = new Map(paths.map((path) => [path, lstatSync(path, { bigint: true }).mtimeNs]));
+  const timeOf = (path: string) => times.get(path) ?? 0n;
+  return [...paths].sort((a, b) => (timeOf(a) < timeOf(b) ? -1 : timeOf(a) > timeOf(b) ? 1 : 0));
 }
 
 function nameOf({ podNamespace, podName, containerId, ifname }: CniAttachment): object {

@@ -162,6 +162,11 @@ export function inherit(pod: Pod, namespace: ApiNamespace): Pod {
   return missing.length === 0 ? pod : { ...pod, labels: { ...pod.labels, ...Object.fromEntries(missing) } };
 }
 
+/** Field selectors, as `k8s.io/apimachinery/pkg/fields` escapes them. */
+export function escapeSelector(value: string): string {
+  return value.replace(/[\\,=]/g, '\\$&');
+}
+
 /** `metadata.name: Invalid input: …`, of the first thing that is wrong. */
 export function firstProblem(error: z.ZodError): string {
   const [issue] = error.issues;

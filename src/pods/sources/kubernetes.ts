@@ -5,7 +5,15 @@ import type { PodSource, PodStore, SourceLogger, SourceStats } from '../pod-stor
 import type { HandlerTable } from '../runtime-kind.js';
 import { KubernetesClient, KubernetesError } from './kubernetes-client.js';
 import { openApiServerAccess } from './kubernetes-config.js';
-import { type ApiNamespace, type ApiPod, inherit, readNamespace, readPod } from './kubernetes-objects.js';
+import type { KubernetesMemory } from './kubernetes-memory.js';
+import {
+  type ApiNamespace,
+  type ApiPod,
+  escapeSelector,
+  inherit,
+  readNamespace,
+  readPod,
+} from './kubernetes-objects.js';
 import { Reflector, type ReflectorTimes } from './kubernetes-reflector.js';
 
 export interface KubernetesSourceOptions extends Partial<ReflectorTimes> {
@@ -16,6 +24,8 @@ export interface KubernetesSourceOptions extends Partial<ReflectorTimes> {
   /** What the configuration adds to the built-in handler names. */
   readonly handlers: HandlerTable;
   readonly store: PodStore;
+  /** What is known from before until the API server answers; undefined: nothing is. */
+  readonly memory?: Pick<KubernetesMemory, 'recall' | 'note' | 'close'>;
   readonly log: SourceLogger;
   /** Time limit of one call. Default 10 000. */
   readonly deadlineMs?: number;
@@ -77,7 +87,11 @@ export class KubernetesSource implements PodSource {
 
   /** Rejects with KubeconfigError where the access is not configured in a way that can work. */
   async start(signal: AbortSignal): Promise<void> {
-    const { kubeconfig, node, handlers, log, deadlineMs, now = Date.now } = this.#options;
+    const { kubeconfig, node, handlers, log, deadlineMs, memory, now = Date.now } = this.#options;
+    if (memory !== undefined) {
+      this.#options.store.rememberSource(this.name, memory.recall());
+      signal.addEventListener('abort', () => memory.close(), { once: true });
+    }
     const access = await openApiServerAccess(kubeconfig);
     const client = new KubernetesClient(access, deadlineMs ?? 10_000);
     const times = { ...DEFAULT_TIMES, ...definedOnly(this.#options) };
@@ -150,7 +164,9 @@ export class KubernetesSource implements PodSource {
     });
     this.#made = new Map(made.map((one) => [one.from, one]));
     this.#namespacesInUse = new Map(made.map(({ namespace }) => [namespace.name, namespace]));
-    this.#options.store.replaceSource('kubernetes', this.#uncontested(made));
+    const pods = this.#uncontested(made);
+    this.#options.store.replaceSource(this.name, pods);
+    this.#options.memory?.note(pods);
   }
 
   #isOurs({ nodeName, over }: ApiPod): boolean {
@@ -189,11 +205,6 @@ export class KubernetesSource implements PodSource {
       .filter(({ from, pod }) => !from.mirror || !this.#contested.has(pod.uid))
       .map(({ pod }) => pod);
   }
-}
-
-/** Field selectors, as `k8s.io/apimachinery/pkg/fields` escapes them. */
-function escapeSelector(value: string): string {
-  return value.replace(/[\\,=]/g, '\\$&');
 }
 
 function definedOnly({
