@@ -22,6 +22,54 @@ Napi::Value link_create(const Napi::CallbackInfo &info) {
     return Napi::Number::New(info.Env(), fd);
 }
 
+// On a thread of the pool: the kernel waits for a grace period of RCU before tcx is attached, some 20 ms.
+class LinkCreation : public Napi::AsyncWorker {
+  public:
+    LinkCreation(Napi::Env env, int program, int target, uint32_t type, std::string doing)
+        : Napi::AsyncWorker(env), promise_(Napi::Promise::Deferred::New(env)), program_(dup_of(env, program)),
+          target_(target), type_(type), doing_(std::move(doing)) {}
+    Napi::Promise promise() const {
+        return promise_.Promise();
+    }
+
+  protected:
+    void Execute() override {
+        link_.reset(bpf_link_create(program_.get(), target_, static_cast<bpf_attach_type>(type_), nullptr));
+        error_ = errno;
+    }
+    void OnOK() override {
+        if (link_)
+            promise_.Resolve(Napi::Number::New(Env(), link_.release()));
+        else
+            promise_.Reject(kernel_error(Env(), error_, "bpf", doing_).Value());
+    }
+
+  private:
+    // The caller may close its own meanwhile.
+    static Fd dup_of(Napi::Env env, int fd) {
+        Fd copy(fcntl(fd, F_DUPFD_CLOEXEC, 0));
+        if (!copy)
+            throw kernel_error(env, errno, "fcntl", "copying a program's descriptor");
+        return copy;
+    }
+
+    Napi::Promise::Deferred promise_;
+    Fd program_, link_;
+    int target_;
+    uint32_t type_;
+    int error_ = 0;
+    std::string doing_;
+};
+
+Napi::Value link_create_async(const Napi::CallbackInfo &info) {
+    auto *creation = new LinkCreation(info.Env(), fd_argument(info, 0), fd_argument(info, 1),
+                                      info[2].As<Napi::Number>().Uint32Value(), text_argument(info, 3));
+    auto promise = creation->promise();
+
+    creation->Queue();
+    return promise;
+}
+
 Napi::Value link_info(const Napi::CallbackInfo &info) {
     auto env = info.Env();
     bpf_link_info link = {};
@@ -100,6 +148,7 @@ Napi::Value attach_cgroup(const Napi::CallbackInfo &info) {
 
 void define_links(Napi::Env env, Napi::Object exports) {
     exports.Set("linkCreate", Napi::Function::New(env, link_create));
+    exports.Set("linkCreateAsync", Napi::Function::New(env, link_create_async));
     exports.Set("linkInfo", Napi::Function::New(env, link_info));
     exports.Set("linkUpdate", Napi::Function::New(env, link_update));
     exports.Set("linkDetach", Napi::Function::New(env, link_detach));

@@ -56,7 +56,7 @@ export class EndpointProgrammer {
     }
   }
 
-  program(desired: Desired): Programmed {
+  async program(desired: Desired): Promise<Programmed> {
     const { pod, endpoints } = desired;
     const { tables, log } = this.#options;
     const before = this.#programmed.get(pod.uid);
@@ -70,7 +70,7 @@ export class EndpointProgrammer {
         const expected = changed
           ? undefined
           : before?.desired.endpoints.find((other) => isSame(other, endpoint));
-        const done = this.#endpoint(row, desired, endpoint, expected !== undefined);
+        const done = await this.#endpoint(row, desired, endpoint, expected !== undefined);
         changed ||= done;
         // What was found as it should be has just been read; what was written is read back.
         if (done) {
@@ -89,7 +89,12 @@ export class EndpointProgrammer {
   }
 
   /** Returns whether anything had to be done. `wasThere`: it should have been in place already. */
-  #endpoint(row: EndpointRow, desired: Desired, { at, plan }: DesiredEndpoint, wasThere: boolean): boolean {
+  async #endpoint(
+    row: EndpointRow,
+    desired: Desired,
+    { at, plan }: DesiredEndpoint,
+    wasThere: boolean,
+  ): Promise<boolean> {
     const { tables, redirect, programs, sysctls, log, repairs } = this.#options;
     const fields = { pod: nameOf(desired), interface: at.link.name };
     const repaired = (kind: RepairKind, what: string) => {
@@ -108,13 +113,16 @@ export class EndpointProgrammer {
     }
     if (at.kind === 'bridge') {
       const steer: Attachment = { role: 'steer', ifindex: at.bridge.index };
-      const steered = redirect.attach(steer, programs.programs.bridge_steer);
+      const steered = await redirect.attachAsync(steer, programs.programs.bridge_steer);
       if (steered !== 'kept') {
         repaired('attachment', `steering at ${at.bridge.name} was gone: ${steered}`);
         log.info({ bridge: at.bridge.name, ifindex: at.bridge.index }, `steering ${steered}`);
       }
     }
-    const done = redirect.attach({ role: 'egress', ifindex: plan.ifindex }, programs.programs.pod_egress);
+    const done = await redirect.attachAsync(
+      { role: 'egress', ifindex: plan.ifindex },
+      programs.programs.pod_egress,
+    );
     if (done !== 'kept') {
       repaired(
         'attachment',

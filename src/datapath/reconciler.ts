@@ -6,7 +6,7 @@
 
 import type { Pod, PodUid } from '../pods/pod.js';
 import type { PodStore } from '../pods/pod-store.js';
-import { type DesiredOptions, DesiredStates } from './desired.js';
+import { type Desired, type DesiredOptions, DesiredStates } from './desired.js';
 import { EndpointProgrammer } from './endpoint-programmer.js';
 import type { EndpointTables } from './endpoints.js';
 import type { NodeState } from './node-state.js';
@@ -147,14 +147,14 @@ export class Reconciler {
   async #few(uids: ReadonlySet<PodUid>): Promise<void> {
     const touched = await this.#desired.update(uids);
     await this.#options.node.addresses(this.#addresses());
-    this.#apply(touched);
+    await this.#apply(touched);
   }
 
   async #whole(): Promise<void> {
     const { programs, synced } = this.#options;
     const touched = await this.#desired.update('all');
     await this.#options.node.ensure(this.#addresses());
-    this.#apply(touched);
+    await this.#apply(touched);
     if (synced()) {
       this.#withdrawUnwanted();
       this.#forget();
@@ -169,28 +169,36 @@ export class Reconciler {
     return new Set(this.#desired.desired().flatMap(({ pod }) => pod.ips));
   }
 
-  #apply(uids: ReadonlySet<PodUid>): void {
+  /** All at once: attaching waits for the kernel, and for several pods it waits no longer than for one. */
+  async #apply(uids: ReadonlySet<PodUid>): Promise<void> {
     const fresh: PodUid[] = [];
-    for (const uid of uids) {
-      const outcome = this.#desired.outcome(uid);
-      const before = this.#programmer.get(uid);
-      if (outcome?.kind !== 'desired') {
-        this.#leave(uid);
-      } else {
-        const kept = new Set(outcome.endpoints.map(({ plan }) => plan.ifindex));
-        this.#takeOff(before?.desired.endpoints.filter(({ plan }) => !kept.has(plan.ifindex)) ?? []);
-        this.#gone.delete(uid);
-        const { changed } = this.#programmer.program(outcome);
-        if (changed) {
-          this.#options.proofs.forget(uid);
+    await Promise.all(
+      [...uids].map(async (uid) => {
+        const outcome = this.#desired.outcome(uid);
+        if (outcome?.kind === 'desired') {
+          await this.#program(outcome);
+          if (!this.#options.proofs.has(uid)) {
+            fresh.push(uid);
+          }
+        } else {
+          this.#leave(uid);
         }
-        if (!this.#options.proofs.has(uid)) {
-          fresh.push(uid);
-        }
-      }
-      this.#publish(uid);
-    }
+        this.#publish(uid);
+      }),
+    );
     void this.#proveFresh(fresh);
+  }
+
+  async #program(desired: Desired): Promise<void> {
+    const { uid } = desired.pod;
+    const kept = new Set(desired.endpoints.map(({ plan }) => plan.ifindex));
+    const before = this.#programmer.get(uid)?.desired.endpoints ?? [];
+    this.#takeOff(before.filter(({ plan }) => !kept.has(plan.ifindex)));
+    this.#gone.delete(uid);
+    const { changed } = await this.#programmer.program(desired);
+    if (changed) {
+      this.#options.proofs.forget(uid);
+    }
   }
 
   /** Not awaited by rounds: an answer that does not come must not hold up the others. */
@@ -226,7 +234,7 @@ export class Reconciler {
       ) {
         continue;
       }
-      const done = attempt(() => redirect.detach({ role: 'egress', ifindex: plan.ifindex }));
+      const done = attempt(() => redirect.release({ role: 'egress', ifindex: plan.ifindex }));
       sysctls.restore(plan.ifindex);
       tables.withdraw(plan.ifindex);
       proofs.withdraw(plan.ifindex);
@@ -252,7 +260,7 @@ export class Reconciler {
     }
     for (const attachment of redirect.list()) {
       if (!(attachment.role === 'egress' ? endpoints : bridges).has(attachment.ifindex)) {
-        const done = attempt(() => redirect.detach(attachment));
+        const done = attempt(() => redirect.release(attachment));
         sysctls.restore(attachment.ifindex);
         log.info({ ...attachment, ...(done instanceof Error ? { err: done } : {}) }, 'program detached');
       }

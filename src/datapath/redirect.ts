@@ -9,6 +9,7 @@ import {
   attachClsact,
   attachSkLookup,
   attachTcx,
+  attachTcxAsync,
   BpfLink,
   type BpfProgram,
   detachClsact,
@@ -51,6 +52,7 @@ export class Redirect {
   readonly #options: RedirectOptions;
   /** Without tcx nothing is pinned: these are the interfaces that carry a filter of ours. */
   readonly #filters = new Map<string, Attachment>();
+  readonly #underWay = new Map<string, Promise<void>>();
 
   constructor(options: RedirectOptions) {
     this.#options = options;
@@ -83,21 +85,54 @@ export class Redirect {
 
   /** Idempotent. Returns what was done: nothing, a fresh attachment, or an exchange of the program in place. */
   attach(attachment: Attachment, program: BpfProgram): 'kept' | 'attached' | 'updated' {
-    if (this.isAttached(attachment, program)) {
+    const done = this.#reuse(attachment, program);
+    if (done === undefined) {
+      this.#pin(attachment, attachTcx(program, attachment.ifindex, 'ingress'));
+    }
+    return done ?? 'attached';
+  }
+
+  /** As `attach`; the event loop goes on while the kernel waits. */
+  async attachAsync(attachment: Attachment, program: BpfProgram): Promise<'kept' | 'attached' | 'updated'> {
+    const name = pinName(attachment);
+    // A bridge is asked for by each of its pods.
+    await this.#underWay.get(name)?.catch(() => undefined);
+    const done = this.#reuse(attachment, program);
+    if (done !== undefined) {
+      return done;
+    }
+    const making = attachTcxAsync(program, attachment.ifindex, 'ingress').then((link) =>
+      this.#pin(attachment, link),
+    );
+    this.#underWay.set(name, making);
+    try {
+      await making;
+    } finally {
+      this.#underWay.delete(name);
+    }
+    return 'attached';
+  }
+
+  /** What can be done with what is there; undefined: a tcx link has to be made. */
+  #reuse(attachment: Attachment, program: BpfProgram): 'kept' | 'attached' | 'updated' | undefined {
+    const { ifindex } = attachment;
+    const path = join(this.#options.linksPath, pinName(attachment));
+    // Without its pin a link may be on its way out, or nobody can find it after us: another one is made.
+    const isHeld = !this.#options.tcx || existsSync(path);
+    if (isHeld && this.isAttached(attachment, program)) {
       this.#filters.set(pinName(attachment), attachment);
       return 'kept';
     }
     if (!this.#options.tcx) {
-      const before = queryClsact(attachment.ifindex, 'ingress', CLSACT);
-      attachClsact(program, attachment.ifindex, 'ingress', CLSACT);
+      const before = queryClsact(ifindex, 'ingress', CLSACT);
+      attachClsact(program, ifindex, 'ingress', CLSACT);
       this.#filters.set(pinName(attachment), attachment);
       return before === undefined ? 'attached' : 'updated';
     }
-    const path = join(this.#options.linksPath, pinName(attachment));
-    if (existsSync(path)) {
+    if (isHeld) {
       const link = BpfLink.openPinned(path);
       try {
-        if (queryTcx(attachment.ifindex, 'ingress').some((entry) => entry.linkId === link.id)) {
+        if (queryTcx(ifindex, 'ingress').some((entry) => entry.linkId === link.id)) {
           link.update(program);
           return 'updated';
         }
@@ -106,16 +141,18 @@ export class Redirect {
       }
       rmSync(path); // of an interface that is gone, whose ifindex has come back
     }
-    const link = attachTcx(program, attachment.ifindex, 'ingress');
+    return undefined;
+  }
+
+  #pin(attachment: Attachment, link: BpfLink): void {
     try {
-      link.pin(path);
+      link.pin(join(this.#options.linksPath, pinName(attachment)));
     } catch (error) {
       link.detach();
       throw error;
     } finally {
       link.close();
     }
-    return 'attached';
   }
 
   /**
@@ -162,6 +199,19 @@ export class Redirect {
     this.#detachPinned(join(this.#options.linksPath, pinName(attachment)));
     if (this.#filters.delete(pinName(attachment)) && !this.#options.tcx) {
       unlessGone(() => detachClsact(attachment.ifindex, 'ingress', CLSACT));
+    }
+  }
+
+  /**
+   * Lets go of our program, which the kernel takes off a moment later: without waiting for it, as `detach` does. An
+   * interface that is about to go need not be waited for.
+   */
+  release(attachment: Attachment): void {
+    if (this.#options.tcx) {
+      rmSync(join(this.#options.linksPath, pinName(attachment)), { force: true });
+      this.#filters.delete(pinName(attachment));
+    } else {
+      this.detach(attachment);
     }
   }
 

@@ -62,6 +62,7 @@ interface BpfAddon {
   mountBpffs(path: string): boolean;
   closeFd(fd: number): void;
   linkCreate(programFd: number, target: number, attachType: number, doing: string): number;
+  linkCreateAsync(programFd: number, target: number, attachType: number, doing: string): Promise<number>;
   linkInfo(fd: number): { id: number; programId: number; type: number };
   linkUpdate(fd: number, programFd: number): void;
   linkDetach(fd: number): void;

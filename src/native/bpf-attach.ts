@@ -38,6 +38,19 @@ export function attachTcx(program: BpfProgram, ifindex: number, direction: TcxDi
   return new BpfLink(addon.linkCreate(program.fd, ifindex, TCX[direction], doing));
 }
 
+/** As `attachTcx`, without holding up the event loop for the grace period that the kernel waits. */
+export async function attachTcxAsync(
+  program: BpfProgram,
+  ifindex: number,
+  direction: TcxDirection,
+): Promise<BpfLink> {
+  checkProgram(program);
+  checkPositive(ifindex, 'ifindex');
+  checkDirection(direction);
+  const doing = `attaching ${program.name} to tcx ${direction} of ifindex ${ifindex}`;
+  return new BpfLink(await addon.linkCreateAsync(program.fd, ifindex, TCX[direction], doing));
+}
+
 /** In the order in which they run. */
 export function queryTcx(ifindex: number, direction: TcxDirection): TcxEntry[] {
   checkPositive(ifindex, 'ifindex');

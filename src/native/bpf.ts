@@ -10,6 +10,7 @@ export {
   attachSkLookup,
   attachSkMsg,
   attachTcx,
+  attachTcxAsync,
   type CgroupAttachType,
   type ClsactPlace,
   detachClsact,
