@@ -45,21 +45,34 @@ function sameLayout(a: FlatLayout | undefined, b: FlatLayout | undefined): boole
 /** New fields are zero, fields that are no more are dropped. Little-endian numbers grow and shrink at their end. */
 function stepsBetween(from: FlatLayout, to: FlatLayout): Step[] {
   const old = new Map(from.fields.map((field) => [field.name, field]));
-  return to.fields.flatMap((field) => {
+  const steps: Step[] = [];
+  for (const field of to.fields) {
     const before = old.get(field.name);
     if (before === undefined) {
-      return [];
+      continue;
     }
     const length = Math.min(before.size, field.size);
-    return [{ from: before.offset, to: field.offset, length, cut: before.size - length }];
-  });
+    const last = steps.at(-1);
+    // Neighbours that stay neighbours are one step: there may be hundreds of thousands of entries.
+    if (
+      last?.cut === 0 &&
+      last.from + last.length === before.offset &&
+      last.to + last.length === field.offset
+    ) {
+      steps.pop();
+      steps.push({ ...last, length: last.length + length, cut: before.size - length });
+    } else {
+      steps.push({ from: before.offset, to: field.offset, length, cut: before.size - length });
+    }
+  }
+  return steps;
 }
 
-/** False where something would be lost. */
-function carry(steps: readonly Step[], from: Buffer, to: Buffer): boolean {
+/** From and to these offsets. False where something would be lost. */
+function carry(steps: readonly Step[], from: Buffer, fromBase: number, to: Buffer, toBase: number): boolean {
   for (const step of steps) {
-    const end = step.from + step.length;
-    from.copy(to, step.to, step.from, end);
+    const end = fromBase + step.from + step.length;
+    from.copy(to, toBase + step.to, fromBase + step.from, end);
     for (let at = end; at < end + step.cut; at++) {
       if (from[at] !== 0) {
         return false;
@@ -83,15 +96,16 @@ export function copyByName(old: BpfMap, fresh: BpfMap): Copied {
   }
   const keySteps = stepsBetween(before.key, after.key);
   const valueSteps = stepsBetween(before.value, after.value);
-  const entries = old.entries();
-  const keys = Buffer.alloc(entries.length * fresh.keySize);
-  const values = Buffer.alloc(entries.length * fresh.valueSize);
+  const { count: total, keys: oldKeys, values: oldValues } = old.packed();
+  const keys = Buffer.alloc(total * fresh.keySize);
+  const values = Buffer.alloc(total * fresh.valueSize);
   let count = 0;
-  for (const [key, value] of entries) {
+  for (let index = 0; index < total; index++) {
     // Of one that does not fit nothing stays behind: the next entry has the same fields.
-    const toKey = keys.subarray(count * fresh.keySize, (count + 1) * fresh.keySize);
-    const toValue = values.subarray(count * fresh.valueSize, (count + 1) * fresh.valueSize);
-    if (carry(keySteps, key, toKey) && carry(valueSteps, value, toValue)) {
+    if (
+      carry(keySteps, oldKeys, index * old.keySize, keys, count * fresh.keySize) &&
+      carry(valueSteps, oldValues, index * old.valueSize, values, count * fresh.valueSize)
+    ) {
       count += 1;
     }
   }
@@ -102,8 +116,8 @@ export function copyByName(old: BpfMap, fresh: BpfMap): Copied {
   if (refused > 0) {
     throw new DatapathError(
       'LAYOUT_MISMATCH',
-      `${refused} of ${entries.length} entries of the pinned map ${old.name} find no room in the ${fresh.maxEntries} of this agent's: run "nodesentry cleanup" first`,
+      `${refused} of ${total} entries of the pinned map ${old.name} find no room in the ${fresh.maxEntries} of this agent's: run "nodesentry cleanup" first`,
     );
   }
-  return { added, unfit: entries.length - count };
+  return { added, unfit: total - count };
 }

@@ -126,11 +126,16 @@ export class BpfMap extends Handle {
 
   /** Key and value of every entry; in batches where the map type has them. Entries may come and go meanwhile. */
   entries(): [Buffer, Buffer][] {
-    const { count, keys, values } = addon.mapEntries(this.fd, this.keySize, this.valueSize, this.maxEntries);
+    const { count, keys, values } = this.packed();
     return Array.from({ length: count }, (_, i) => [
       keys.subarray(i * this.keySize, (i + 1) * this.keySize),
       values.subarray(i * this.valueSize, (i + 1) * this.valueSize),
     ]);
+  }
+
+  /** As `entries`, keys and values each packed one after the other: for the many entries of a large map. */
+  packed(): { count: number; keys: Buffer; values: Buffer } {
+    return addon.mapEntries(this.fd, this.keySize, this.valueSize, this.maxEntries);
   }
 
   /** How many of the keys were there. */
