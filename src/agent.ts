@@ -1,8 +1,6 @@
 /** Wires the stages together; the only place that builds things. */
 
-import { existsSync } from 'node:fs';
-import { dirname, join } from 'node:path';
-import { fileURLToPath } from 'node:url';
+import { dirname } from 'node:path';
 import type { Logger } from 'pino';
 import { startCni } from './agent-cni.js';
 import { createReconciler } from './agent-datapath.js';
@@ -21,7 +19,7 @@ import { openPrograms } from './datapath/programs.js';
 import { Repairs } from './datapath/repairs.js';
 import { Datapath } from './datapath/view.js';
 import { IdentityService } from './identity/resolve.js';
-import { isBpffs } from './native/bpf.js';
+import { isBpffs, tcxSupported } from './native/bpf.js';
 import { type LinkEvent, Netfilter, openLinkEvents, peerCredentials } from './native/kernel.js';
 import { Opened } from './opened.js';
 import { type PodChange, PodStore } from './pods/pod-store.js';
@@ -42,6 +40,8 @@ export interface AgentOptions {
   readonly bpffs: string;
   /** Where sysctls are written; /proc/sys unless that is read-only here. */
   readonly procSys: string;
+  /** Folder with the compiled BPF objects. */
+  readonly bpfObjects: string;
   /** The default of `node` in the configuration; undefined: the hostname. */
   readonly nodeName?: string;
   /** False: a missing bpffs is an error. A mount in a container's own namespace would take the datapath with it. */
@@ -99,7 +99,7 @@ async function start(
   log: Logger,
 ): Promise<void> {
   const programs = opened.add(
-    openPrograms({ bpffs: options.bpffs, objects: objectsPath(), mark: config.interception.mark }),
+    openPrograms({ bpffs: options.bpffs, objects: options.bpfObjects, mark: config.interception.mark }),
     (handle) => handle.close(),
   );
   log.info({ takenOver: programs.takenOver, bpffs: options.bpffs }, 'BPF programs ready');
@@ -144,6 +144,12 @@ async function start(
 
   // Listeners before the first program: an enrolled pod must not meet an empty map for want of a look.
   listeners.refresh();
+  const migrated = programs.finishMigration(
+    tcxSupported() ? undefined : (await socket.links()).map(({ index }) => index),
+  );
+  if (migrated !== undefined) {
+    log.info(migrated, 'took over from an agent of an older layout');
+  }
   const look = setInterval(
     () => guarded(log, 'looking for listeners', () => listeners.refresh()),
     LISTENER_LOOK_MS,
@@ -231,15 +237,6 @@ async function start(
   }
   await reconciler.reconcile();
   log.info({ node: config.node, runDir: options.runDir, blockers: blockers() }, 'agent running');
-}
-
-/** build/bpf beside dist/ or src/. */
-function objectsPath(): string {
-  const path = join(fileURLToPath(new URL('..', import.meta.url)), 'build', 'bpf');
-  if (!existsSync(path)) {
-    throw new StartError(`${path} does not exist: run "make build"`);
-  }
-  return path;
 }
 
 function guarded(log: Logger, doing: string, step: () => unknown): void {

@@ -6,7 +6,17 @@
 
 #include <linux/types.h>
 
+/* The folder of the pins under the bpffs, v1; a newer agent takes over what an older one left (docs/upgrade.md). */
+#ifndef LAYOUT_VERSION
 #define LAYOUT_VERSION 1
+#endif
+
+/* The tests have the same sources compiled with a field more here and there: another layout to migrate to. */
+#ifdef TEST_LAYOUT
+#define TEST_FIELD(type) type test_field;
+#else
+#define TEST_FIELD(type)
+#endif
 
 #define MAX_ENDPOINTS 16384
 #define MAX_SOURCES 65536 /* addresses over all endpoints */
@@ -17,6 +27,11 @@
 /* An IPv4 address stands in its IPv4-mapped IPv6 form (RFC 4291, 2.5.5.2). */
 struct address {
     __u8 bytes[16];
+};
+
+/* What the agent asks the objects for, before it looks at anything that is pinned. */
+enum layout {
+    LAYOUT = LAYOUT_VERSION,
 };
 
 enum direction {
@@ -31,7 +46,8 @@ enum endpoint_flag {
 
 /* endpoints: host-side ifindex -> struct endpoint */
 struct endpoint {
-    __u32 id;         /* never reused while anything refers to it; 0 is nobody */
+    __u32 id; /* never reused while anything refers to it; 0 is nobody */
+    TEST_FIELD(__u32)
     __u32 generation; /* grows each time the pod is enrolled anew */
     __u32 instance;
     __u32 flags; /* enum endpoint_flag */
@@ -47,6 +63,7 @@ struct source_key {
 /* workloads: endpoint id -> the pod it stands for, so that a restarted agent finds its ids again */
 struct workload {
     char uid[64]; /* NUL-padded */
+    TEST_FIELD(__u32)
     __u32 generation;
     __u32 ifindex;
 };
@@ -64,6 +81,7 @@ struct flow_key {
 };
 
 struct flow {
+    TEST_FIELD(__u64)
     __u64 started_ns; /* CLOCK_MONOTONIC */
     __u32 endpoint;
     __u32 generation;

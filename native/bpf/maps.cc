@@ -1,11 +1,14 @@
 // Maps by descriptor. Sizes are checked in TypeScript against what mapInfo() told.
+#include <memory>
 #include <vector>
 
 #include <bpf/bpf.h>
+#include <bpf/btf.h>
 #include <bpf/libbpf.h>
 
 #include "common/errors.hh"
 #include "functions.hh"
+#include "layout.hh"
 
 namespace ns {
 
@@ -40,6 +43,31 @@ Napi::Value map_info(const Napi::CallbackInfo &info) {
     return result;
 }
 
+// The kernel keeps the BTF that a map was created with; some types (SOCKMAP, ring buffer) have none.
+Napi::Value map_shape(const Napi::CallbackInfo &info) {
+    auto env = info.Env();
+    bpf_map_info map = {};
+    uint32_t length = sizeof(map);
+
+    if (bpf_obj_get_info_by_fd(fd_argument(info, 0), &map, &length))
+        throw kernel_error(env, errno, "bpf", "reading a map's description");
+    std::unique_ptr<btf, decltype(&btf__free)> types(nullptr, btf__free);
+    if (map.btf_id) {
+        types.reset(btf__load_from_kernel_by_id(map.btf_id));
+        if (!types)
+            throw kernel_error(env, errno, "bpf", "reading the types of map " + std::string(map.name));
+    }
+    auto result = Napi::Object::New(env);
+    result.Set("type", map.type);
+    result.Set("flags", map.map_flags);
+    result.Set("keySize", map.key_size);
+    result.Set("valueSize", map.value_size);
+    result.Set("maxEntries", map.max_entries);
+    result.Set("key", flat_layout(env, types.get(), map.btf_key_type_id));
+    result.Set("value", flat_layout(env, types.get(), map.btf_value_type_id));
+    return result;
+}
+
 Napi::Value map_get(const Napi::CallbackInfo &info) {
     auto env = info.Env();
     auto key = info[1].As<Napi::Uint8Array>();
@@ -59,6 +87,30 @@ void map_set(const Napi::CallbackInfo &info) {
 
     if (bpf_map_update_elem(fd_argument(info, 0), key.Data(), value.Data(), flags))
         throw kernel_error(info.Env(), errno, "bpf", "setting a map entry");
+}
+
+// Entries whose key is there already are left as they are.
+Napi::Value map_add_many(const Napi::CallbackInfo &info) {
+    auto env = info.Env();
+    int fd = fd_argument(info, 0);
+    auto keys = info[1].As<Napi::Uint8Array>();
+    auto values = info[2].As<Napi::Uint8Array>();
+    uint32_t key_size = info[3].As<Napi::Number>().Uint32Value();
+    uint32_t value_size = info[4].As<Napi::Number>().Uint32Value();
+    uint32_t added = 0, refused = 0;
+
+    for (size_t i = 0; i < keys.ByteLength() / key_size; i++) {
+        if (bpf_map_update_elem(fd, keys.Data() + i * key_size, values.Data() + i * value_size, BPF_NOEXIST) == 0)
+            added++;
+        else if (errno == E2BIG)
+            refused++;
+        else if (errno != EEXIST)
+            throw kernel_error(env, errno, "bpf", "adding map entries");
+    }
+    auto result = Napi::Object::New(env);
+    result.Set("added", added);
+    result.Set("refused", refused);
+    return result;
 }
 
 // A SOCKMAP says EINVAL for a slot that is empty; an array says it for every key, for nothing in it can be deleted.
@@ -190,8 +242,10 @@ Napi::Value possible_cpus(const Napi::CallbackInfo &info) {
 
 void define_maps(Napi::Env env, Napi::Object exports) {
     exports.Set("mapInfo", Napi::Function::New(env, map_info));
+    exports.Set("mapShape", Napi::Function::New(env, map_shape));
     exports.Set("mapGet", Napi::Function::New(env, map_get));
     exports.Set("mapSet", Napi::Function::New(env, map_set));
+    exports.Set("mapAddMany", Napi::Function::New(env, map_add_many));
     exports.Set("mapDelete", Napi::Function::New(env, map_delete));
     exports.Set("mapEntries", Napi::Function::New(env, map_entries));
     exports.Set("mapDeleteMany", Napi::Function::New(env, map_delete_many));

@@ -10,6 +10,7 @@
 #include <bpf/btf.h>
 
 #include "common/errors.hh"
+#include "layout.hh"
 
 namespace ns {
 
@@ -51,6 +52,7 @@ Napi::Function Object::define(Napi::Env env) {
                            InstanceMethod("setReadOnlyData", &Object::set_read_only_data),
                            InstanceMethod("reuseMap", &Object::reuse_map),
                            InstanceMethod("load", &Object::load),
+                           InstanceMethod("mapShape", &Object::map_shape),
                            InstanceMethod("mapFd", &Object::map_fd),
                            InstanceMethod("programFd", &Object::program_fd),
                            InstanceMethod("layout", &Object::layout),
@@ -145,6 +147,26 @@ void Object::load(const Napi::CallbackInfo &info) {
     int error = bpf_object__load(get(info.Env()));
     if (error)
         throw kernel_error(info.Env(), -error, "bpf", "loading " + path_, take_messages());
+}
+
+Napi::Value Object::map_shape(const Napi::CallbackInfo &info) {
+    auto env = info.Env();
+    auto *object = get(env);
+    std::string name = text_argument(info, 0);
+    bpf_map *map = bpf_object__find_map_by_name(object, name.c_str());
+
+    if (!map)
+        throw Napi::RangeError::New(env, "map " + name + " is not in " + path_);
+    const btf *btf = bpf_object__btf(object);
+    auto result = Napi::Object::New(env);
+    result.Set("type", static_cast<uint32_t>(bpf_map__type(map)));
+    result.Set("flags", bpf_map__map_flags(map));
+    result.Set("keySize", bpf_map__key_size(map));
+    result.Set("valueSize", bpf_map__value_size(map));
+    result.Set("maxEntries", bpf_map__max_entries(map));
+    result.Set("key", flat_layout(env, btf, bpf_map__btf_key_type_id(map)));
+    result.Set("value", flat_layout(env, btf, bpf_map__btf_value_type_id(map)));
+    return result;
 }
 
 Napi::Value Object::map_fd(const Napi::CallbackInfo &info) {

@@ -18,6 +18,7 @@ class Object : public Napi::ObjectWrap<Object> {
     void set_read_only_data(const Napi::CallbackInfo &info);
     void reuse_map(const Napi::CallbackInfo &info);
     void load(const Napi::CallbackInfo &info);
+    Napi::Value map_shape(const Napi::CallbackInfo &info);
     Napi::Value map_fd(const Napi::CallbackInfo &info);
     Napi::Value program_fd(const Napi::CallbackInfo &info);
     Napi::Value layout(const Napi::CallbackInfo &info);

@@ -9,7 +9,7 @@ export function cleanupCommand(print: Print = printToStdout): Command {
     )
     .option('--json', 'print JSON')
     .action(async (options: { json?: true }, command: Command) => {
-      const { runDir, bpffs, procSys } = globalOptions(command);
+      const { runDir, bpffs, procSys, bpfObjects } = globalOptions(command);
       const { lockHolder } = await import('../run-lock.js');
       const holder = lockHolder(runDir);
       if (holder !== undefined) {
@@ -17,7 +17,7 @@ export function cleanupCommand(print: Print = printToStdout): Command {
       }
       // Loads the native addons: only where they are needed.
       const { cleanup } = await import('../datapath/cleanup.js');
-      const report = await cleanup({ runDir, bpffs, procSys });
+      const report = await cleanup({ runDir, bpffs, procSys, objects: bpfObjects });
       if (options.json) {
         print(json(report));
       } else {

@@ -16,7 +16,7 @@ export function doctorCommand(print: Print = printToStdout): Command {
     .description('can this node do it, feature by feature, and what is in the way')
     .option('--json', 'print JSON')
     .action(async (options: { json?: true }, command: Command) => {
-      const { config: path, bpffs, runDir } = globalOptions(command);
+      const { config: path, bpffs, bpfObjects, runDir } = globalOptions(command);
       // Load the native addons: only where they are needed.
       const { runChecks } = await import('../doctor/check.js');
       const { nodeChecks } = await import('../doctor/node.js');
@@ -26,7 +26,7 @@ export function doctorCommand(print: Print = printToStdout): Command {
       const { neighbourChecks } = await import('../doctor/neighbours.js');
       const { config, check } = readConfig(path);
       const results = await runChecks([
-        ...nodeChecks(bpffs),
+        ...nodeChecks(bpffs, bpfObjects),
         check,
         ...(config === undefined ? [] : configurationChecks(config)),
         ...(config === undefined ? [] : kubernetesChecks(config)),

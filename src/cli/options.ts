@@ -1,5 +1,6 @@
 /** The options that every subcommand understands, before or after its name. */
 
+import { fileURLToPath } from 'node:url';
 import { type Command, InvalidArgumentError, Option } from 'commander';
 
 export interface GlobalOptions {
@@ -7,6 +8,7 @@ export interface GlobalOptions {
   readonly config: string;
   readonly bpffs: string;
   readonly procSys: string;
+  readonly bpfObjects: string;
 }
 
 const DEFAULTS: GlobalOptions = {
@@ -14,6 +16,8 @@ const DEFAULTS: GlobalOptions = {
   config: '/etc/nodesentry/config.yaml',
   bpffs: '/sys/fs/bpf/nodesentry',
   procSys: '/proc/sys',
+  // Not taken from datapath/pins.ts, which loads the native addons.
+  bpfObjects: fileURLToPath(new URL('../../build/bpf', import.meta.url)),
 };
 
 export function addGlobalOptions(program: Command): Command {
@@ -25,6 +29,12 @@ export function addGlobalOptions(program: Command): Command {
       new Option('--proc-sys <dir>', 'where sysctls can be written: in a container /proc/sys is read-only')
         .env('NODESENTRY_PROC_SYS')
         .default(DEFAULTS.procSys),
+    )
+    .addOption(
+      new Option('--bpf-objects <dir>', 'where the compiled BPF objects are: for packagers and tests')
+        .env('NODESENTRY_BPF_OBJECTS')
+        .default(DEFAULTS.bpfObjects)
+        .hideHelp(),
     );
 }
 

@@ -10,14 +10,16 @@ import { promisify } from 'node:util';
 import { tcxSupported } from '../native/bpf.js';
 import { RouteSocket } from './netlink.js';
 import { removeTable } from './nftables.js';
+import { layoutVersion, pinnedVersions, refuseNewerLayout, versionFolder } from './pins.js';
 import { removePolicyRoutes } from './policy-routes.js';
-import { LAYOUT } from './programs.js';
 import { Redirect } from './redirect.js';
 import { InterfaceSysctls } from './sysctls.js';
 
 export interface CleanupOptions {
   readonly runDir: string;
   readonly bpffs: string;
+  /** Folder with the compiled objects: they say which layouts are ours to take away. */
+  readonly objects: string;
   readonly procSys: string;
 }
 
@@ -27,6 +29,7 @@ export interface CleanupReport {
 }
 
 export async function cleanup(options: CleanupOptions): Promise<CleanupReport> {
+  refuseNewerLayout(options.bpffs, layoutVersion(options.objects));
   const removed: string[] = [];
   const socket = new RouteSocket();
   try {
@@ -42,24 +45,26 @@ export async function cleanup(options: CleanupOptions): Promise<CleanupReport> {
   return { removed };
 }
 
-async function detachAll(options: CleanupOptions, socket: RouteSocket): Promise<string[]> {
-  const tcx = tcxSupported();
-  const redirect = new Redirect({ linksPath: join(options.bpffs, LAYOUT, 'links'), tcx });
+async function detachAll({ bpffs }: CleanupOptions, socket: RouteSocket): Promise<string[]> {
   const links = await socket.links();
-  redirect.adoptFilters(links.map((link) => link.index));
   const names = new Map(links.map((link) => [link.index, link.name]));
-  const lookup = redirect.detachLookup() ? ['program for socket lookup'] : [];
-  const attached = redirect.list().map((attachment) => {
-    redirect.detach(attachment);
-    return `program ${attachment.role} at ${names.get(attachment.ifindex) ?? `ifindex ${attachment.ifindex} (gone)`}`;
+  // Without tcx there may be filters although nothing is pinned.
+  const folders = [...pinnedVersions(bpffs).map((version) => versionFolder(bpffs, version)), bpffs];
+  return folders.flatMap((folder) => {
+    const redirect = new Redirect({ linksPath: join(folder, 'links'), tcx: tcxSupported() });
+    redirect.adoptFilters([...names.keys()]);
+    const lookup = redirect.detachLookup() ? ['program for socket lookup'] : [];
+    const attached = redirect.list().map((attachment) => {
+      redirect.detach(attachment);
+      return `program ${attachment.role} at ${names.get(attachment.ifindex) ?? `ifindex ${attachment.ifindex} (gone)`}`;
+    });
+    return [...lookup, ...attached];
   });
-  return [...lookup, ...attached];
 }
 
 async function removePins(bpffs: string): Promise<string[]> {
-  const root = join(bpffs, LAYOUT);
   const removed: string[] = [];
-  if (existsSync(root)) {
+  for (const root of pinnedVersions(bpffs).map((version) => versionFolder(bpffs, version))) {
     for (const folder of readdirSync(root)) {
       for (const pin of readdirSync(join(root, folder))) {
         rmSync(join(root, folder, pin));

@@ -75,8 +75,8 @@ export class Flows {
     const { flowKey, flow } = this.#options.layouts;
     return this.#options.flows
       .entries()
-      .map(([key, value]) => ({ key, value, started: value.readBigUInt64LE(0) }))
-      .sort((a, b) => (a.started < b.started ? 1 : a.started > b.started ? -1 : 0))
+      .map(([key, value]) => ({ key, value, started: flow.number(value, 'started_ns') }))
+      .sort((a, b) => b.started - a.started)
       .slice(0, limit)
       .map(({ key, value }) => {
         const [src, dst] = this.#addresses(key, flowKey);

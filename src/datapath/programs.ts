@@ -1,20 +1,27 @@
 /**
- * The BPF objects: loaded, pinned under `<bpffs>/v1`, taken over by the next agent.
+ * The BPF objects: loaded, pinned under `<bpffs>/v<layout version>`, taken over by the next agent.
  *
  * A program's pin bears its tag (a hash of its instructions) and the mark it was built with: an agent that brings
  * the very same program keeps the one that is running and changes nothing; another one is pinned beside it, the
  * links are moved over one by one (each atomically), and the old pin goes.
  */
 
-import { existsSync, mkdirSync, readdirSync, rmSync } from 'node:fs';
-import { dirname, join } from 'node:path';
-import { BpfMap, BpfObject, BpfProgram, isBpffs, mountBpffs } from '../native/bpf.js';
+import { existsSync, readdirSync, rmSync } from 'node:fs';
+import { join } from 'node:path';
+import { BpfMap, type BpfObject, BpfProgram } from '../native/bpf.js';
 import { isKernelError } from '../native/errors.js';
 import { DatapathError } from './errors.js';
 import { type Layouts, readLayouts } from './layouts.js';
-
-export const LAYOUT = 'v1';
-const KERNEL_BPFFS = '/sys/fs/bpf';
+import { Migration, type MigrationReport } from './migration.js';
+import {
+  layoutVersion,
+  MAPS,
+  type MapName,
+  openObjectFile,
+  prepareBpffs,
+  refuseNewerLayout,
+  versionFolder,
+} from './pins.js';
 
 /** One object file each, and the program in it. */
 const PROGRAMS = {
@@ -24,18 +31,6 @@ const PROGRAMS = {
   canary: 'canary',
 } as const;
 export type ProgramName = keyof typeof PROGRAMS;
-
-const MAPS = [
-  'endpoints',
-  'sources',
-  'workloads',
-  'listeners',
-  'flows',
-  'counters',
-  'canaries',
-  'events',
-] as const;
-export type MapName = (typeof MAPS)[number];
 
 export interface ProgramsOptions {
   /** Folder below a bpffs, such as /sys/fs/bpf/nodesentry; mounted where it is not on one. */
@@ -57,35 +52,15 @@ export interface Programs {
    * holds them, but the next agent would find nothing. Returns what was wrong, in words.
    */
   ensurePins(): readonly string[];
+  /**
+   * Exchanges the programs of an older agent for ours, where one left any; call it once every map is filled, listeners
+   * included, and before anything is attached. `filters`: the interfaces of the host, where the kernel has no tcx.
+   * Closed without it, an unfinished migration leaves the older agent's things as they were.
+   */
+  finishMigration(filters?: readonly number[]): MigrationReport | undefined;
   /** Drops the pins of programs that no link uses any more; call it after the links have been moved. */
   removeStalePrograms(): readonly string[];
   close(): void;
-}
-
-/** The folders under `bpffs`; mounts a bpffs there, or at /sys/fs/bpf, where none is. */
-export function prepareBpffs(bpffs: string): void {
-  const mountPoint = bpffs.startsWith(`${KERNEL_BPFFS}/`) ? KERNEL_BPFFS : bpffs;
-  const existing = [bpffs, dirname(bpffs)].find((path) => existsSync(path));
-  if (existing === undefined || !isBpffs(existing)) {
-    mountBpffs(mountPoint);
-  }
-  for (const folder of ['maps', 'programs', 'links']) {
-    mkdirSync(join(bpffs, LAYOUT, folder), { recursive: true, mode: 0o700 });
-  }
-}
-
-/** Refuses to work beside a layout that a newer agent left behind. */
-export function refuseNewerLayout(bpffs: string): void {
-  const versions = existsSync(bpffs) ? readdirSync(bpffs) : [];
-  const newer = versions.find(
-    (name) => /^v\d+$/.test(name) && Number(name.slice(1)) > Number(LAYOUT.slice(1)),
-  );
-  if (newer !== undefined) {
-    throw new DatapathError(
-      'LAYOUT_NEWER',
-      `${join(bpffs, newer)} belongs to a newer agent: run that one, or its "nodesentry cleanup" first`,
-    );
-  }
 }
 
 function u32Bytes(value: number): Buffer {
@@ -94,14 +69,14 @@ function u32Bytes(value: number): Buffer {
   return bytes;
 }
 
-function reuse(object: BpfObject, name: MapName, map: BpfMap, bpffs: string): void {
+function reuse(object: BpfObject, name: MapName, map: BpfMap, mapsPath: string): void {
   try {
     object.reuseMap(name, map);
   } catch (error) {
     if (isKernelError(error) && error.code === 'EINVAL') {
       throw new DatapathError(
         'LAYOUT_MISMATCH',
-        `${join(bpffs, LAYOUT, 'maps', name)} is of another shape than in this agent's objects: run "nodesentry cleanup" first`,
+        `${join(mapsPath, name)} is of another shape than in this agent's objects: run "nodesentry cleanup" first`,
         error,
       );
     }
@@ -109,17 +84,18 @@ function reuse(object: BpfObject, name: MapName, map: BpfMap, bpffs: string): vo
   }
 }
 
-function openObject(options: ProgramsOptions, file: string, maps: ReadonlyMap<MapName, BpfMap>): BpfObject {
-  const path = join(options.objects, `${file}.bpf.o`);
-  if (!existsSync(path)) {
-    throw new DatapathError('OBJECT_MISSING', `${path} does not exist: run "make build"`);
-  }
-  const object = BpfObject.open(path);
+function openObject(
+  options: ProgramsOptions,
+  file: string,
+  mapsPath: string,
+  maps: ReadonlyMap<MapName, BpfMap>,
+): BpfObject {
+  const object = openObjectFile(options.objects, file);
   try {
     object.setReadOnlyData('mark_value', u32Bytes(options.mark.value));
     object.setReadOnlyData('mark_mask', u32Bytes(options.mark.mask));
     for (const [name, map] of maps) {
-      reuse(object, name, map, options.bpffs);
+      reuse(object, name, map, mapsPath);
     }
     object.load();
     return object;
@@ -164,14 +140,25 @@ function pinnedId(path: string, kind: typeof BpfMap | typeof BpfProgram): number
   }
 }
 
+function shareMaps({ objects }: ProgramsOptions, migration: Migration): void {
+  const object = openObjectFile(objects, PROGRAMS.pod_egress);
+  try {
+    migration.shareMaps(object);
+  } finally {
+    object.close();
+  }
+}
+
 function pinName(program: BpfProgram, name: string, mark: ProgramsOptions['mark']): string {
   return `${name}-${program.tag}-${mark.value.toString(16)}-${mark.mask.toString(16)}`;
 }
 
 export function openPrograms(options: ProgramsOptions): Programs {
-  refuseNewerLayout(options.bpffs);
-  prepareBpffs(options.bpffs);
-  const root = join(options.bpffs, LAYOUT);
+  const version = layoutVersion(options.objects);
+  refuseNewerLayout(options.bpffs, version);
+  let migration = Migration.find(options.bpffs, version);
+  prepareBpffs(options.bpffs, version);
+  const root = versionFolder(options.bpffs, version);
   const mapsPath = join(root, 'maps');
   const programsPath = join(root, 'programs');
   const closers: (() => void)[] = [];
@@ -179,19 +166,23 @@ export function openPrograms(options: ProgramsOptions): Programs {
     for (const closer of closers.splice(0).reverse()) {
       closer();
     }
+    migration?.abandon();
   };
   const own: Own = (handle) => {
     closers.push(() => handle.close());
     return handle;
   };
   try {
+    if (migration !== undefined) {
+      shareMaps(options, migration);
+    }
     const maps = openPinnedMaps(mapsPath, own);
     const takenOver = maps.size === MAPS.length;
     let layouts: Layouts | undefined;
     const programs = new Map<ProgramName, BpfProgram>();
     const current = new Set<string>();
     for (const name of Object.keys(PROGRAMS) as ProgramName[]) {
-      const object = own(openObject(options, PROGRAMS[name], maps));
+      const object = own(openObject(options, PROGRAMS[name], mapsPath, maps));
       layouts ??= readLayouts(object);
       for (const mapName of MAPS) {
         if (!maps.has(mapName)) {
@@ -217,6 +208,10 @@ export function openPrograms(options: ProgramsOptions): Programs {
     if (layouts === undefined) {
       throw new DatapathError('LAYOUT_MISMATCH', 'no BPF object was loaded');
     }
+    const byName = Object.fromEntries(maps) as Record<MapName, BpfMap>;
+    const programByName = Object.fromEntries(programs) as Record<ProgramName, BpfProgram>;
+    // Before anybody reads them: the ids and generations in them must go on.
+    migration?.copy(byName);
     const pinned = [
       ...[...maps].map(([name, map]) => ({ path: join(mapsPath, name), handle: map, kind: BpfMap })),
       ...[...programs].map(([name, program]) => ({
@@ -228,7 +223,7 @@ export function openPrograms(options: ProgramsOptions): Programs {
     return {
       layouts,
       ensurePins: () => {
-        prepareBpffs(options.bpffs);
+        prepareBpffs(options.bpffs, version);
         return pinned.flatMap(({ path, handle, kind }) => {
           const before = pinnedId(path, kind);
           if (before === handle.id) {
@@ -239,10 +234,15 @@ export function openPrograms(options: ProgramsOptions): Programs {
           return [`the pin ${path} ${before === undefined ? 'was missing' : 'was of something else'}`];
         });
       },
-      maps: Object.fromEntries(maps) as Record<MapName, BpfMap>,
-      programs: Object.fromEntries(programs) as Record<ProgramName, BpfProgram>,
+      maps: byName,
+      programs: programByName,
       linksPath: join(root, 'links'),
       takenOver,
+      finishMigration: (filters) => {
+        const report = migration?.finish(byName, programByName, filters);
+        migration = undefined;
+        return report;
+      },
       removeStalePrograms: () => {
         const stale = readdirSync(programsPath).filter((pin) => !current.has(pin));
         for (const pin of stale) {

@@ -38,6 +38,18 @@ export interface RedirectOptions {
 
 const LOOKUP_PIN = 'lookup';
 const ROLE_OF: Readonly<Record<string, Role>> = { pod_egress: 'egress', bridge_steer: 'steer' };
+const PROGRAM_OF = { egress: 'pod_egress', steer: 'bridge_steer' } as const;
+
+/** The program that runs by a link of this pin name, and the interface; undefined where we call no link so. */
+export function pinnedLink(
+  name: string,
+): { readonly program: 'pod_egress' | 'bridge_steer' | 'reuse'; readonly ifindex?: number } | undefined {
+  const attachment = parsePinName(name);
+  if (attachment !== undefined) {
+    return { program: PROGRAM_OF[attachment.role], ifindex: attachment.ifindex };
+  }
+  return name === LOOKUP_PIN ? { program: 'reuse' } : undefined;
+}
 
 function pinName({ role, ifindex }: Attachment): string {
   return `${role}-${ifindex}`;
@@ -244,7 +256,7 @@ export class Redirect {
 }
 
 /** Interfaces, and what is attached to them, may go at any moment. */
-function unlessGone<T>(step: () => T): T | undefined {
+export function unlessGone<T>(step: () => T): T | undefined {
   try {
     return step();
   } catch (error) {

@@ -4,7 +4,7 @@ import { existsSync, readFileSync } from 'node:fs';
 import { release } from 'node:os';
 import { dirname } from 'node:path';
 import { type Capability, missingCapabilities } from '../datapath/capabilities.js';
-import { refuseNewerLayout } from '../datapath/programs.js';
+import { layoutVersion, refuseNewerLayout } from '../datapath/pins.js';
 import { isBpffs, tcxSupported } from '../native/bpf.js';
 import { type Check, type Finding, fail, ok, warn } from './check.js';
 import { podInterfaces } from './hooks.js';
@@ -19,6 +19,7 @@ const podInterfaceNames: Interfaces = () =>
 
 export function nodeChecks(
   bpffs: string,
+  objects: string,
   sysctl: Sysctl = readSysctl,
   command: Command = runCommand,
   interfaces: Interfaces = podInterfaceNames,
@@ -34,7 +35,7 @@ export function nodeChecks(
       ],
     },
     { name: 'capabilities', run: () => [capabilities()] },
-    { name: 'bpffs', run: () => [bpffsAt(bpffs)] },
+    { name: 'bpffs', run: () => [bpffsAt(bpffs, objects)] },
     {
       name: 'tcx',
       run: () => [
@@ -81,12 +82,16 @@ export function capabilities(missing: readonly Capability[] = missingCapabilitie
       );
 }
 
-/** The agent mounts one itself, at /sys/fs/bpf for a folder below it, else at the folder (see programs.ts). */
-export function bpffsAt(path: string, filesystems = readFileSync('/proc/filesystems', 'utf8')): Finding {
+/** The agent mounts one itself, at /sys/fs/bpf for a folder below it, else at the folder (see pins.ts). */
+export function bpffsAt(
+  path: string,
+  objects: string,
+  filesystems = readFileSync('/proc/filesystems', 'utf8'),
+): Finding {
   const mounted = [path, dirname(path)].find((candidate) => existsSync(candidate) && isBpffs(candidate));
   if (mounted !== undefined) {
     try {
-      refuseNewerLayout(path);
+      refuseNewerLayout(path, layoutVersion(objects));
     } catch (error) {
       return fail(error instanceof Error ? error.message : String(error), 'do what the message says');
     }

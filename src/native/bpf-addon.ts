@@ -11,6 +11,25 @@ export interface MapInfo {
   maxEntries: number;
 }
 
+export interface FlatLayout {
+  /** Bytes. */
+  readonly size: number;
+  /** Nested structs are taken apart (`address.bytes`); the field of a plain number has no name. */
+  readonly fields: readonly { readonly name: string; readonly offset: number; readonly size: number }[];
+}
+
+/** What makes two maps the same. Layouts are undefined where the kernel keeps no types: SOCKMAP, ring buffer. */
+export interface MapShape {
+  readonly type: number;
+  readonly flags: number;
+  readonly keySize: number;
+  /** Of one CPU, in a per-CPU map. */
+  readonly valueSize: number;
+  readonly maxEntries: number;
+  readonly key: FlatLayout | undefined;
+  readonly value: FlatLayout | undefined;
+}
+
 export interface ProgramInfo {
   readonly name: string;
   /** `enum bpf_prog_type`. */
@@ -24,6 +43,7 @@ export interface NativeObject {
   setReadOnlyData(variable: string, value: Uint8Array): void;
   reuseMap(name: string, fd: number): void;
   load(): void;
+  mapShape(name: string): MapShape;
   mapFd(name: string): number;
   programFd(name: string): number;
   layout(struct: string): { size: number; fields: { name: string; offset: number; size: number }[] };
@@ -40,6 +60,14 @@ interface BpfAddon {
   Object: new (path: string) => NativeObject;
   RingBuffer: new (fd: number, onRecords: (records: Buffer[]) => void, limit: number) => NativeRingBuffer;
   mapInfo(fd: number): MapInfo;
+  mapShape(fd: number): MapShape;
+  mapAddMany(
+    fd: number,
+    keys: Uint8Array,
+    values: Uint8Array,
+    keySize: number,
+    valueSize: number,
+  ): { added: number; refused: number };
   mapGet(fd: number, key: Uint8Array, valueSize: number): Buffer | undefined;
   mapSet(fd: number, key: Uint8Array, value: Uint8Array, flags: number): void;
   mapDelete(fd: number, key: Uint8Array): boolean;

@@ -1,7 +1,7 @@
 /** Maps, programs and links: each owns one descriptor. */
 
 import { checkBytes, checkFd, checkOneOf, checkPositive, checkText } from './addon.js';
-import { addon, type ProgramInfo, type TestRunResult } from './bpf-addon.js';
+import { addon, type MapShape, type ProgramInfo, type TestRunResult } from './bpf-addon.js';
 
 const UPDATE_FLAGS = { any: 0, create: 1, replace: 2 } as const;
 const CONTEXT_LIMIT = 4096;
@@ -79,6 +79,22 @@ export class BpfMap extends Handle {
     return new BpfMap(addon.openPinned(path, 'map'));
   }
 
+  /** As the kernel knows it, types included. */
+  shape(): MapShape {
+    return addon.mapShape(this.fd);
+  }
+
+  /**
+   * Adds entries whose key is not there yet, keys and values each packed one after the other. `refused`: those that
+   * found the map full.
+   */
+  addMany(keys: Uint8Array, values: Uint8Array): { added: number; refused: number } {
+    const count = keys.length / this.keySize;
+    checkBytes(keys, 'keys', Math.floor(count) * this.keySize);
+    checkBytes(values, 'values', count * this.valueSize);
+    return addon.mapAddMany(this.fd, keys, values, this.keySize, this.valueSize);
+  }
+
   /** Of a SOCKMAP with values of 8 bytes: the socket's cookie. */
   get(key: Uint8Array): Buffer | undefined {
     checkBytes(key, 'key', this.keySize);
@@ -110,11 +126,16 @@ export class BpfMap extends Handle {
 
   /** Key and value of every entry; in batches where the map type has them. Entries may come and go meanwhile. */
   entries(): [Buffer, Buffer][] {
-    const { count, keys, values } = addon.mapEntries(this.fd, this.keySize, this.valueSize, this.maxEntries);
+    const { count, keys, values } = this.packed();
     return Array.from({ length: count }, (_, i) => [
       keys.subarray(i * this.keySize, (i + 1) * this.keySize),
       values.subarray(i * this.valueSize, (i + 1) * this.valueSize),
     ]);
+  }
+
+  /** As `entries`, keys and values each packed one after the other: for the many entries of a large map. */
+  packed(): { count: number; keys: Buffer; values: Buffer } {
+    return addon.mapEntries(this.fd, this.keySize, this.valueSize, this.maxEntries);
   }
 
   /** How many of the keys were there. */

@@ -1,7 +1,7 @@
 /** A compiled BPF object file, and the layouts that its BTF describes. */
 
 import { checkBytes, checkText } from './addon.js';
-import { addon, type NativeObject } from './bpf-addon.js';
+import { addon, type MapShape, type NativeObject } from './bpf-addon.js';
 import { BpfMap, BpfProgram, checkMap } from './bpf-handles.js';
 
 export interface StructField {
@@ -48,6 +48,12 @@ export class BpfObject {
   /** KernelError with the verifier's `log` where the kernel refuses. */
   load(): void {
     this.#native.load();
+  }
+
+  /** As declared; needs no `load`. RangeError where the object has no such map. */
+  mapShape(name: string): MapShape {
+    checkText(name, 'name');
+    return this.#native.mapShape(name);
   }
 
   /** A descriptor of its own: outlives the object. */

@@ -4,6 +4,7 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, it } from 'vitest';
+import { DEFAULT_OBJECTS } from '../../src/datapath/pins.js';
 import type { CheckResult } from '../../src/doctor/check.js';
 import { kernel, nodeChecks } from '../../src/doctor/node.js';
 import { inNetns, type Output, run, runIn, tryRun } from '../lab/exec.js';
@@ -91,7 +92,7 @@ it('fails where replies would inherit our mark', async () => {
 });
 
 it('goes on when one check breaks', async () => {
-  const broken = nodeChecks('/nowhere', () => {
+  const broken = nodeChecks('/nowhere', DEFAULT_OBJECTS, () => {
     throw new Error('no /proc');
   });
   const { runChecks } = await import('../../src/doctor/check.js');

@@ -5,6 +5,7 @@ import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { parseConfig } from '../../src/config/load.js';
+import { DEFAULT_OBJECTS } from '../../src/datapath/pins.js';
 import { CLSACT } from '../../src/datapath/redirect.js';
 import { type CheckResult, runChecks } from '../../src/doctor/check.js';
 import { configurationChecks, listeners } from '../../src/doctor/configuration.js';
@@ -170,7 +171,7 @@ describe('the command', () => {
 
 describe('the node', () => {
   test('a check that breaks is a line of its own, and the others go on', async () => {
-    const broken = nodeChecks('/nowhere', () => {
+    const broken = nodeChecks('/nowhere', DEFAULT_OBJECTS, () => {
       throw new Error('no /proc');
     });
     const results = await runChecks(broken);
@@ -189,6 +190,7 @@ describe('the node', () => {
     };
     const checks = nodeChecks(
       '/nowhere',
+      DEFAULT_OBJECTS,
       (name) => settings[name],
       inside,
       async () => ['veth1', 'veth2'],
@@ -201,7 +203,7 @@ describe('the node', () => {
 
   test('says whether nft is missing, or the kernel has not what our table needs', async () => {
     const nft = async (command: Command) =>
-      named(await runChecks(nodeChecks('/nowhere', undefined, command)), 'nftables');
+      named(await runChecks(nodeChecks('/nowhere', DEFAULT_OBJECTS, undefined, command)), 'nftables');
     expect(await nft(inside)).toMatchObject([{ status: 'ok' }]);
     expect(netns.exec('nft', 'list', 'tables')).toBe('');
     const missing: Command = (command) => runCommand(`${command}-that-is-not-there`, []);
@@ -217,12 +219,17 @@ describe('the node', () => {
 
   test('knows where a bpffs is, where the agent would mount one, and what a newer agent left', () => {
     const bpffs = temporaryBpffs(cleanup);
-    expect(bpffsAt(join(bpffs, 'nodesentry'))).toMatchObject({ status: 'ok', found: `mounted at ${bpffs}` });
-    expect(bpffsAt(join(folder, 'bpf'))).toMatchObject({ status: 'ok' });
-    expect(bpffsAt(join(folder, 'a/b/c'))).toMatchObject({ status: 'fail' });
-    expect(bpffsAt(join(folder, 'bpf'), 'nodev\tproc\n')).toMatchObject({ found: 'not in this kernel' });
+    expect(bpffsAt(join(bpffs, 'nodesentry'), DEFAULT_OBJECTS)).toMatchObject({
+      status: 'ok',
+      found: `mounted at ${bpffs}`,
+    });
+    expect(bpffsAt(join(folder, 'bpf'), DEFAULT_OBJECTS)).toMatchObject({ status: 'ok' });
+    expect(bpffsAt(join(folder, 'a/b/c'), DEFAULT_OBJECTS)).toMatchObject({ status: 'fail' });
+    expect(bpffsAt(join(folder, 'bpf'), DEFAULT_OBJECTS, 'nodev\tproc\n')).toMatchObject({
+      found: 'not in this kernel',
+    });
     mkdirSync(join(bpffs, 'nodesentry/v2'), { recursive: true });
-    expect(bpffsAt(join(bpffs, 'nodesentry')).found).toContain('belongs to a newer agent');
+    expect(bpffsAt(join(bpffs, 'nodesentry'), DEFAULT_OBJECTS).found).toContain('belongs to a newer agent');
   });
 });
 
