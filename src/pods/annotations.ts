@@ -1,5 +1,6 @@
 /** What a pod's own labels and annotations ask of us. */
 
+import { parseIp } from './ip.js';
 import type { FailurePolicy, Pod } from './pod.js';
 
 /** labelled: pods that say `enabled`. all: every pod that does not say `disabled`. */
@@ -19,6 +20,15 @@ export interface Interception {
 
 const PREFIX = 'nodesentry.io/';
 
+const PORTS = 'all, none or ports from 1 to 65535 such as 80,8000-8080';
+
+/** Key, what is expected of its value, and whether a value is that. */
+const SELECTIONS = [
+  ['outbound', PORTS, arePorts],
+  ['inbound', PORTS, arePorts],
+  ['exclude-outbound-cidrs', 'CIDRs such as 10.0.0.0/8,fd00::/8', areCidrs],
+] as const;
+
 /** Keys that say what a pod is, which it cannot have from its namespace. */
 const IDENTITY_KEYS: readonly string[] = [`${PREFIX}app`, `${PREFIX}service-account`];
 
@@ -35,14 +45,15 @@ export function interceptionOf(
   const problems: string[] = [];
   const intercept = choice(pod, 'intercept', ['enabled', 'disabled'], problems);
   const failure = choice(pod, 'failure', ['closed', 'open'], problems);
-  for (const key of ['outbound', 'inbound', 'exclude-outbound-cidrs']) {
+  for (const [key, expected, isRight] of SELECTIONS) {
     const value = given(pod, key);
     if (value === undefined || (value === 'all' && key !== 'exclude-outbound-cidrs')) {
       continue;
     }
-    problems.push(
-      `${PREFIX}${key}: ${JSON.stringify(value)} is not available in this version and has no effect`,
-    );
+    const wrong = isRight(value)
+      ? `${JSON.stringify(value)} is not available in this version and has no effect`
+      : `expected ${expected}, got ${JSON.stringify(value)}`;
+    problems.push(`${PREFIX}${key}: ${wrong}`);
   }
   return {
     enrolled: defaults.enrol === 'all' ? intercept !== 'disabled' : intercept === 'enabled',
@@ -67,4 +78,23 @@ function choice<T extends string>(
 
 function given(pod: Pick<Pod, 'labels' | 'annotations'>, key: string): string | undefined {
   return pod.annotations[PREFIX + key] ?? pod.labels[PREFIX + key];
+}
+
+function arePorts(value: string): boolean {
+  if (value === 'all' || value === 'none') {
+    return true;
+  }
+  return value.split(',').every((part) => {
+    const [from = '', to = from, ...rest] = part.trim().split('-');
+    const isPort = (text: string) => /^\d{1,5}$/.test(text) && Number(text) >= 1 && Number(text) <= 65_535;
+    return rest.length === 0 && isPort(from) && isPort(to) && Number(from) <= Number(to);
+  });
+}
+
+function areCidrs(value: string): boolean {
+  return value.split(',').every((part) => {
+    const [ip = '', bits = '', ...rest] = part.trim().split('/');
+    const most = ip.includes(':') ? 128 : 32;
+    return rest.length === 0 && parseIp(ip) !== undefined && /^\d{1,3}$/.test(bits) && Number(bits) <= most;
+  });
 }

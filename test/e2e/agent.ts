@@ -93,13 +93,16 @@ export class TestAgent {
     return this.#daemon?.log() ?? '';
   }
 
-  /** Starts the agent and waits until it is ready. */
-  async start(): Promise<void> {
+  /** Starts the agent and waits until it is ready, or only until it runs. */
+  async start({ ready = true } = {}): Promise<void> {
     this.#starts += 1;
     const args = ['--run-dir', this.runDir, '--bpffs', this.bpffs, '--config', this.configPath, 'agent'];
     const daemon = this.#lab.daemon(this.#lab.node, `agent-${this.#starts}`, CLI, args);
     this.#daemon = daemon;
     await daemon.logged(/"msg":"agent running"/, 30_000);
+    if (!ready) {
+      return;
+    }
     await waitFor('the agent to be ready', () =>
       this.client.status().then(
         ({ ready }) => ready,

@@ -17,6 +17,7 @@ const REPAIR_MS = 2_000;
 
 let lab: Lab;
 let agent: TestAgent;
+let ptp: Containerd;
 let proxy: TestProxy;
 let routed: LabPod;
 let bridged: LabPod;
@@ -29,7 +30,8 @@ beforeAll(async () => {
   await lab.serve();
   // As WireGuard and some clouds set it: the pods' interfaces then need a sysctl of ours.
   await inNode('sysctl', '-qw', 'net.ipv4.conf.all.src_valid_mark=1');
-  const [ptp, bridge] = [await Containerd.start(lab, 'ptp'), await Containerd.start(lab, 'bridge')];
+  ptp = await Containerd.start(lab, 'ptp');
+  const bridge = await Containerd.start(lab, 'bridge');
   agent = new TestAgent(lab, {
     sources: { cri: { endpoint: `unix://${ptp.socket}` }, static: { file: 'pods.yaml' } },
   });
@@ -410,16 +412,33 @@ it('a rule of somebody else that takes our packets away is told, for every pod, 
   await agent.reaches('routed', 'INTERCEPTED');
 });
 
-/** istio/istio 60882: after a reboot the pods are there before the agent, and stay outside the mesh. */
-it('pods that were there before the agent are intercepted, and nothing of an earlier life misleads it', async () => {
-  await agent.stop('SIGKILL');
-  await run(...(['sh', ['-c', `find ${agent.bpffs} -type f -delete; rm -rf ${agent.runDir}/*`]] as const));
+/** As a reboot leaves it: nothing of ours in the kernel, nothing in /run, and the pods there before the agent. */
+async function forgetEverything(): Promise<void> {
+  await run('sh', ['-c', `find ${agent.bpffs} -type f -delete; rm -rf ${agent.runDir}/*`]);
   await inNode('nft', 'delete', 'table', 'inet', 'nodesentry');
   for (const family of ['-4', '-6']) {
     await inNode('ip', family, 'rule', 'del', 'pref', '90');
     await inNode('ip', family, 'route', 'flush', 'table', '7340');
   }
-  expect((await inNode('bpftool', '-j', 'net')).includes('pod_egress')).toBe(false);
+  await waitFor(
+    'the programs to be gone',
+    async () => !(await inNode('bpftool', 'net')).includes('pod_egress'),
+  );
+}
+
+/** Ids and generations are new ones. */
+async function expectAsSound(): Promise<void> {
+  type State = Record<'rules' | 'routes' | 'nft' | 'pins' | 'sysctls' | 'listening', unknown>;
+  const [now, then] = [await kernelState(), sound].map((text) => JSON.parse(text) as State);
+  for (const part of ['rules', 'routes', 'nft', 'pins', 'sysctls', 'listening'] as const) {
+    expect(now?.[part]).toEqual(then?.[part]);
+  }
+}
+
+/** istio/istio 60882: after a reboot the pods are there before the agent, and stay outside the mesh. */
+it('pods that were there before the agent are intercepted, and nothing of an earlier life misleads it', async () => {
+  await agent.stop('SIGKILL');
+  await forgetEverything();
   // Left behind by an agent of before the reboot: numbers that mean something else by now.
   writeFileSync(
     join(agent.runDir, 'sysctls.json'),
@@ -428,8 +447,17 @@ it('pods that were there before the agent are intercepted, and nothing of an ear
   await agent.start();
   await agent.adopted(2);
   await expectIntercepted();
-  const now = JSON.parse(await kernelState()) as { rules: string[]; nft: string };
-  const then = JSON.parse(sound) as { rules: string[]; nft: string };
-  expect(now.rules).toEqual(then.rules);
-  expect(now.nft).toBe(then.nft);
+  await expectAsSound();
+});
+
+it('an agent that is up before the runtime ends in the same state', async () => {
+  await agent.stop('SIGKILL');
+  await ptp.down();
+  await forgetEverything();
+  await agent.start({ ready: false });
+  expect((await agent.client.status()).blockers).toContain('source cri has not synced');
+  await ptp.up();
+  await agent.adopted(2);
+  await expectIntercepted();
+  await expectAsSound();
 });

@@ -149,7 +149,15 @@ export class Containerd {
 
   /** Containers go on; the socket is a new one. */
   async restart(): Promise<void> {
+    await this.down();
+    await this.up();
+  }
+
+  async down(): Promise<void> {
     await this.#daemon?.stop();
+  }
+
+  async up(): Promise<void> {
     await this.#boot();
     await this.#answers();
   }
