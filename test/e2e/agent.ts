@@ -11,6 +11,8 @@ import type { LabPod } from '../lab/pod.js';
 
 const CLI = join(import.meta.dirname, '../../bin/nodesentry');
 
+const DEFAULT_OBJECTS = join(import.meta.dirname, '../../build/bpf');
+
 export const OUTBOUND = ['127.0.0.1:15001', '[::1]:15001'] as const;
 
 /** The label that the CRI source takes a service account from, where no kubelet has set labels of its own. */
@@ -47,6 +49,8 @@ export class TestAgent {
   readonly configPath: string;
   readonly podsPath: string;
   readonly client: ApiClient;
+  /** Folder of the BPF objects that the next start takes, and every other command: another version of the agent. */
+  objects = DEFAULT_OBJECTS;
   #daemon: Daemon | undefined;
   #starts = 0;
 
@@ -96,8 +100,10 @@ export class TestAgent {
   /** Starts the agent and waits until it is ready, or only until it runs. */
   async start({ ready = true } = {}): Promise<void> {
     this.#starts += 1;
-    const args = ['--run-dir', this.runDir, '--bpffs', this.bpffs, '--config', this.configPath, 'agent'];
-    const daemon = this.#lab.daemon(this.#lab.node, `agent-${this.#starts}`, CLI, args);
+    const daemon = this.#lab.daemon(this.#lab.node, `agent-${this.#starts}`, CLI, [
+      ...this.#globals(),
+      'agent',
+    ]);
     this.#daemon = daemon;
     await daemon.logged(/"msg":"agent running"/, 30_000);
     if (!ready) {
@@ -117,8 +123,12 @@ export class TestAgent {
 
   /** The CLI as a user runs it on the node. */
   cli(...words: readonly string[]): Promise<Output> {
-    const globals = ['--run-dir', this.runDir, '--bpffs', this.bpffs, '--config', this.configPath];
-    return tryRun(...inNetns(this.#lab.node, CLI, [...words, ...globals]));
+    return tryRun(...inNetns(this.#lab.node, CLI, [...words, ...this.#globals()]));
+  }
+
+  #globals(): string[] {
+    const { runDir, bpffs, configPath, objects } = this;
+    return ['--run-dir', runDir, '--bpffs', bpffs, '--config', configPath, '--bpf-objects', objects];
   }
 
   async workload(name: string): Promise<WorkloadMessage | undefined> {

@@ -335,37 +335,46 @@ static int one_request(int fd, int number) {
 
 static int keepalive(const char *ip, const char *port, int count, int interval_us) {
     struct target target = parse_target(ip, port);
-    double started = now_ms();
+    double started = now_ms(), slowest = 0;
     int fd = dial(&target), done = 0;
 
     if (fd < 0)
         return failed("connect", errno, started);
     errno = 0;
-    for (; done < count && one_request(fd, done) == 0; done++)
+    for (; done < count; done++) {
+        double begun = now_ms();
+        if (one_request(fd, done))
+            break;
+        slowest = now_ms() - begun > slowest ? now_ms() - begun : slowest;
         usleep(interval_us);
-    printf("{\"ok\":%s,\"done\":%d,\"failures\":%d,\"error\":\"%s\",\"ms\":%.1f}\n", done == count ? "true" : "false",
-           done, count - done, error_name(errno), now_ms() - started);
+    }
+    printf("{\"ok\":%s,\"done\":%d,\"failures\":%d,\"error\":\"%s\",\"slowestMs\":%.1f,\"ms\":%.1f}\n",
+           done == count ? "true" : "false", done, count - done, error_name(errno), slowest, now_ms() - started);
     return done != count;
 }
 
 static int connects(const char *ip, const char *port, int count, int interval_us) {
     struct target target = parse_target(ip, port);
-    double started = now_ms();
+    double started = now_ms(), slowest_dial = 0, slowest = 0;
     int failures = 0, last = 0;
 
     for (int i = 0; i < count; i++) {
+        double begun = now_ms();
         int fd = dial(&target);
+        slowest_dial = now_ms() - begun > slowest_dial ? now_ms() - begun : slowest_dial;
         errno = fd < 0 ? errno : 0;
         if (fd < 0 || one_request(fd, i)) {
             failures++;
             last = errno;
         }
+        slowest = now_ms() - begun > slowest ? now_ms() - begun : slowest;
         if (fd >= 0)
             close(fd);
         usleep(interval_us);
     }
-    printf("{\"ok\":%s,\"done\":%d,\"failures\":%d,\"error\":\"%s\",\"ms\":%.1f}\n", failures ? "false" : "true", count,
-           failures, error_name(last), now_ms() - started);
+    printf("{\"ok\":%s,\"done\":%d,\"failures\":%d,\"error\":\"%s\",\"slowestDialMs\":%.1f,\"slowestMs\":%.1f,\"ms\":%."
+           "1f}\n",
+           failures ? "false" : "true", count, failures, error_name(last), slowest_dial, slowest, now_ms() - started);
     return failures > 0;
 }
 

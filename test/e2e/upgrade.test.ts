@@ -1,0 +1,230 @@
+/**
+ * The agent is killed, stopped, upgraded and downgraded under load: no request fails, no packet of a pod leaves the
+ * node, and flows that were open before keep their name. The judge of what leaves is a capture of the uplink.
+ */
+
+import { readdirSync } from 'node:fs';
+import { join } from 'node:path';
+import { afterAll, beforeAll, expect, it } from 'vitest';
+import { BpfLink, programInfo } from '../../src/native/bpf.js';
+import { Containerd } from '../lab/containerd.js';
+import { type Daemon, runIn, tryRun, waitFor } from '../lab/exec.js';
+import { Lab, REMOTE } from '../lab/lab.js';
+import { type LabPod, reply } from '../lab/pod.js';
+import { enrolled, staticPod, TestAgent, TestProxy } from './agent.js';
+
+const BUILD = join(import.meta.dirname, '../../build');
+const V1 = join(BUILD, 'bpf');
+const V1B = join(BUILD, 'bpf-v1b');
+const V2 = join(BUILD, 'bpf-v2');
+const ESCAPING = 'tcp and (src net 10.66.0.0/16 or src net fd00:66::/32)';
+
+let lab: Lab;
+let agent: TestAgent;
+let proxy: TestProxy;
+let capture: Daemon;
+let pods: readonly [LabPod, LabPod];
+
+function startCapture(name: string): Daemon {
+  const words = ['-i', 'uplink', '-nn', '-l', '--immediate-mode', ESCAPING];
+  return lab.daemon(lab.node, name, 'tcpdump', words);
+}
+
+beforeAll(async () => {
+  lab = await Lab.create();
+  await lab.serve();
+  const [ptp, bridge] = [await Containerd.start(lab, 'ptp'), await Containerd.start(lab, 'bridge')];
+  pods = [
+    await ptp.runPod({ name: 'web', runtime: 'runc', labels: enrolled('web') }),
+    await bridge.runPod({ name: 'api', runtime: 'runc', labels: enrolled('api') }),
+  ];
+  // Whoever reads the capture must be able to see a pod that does escape.
+  const before = startCapture('capture-before');
+  await before.logged(/listening on uplink/);
+  expect(reply(await pods[0].app(['dial', REMOTE[4], '80']))).toMatchObject({ ok: true });
+  await waitFor('the packets of a pod that is not intercepted', () => escaped(before).length > 0);
+  await before.stop();
+
+  agent = new TestAgent(lab, { sources: { static: { file: 'pods.yaml' } } });
+  agent.writePods(pods.map((pod) => staticPod(pod)));
+  await agent.start();
+  proxy = new TestProxy(lab, agent);
+  // It waits for an answer about each new connection: on a busy machine an agent needs its time to start.
+  await proxy.start('--resolve-timeout-ms', '30000');
+  await agent.adopted(2);
+  await intercepted();
+  capture = startCapture('capture');
+  await capture.logged(/listening on uplink/);
+});
+
+afterAll(async () => {
+  await lab?.close();
+});
+
+function escaped(by = capture): string[] {
+  return by
+    .log()
+    .split('\n')
+    .filter((line) => / IP6? /.test(line));
+}
+
+async function intercepted(): Promise<void> {
+  await agent.reaches('web', 'INTERCEPTED');
+  await agent.reaches('api', 'INTERCEPTED');
+}
+
+async function generations(): Promise<unknown[]> {
+  const workloads = await Promise.all(pods.map(({ name }) => agent.workload(name)));
+  return workloads.map((workload) => [workload?.uid, workload?.generation]);
+}
+
+const REQUESTS = 2_500;
+const CONNECTIONS = 500;
+
+/**
+ * Keep-alive requests and new connections of both pods, over both families, all through `change`. None may fail, none
+ * may escape. Prints the longest that one had to wait.
+ */
+async function underLoad(what: string, change: () => Promise<void>): Promise<void> {
+  const [web, api] = pods;
+  let running = true;
+  const load = Promise.all([
+    web.app(['keepalive', REMOTE[4], '80', String(REQUESTS), '4000'], 110_000),
+    api.app(['keepalive', REMOTE[6], '80', String(REQUESTS), '4000'], 110_000),
+    web.app(['connects', REMOTE[6], '80', String(CONNECTIONS), '20000'], 110_000),
+    api.app(['connects', REMOTE[4], '80', String(CONNECTIONS), '20000'], 110_000),
+  ]).finally(() => {
+    running = false;
+  });
+  const flowsBefore = proxy.flows().length;
+  await waitFor('both pods to have new connections', () => proxy.flows().length > flowsBefore + 40, 30_000);
+  await change();
+  const coveredAll = running;
+  const replies = (await load).map(reply);
+  const slowest = (field: string, from: number) =>
+    replies.slice(from, from + 2).map((one) => `${String(one[field])} ms`);
+  process.stdout.write(
+    `${what}: longest pause of keep-alive requests ${slowest('slowestMs', 0)}, of handshakes ` +
+      `${slowest('slowestDialMs', 2)}, of new connections with the proxy's question ${slowest('slowestMs', 2)}\n`,
+  );
+  expect(replies).toMatchObject([
+    { ok: true, done: REQUESTS, failures: 0 },
+    { ok: true, done: REQUESTS, failures: 0 },
+    { ok: true, done: CONNECTIONS, failures: 0 },
+    { ok: true, done: CONNECTIONS, failures: 0 },
+  ]);
+  expect(coveredAll).toBe(true);
+  expect(escaped()).toEqual([]);
+}
+
+async function replacedBy(objects: string, signal: NodeJS.Signals = 'SIGTERM'): Promise<void> {
+  await agent.stop(signal);
+  agent.objects = objects;
+  await agent.start();
+  await intercepted();
+}
+
+/** What runs by each of our links, whatever is pinned beside it. */
+function running(): string[] {
+  const [version = ''] = versions();
+  const folder = join(agent.bpffs, version, 'links');
+  return readdirSync(folder).map((name) => {
+    const link = BpfLink.openPinned(join(folder, name));
+    try {
+      return `${name}: link ${link.id}, program ${link.programId} ${programInfo(link.programId)?.tag}`;
+    } finally {
+      link.close();
+    }
+  });
+}
+
+/** Without the kernel's own files at the root of a bpffs. */
+function versions(): string[] {
+  return readdirSync(agent.bpffs).filter((name) => !name.endsWith('.debug'));
+}
+
+it.each(['SIGKILL', 'SIGTERM'] as const)('survives %s and a restart', async (signal) => {
+  const before = await generations();
+  await underLoad(signal, () => replacedBy(V1, signal));
+  expect(await generations()).toEqual(before);
+});
+
+it('other programs of the same layout, and back', async () => {
+  const before = await generations();
+  await underLoad('v1 to v1b', () => replacedBy(V1B, 'SIGKILL'));
+  await underLoad('v1b to v1', () => replacedBy(V1));
+  expect(await generations()).toEqual(before);
+});
+
+it('another layout: flows that are open keep their pod, its generation and their evidence', async () => {
+  const before = await generations();
+  const flowsBefore = proxy.flows().length;
+  let open: { src: string; dst: string }[] = [];
+  await underLoad('v1 to v2', async () => {
+    open = proxy
+      .flows()
+      .slice(flowsBefore)
+      .map(({ peer, originalDst }) => ({ src: peer, dst: originalDst }));
+    await replacedBy(V2);
+    await expectResolved(open, before);
+  });
+  expect(open.length).toBeGreaterThan(40);
+  expect(await generations()).toEqual(before);
+  expect(agent.log()).toContain('took over from an agent of an older layout');
+  expect(agent.log()).not.toContain('pod programmed');
+  expect(versions()).toEqual(['v2']);
+  await expectResolved(open, before);
+});
+
+async function expectResolved(
+  flows: readonly { src: string; dst: string }[],
+  known: readonly unknown[],
+): Promise<void> {
+  for (const { src, dst } of flows) {
+    const { code, stdout, stderr } = await tryRun('curl', [
+      '-sSgG',
+      '--unix-socket',
+      join(agent.runDir, 'http.sock'),
+      '-H',
+      'nodesentry.io: true',
+      '-d',
+      'proto=tcp',
+      '--data-urlencode',
+      `src=${src}`,
+      '--data-urlencode',
+      `dst=${dst}`,
+      'http://localhost/v1/resolve',
+    ]);
+    expect(stderr).toBe('');
+    expect(code).toBe(0);
+    const answer = JSON.parse(stdout) as {
+      assurance: string;
+      workload: { uid: string; generation: number };
+    };
+    expect(answer).toMatchObject({ assurance: 'DATAPATH_RECORDED' });
+    expect(known).toContainEqual([answer.workload.uid, answer.workload.generation]);
+  }
+}
+
+it('an older agent refuses the newer layout in one line, and all goes on until the newer is back', async () => {
+  const before = await generations();
+  await underLoad('v1 refused', async () => {
+    await agent.stop();
+    const before = running();
+    expect(before).toHaveLength(4); // both pods, the bridge, socket lookup
+    agent.objects = V1;
+    for (const command of ['agent', 'cleanup']) {
+      const refused = await agent.cli(command);
+      expect(refused.code).toBe(1);
+      expect(refused.stderr.trim().split('\n')).toHaveLength(1);
+      expect(refused.stderr).toContain('belongs to a newer agent');
+    }
+    expect(running()).toEqual(before);
+    expect((await runIn(lab.node, 'ip', ['rule'])).includes('fwmark 0x40/0x40')).toBe(true);
+    agent.objects = V2;
+    await agent.start();
+    await intercepted();
+    expect(running()).toEqual(before);
+  });
+  expect(await generations()).toEqual(before);
+});
