@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /* Everything that crosses the kernel boundary. TypeScript reads these layouts from the objects' BTF by name
- * (src/datapath/layouts.ts); nothing is copied by hand. A change that moves or drops a field of a pinned map
- * needs a new LAYOUT_VERSION. */
+ * (src/datapath/layouts.ts); nothing is copied by hand. A change that adds, moves or drops a field of a pinned
+ * map needs a new LAYOUT_VERSION; a field, or a map without fields, that comes to mean something else needs another
+ * name, for the next agent carries values over by name (docs/upgrade.md). */
 #pragma once
 
 #include <linux/types.h>

@@ -110,29 +110,26 @@ export class Migration {
   moveLinks(maps: Maps, programs: Programs): { readonly links: number; readonly kept: readonly string[] } {
     this.#linksMoved = true;
     const opened = this.#openLinks();
-    const kept: string[] = [];
     try {
-      const gone = new Set<OpenLink>();
+      const kept = opened.filter(
+        ({ program, ifindex }) =>
+          program === 'pod_egress' && ifindex !== undefined && maps.endpoints.get(u32(ifindex)) === undefined,
+      );
+      // Nothing else in between: what the old entrance records now, the new steering behind it does not know.
+      const gone = opened.filter(
+        (entry) => !kept.includes(entry) && !stillThere(() => entry.link.update(programs[entry.program])),
+      );
       for (const entry of opened) {
-        const { ifindex } = entry;
-        if (
-          entry.program === 'pod_egress' &&
-          ifindex !== undefined &&
-          maps.endpoints.get(u32(ifindex)) === undefined
-        ) {
-          kept.push(entry.name);
-        } else if (unlessGone(() => this.#update(entry.link, programs[entry.program])) === undefined) {
-          gone.add(entry);
-        }
-      }
-      for (const entry of opened) {
-        if (gone.has(entry) || existsSync(entry.to)) {
+        if (gone.includes(entry) || existsSync(entry.to)) {
           rmSync(entry.from, { force: true });
         } else {
           renameSync(entry.from, entry.to);
         }
       }
-      return { links: opened.length - gone.size - kept.length, kept };
+      return {
+        links: opened.length - gone.length - kept.length,
+        kept: kept.map(({ name }) => name),
+      };
     } finally {
       for (const { link } of opened) {
         link.close();
@@ -190,12 +187,6 @@ export class Migration {
     return ours.length;
   }
 
-  /** True where the link runs `program` now; throws ENOLINK where it is no longer attached. */
-  #update(link: BpfLink, program: BpfProgram): true {
-    link.update(program);
-    return true;
-  }
-
   #openLinks(): OpenLink[] {
     const found: OpenLink[] = [];
     for (const version of this.#older) {
@@ -233,6 +224,16 @@ export class Migration {
   #path(version: number, folder: 'maps' | 'links', name: string): string {
     return join(versionFolder(this.#bpffs, version), folder, name);
   }
+}
+
+/** False where the interface has gone, and the link with it. */
+function stillThere(step: () => void): boolean {
+  return (
+    unlessGone(() => {
+      step();
+      return true;
+    }) === true
+  );
 }
 
 /** Undefined for what somebody else has put there. */

@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { EndpointTables } from '../../src/datapath/endpoints.js';
 import { Struct } from '../../src/datapath/layouts.js';
+import { copyByName, sameShape } from '../../src/datapath/map-copy.js';
 import { Migration } from '../../src/datapath/migration.js';
 import { layoutVersion, openObjectFile } from '../../src/datapath/pins.js';
 import { openPrograms, type Programs } from '../../src/datapath/programs.js';
@@ -420,6 +421,57 @@ it('an older agent refuses the newer layout and touches nothing', () => {
   }
   expect(state()).toEqual(before);
   expect(open(V2).takenOver).toBe(true);
+});
+
+describe('an entry', () => {
+  function maps(): { numbers: BpfMap; narrowed: BpfMap } {
+    const probe = cleanup.owned(loadProbe());
+    return { numbers: cleanup.owned(probe.map('numbers')), narrowed: cleanup.owned(probe.map('narrowed')) };
+  }
+  /** struct outer: first at 0, nested.bytes at 4, last at 10. */
+  const outer = (first: number, last: number) => {
+    const value = Buffer.alloc(12, 7);
+    value.writeUInt32LE(first, 0);
+    value.writeUInt16LE(last, 10);
+    return value;
+  };
+
+  it('is copied by name into other places, sizes and company, and left out where it does not fit', () => {
+    const { numbers, narrowed } = maps();
+    numbers.set(u32(1), outer(255, 0x1234));
+    numbers.set(u32(2), outer(256, 1));
+    expect(copyByName(numbers, narrowed)).toEqual({ added: 1, unfit: 1 });
+    const [[key, value] = []] = narrowed.entries();
+    expect(key).toEqual(Buffer.from([1, 0, 0, 0, 0, 0, 0, 0]));
+    expect(value?.subarray(0, 11)).toEqual(Buffer.from([0, 0, 0x34, 0x12, 255, 7, 7, 7, 7, 7, 7]));
+    // The second time nothing is new.
+    expect(copyByName(numbers, narrowed)).toEqual({ added: 0, unfit: 1 });
+  });
+
+  it('that finds no room is an error that says how many and what to do', () => {
+    const { numbers, narrowed } = maps();
+    for (let index = 0; index < 5; index++) {
+      numbers.set(u32(index), outer(index, index));
+    }
+    expect(() => copyByName(numbers, narrowed)).toThrow(
+      expect.objectContaining({
+        code: 'LAYOUT_MISMATCH',
+        message: expect.stringMatching(/2 of 5 entries .* numbers .* 3 of this agent's.*nodesentry cleanup/),
+      }),
+    );
+  });
+
+  it('keys are compared too: maps are the same only in every field of both', () => {
+    const { numbers, narrowed } = maps();
+    expect(sameShape(numbers.shape(), numbers.shape())).toBe(true);
+    expect(sameShape(numbers.shape(), narrowed.shape())).toBe(false);
+    const shape = numbers.shape();
+    const [field, ...rest] = shape.value?.fields ?? [];
+    const renamed = { size: 12, fields: [{ name: 'other', offset: 0, size: 4 }, ...rest] };
+    expect(field?.name).toBe('first');
+    expect(sameShape(shape, { ...shape, value: renamed })).toBe(false);
+    expect(sameShape(shape, { ...shape, value: undefined })).toBe(false);
+  });
 });
 
 it('a pinned map says of which fields it is made, as the object that it came from does', () => {
