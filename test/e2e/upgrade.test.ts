@@ -3,10 +3,10 @@
  * node, and flows that were open before keep their name. The judge of what leaves is a capture of the uplink.
  */
 
-import { readdirSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, it } from 'vitest';
-import { BpfLink, programInfo } from '../../src/native/bpf.js';
+import { BpfLink, BpfMap, programInfo } from '../../src/native/bpf.js';
 import { Containerd } from '../lab/containerd.js';
 import { type Daemon, runIn, tryRun, waitFor } from '../lab/exec.js';
 import { Lab, REMOTE } from '../lab/lab.js';
@@ -143,6 +143,10 @@ function versions(): string[] {
   return readdirSync(agent.bpffs).filter((name) => !name.endsWith('.debug'));
 }
 
+it('serves the same load while nothing happens: what the pauses below compare with', async () => {
+  await underLoad('nothing', () => Promise.resolve());
+});
+
 it.each(['SIGKILL', 'SIGTERM'] as const)('survives %s and a restart', async (signal) => {
   const before = await generations();
   await underLoad(signal, () => replacedBy(V1, signal));
@@ -226,5 +230,57 @@ it('an older agent refuses the newer layout in one line, and all goes on until t
     await intercepted();
     expect(running()).toEqual(before);
   });
+  expect(await generations()).toEqual(before);
+});
+
+it('cleanup of the newer version takes away every layout up to its own', async () => {
+  await agent.stop();
+  for (const folder of ['maps', 'programs', 'links']) {
+    mkdirSync(join(agent.bpffs, 'v1', folder), { recursive: true });
+  }
+  const flows = BpfMap.openPinned(join(agent.bpffs, 'v2/maps/flows'));
+  try {
+    flows.pin(join(agent.bpffs, 'v1/maps/flows'));
+  } finally {
+    flows.close();
+  }
+  const { code, stdout, stderr } = await agent.cli('cleanup');
+  expect(stderr).toBe('');
+  expect(code).toBe(0);
+  expect(stdout.match(/removed pin maps\/flows/g)).toHaveLength(2);
+  expect(stdout.match(/removed program egress/g)).toHaveLength(2);
+  expect(existsSync(agent.bpffs) ? readdirSync(agent.bpffs) : []).toEqual([]);
+});
+
+it('a newer agent that is killed in the middle of it, twice, is followed by one that completes it', async () => {
+  agent.objects = V1;
+  await agent.start();
+  await agent.adopted(2);
+  await intercepted();
+  capture = startCapture('capture-killed');
+  await capture.logged(/listening on uplink/);
+  const before = await generations();
+  await underLoad('v1 to v2, killed twice', async () => {
+    await agent.stop();
+    agent.objects = V2;
+    const newer = (...path: string[]) => join(agent.bpffs, 'v2', ...path);
+    const seen = [
+      () => existsSync(newer('maps/counters')),
+      () => existsSync(newer('links')) && readdirSync(newer('links')).length > 0,
+    ];
+    for (const halfway of seen) {
+      const starting = agent.start().then(
+        () => 'started',
+        () => 'killed',
+      );
+      await waitFor('it to be half way', halfway, 20_000, 1);
+      await agent.stop('SIGKILL');
+      process.stdout.write(`killed at ${versions().join(' and ')}\n`);
+      expect(await starting).toBe('killed');
+    }
+    await agent.start();
+    await intercepted();
+  });
+  expect(versions()).toEqual(['v2']);
   expect(await generations()).toEqual(before);
 });
