@@ -108,7 +108,9 @@ export class Redirect {
   async attachAsync(attachment: Attachment, program: BpfProgram): Promise<'kept' | 'attached' | 'updated'> {
     const name = pinName(attachment);
     // A bridge is asked for by each of its pods.
-    await this.#underWay.get(name)?.catch(() => undefined);
+    for (let other = this.#underWay.get(name); other !== undefined; other = this.#underWay.get(name)) {
+      await other.catch(() => undefined);
+    }
     const done = this.#reuse(attachment, program);
     if (done !== undefined) {
       return done;
