@@ -4,7 +4,7 @@ import type { PodUid } from '../pods/pod.js';
 import type { Desired, DesiredEndpoint } from './desired.js';
 import type { EndpointRow, EndpointTables } from './endpoints.js';
 import type { Programs } from './programs.js';
-import type { Attachment, Redirect } from './redirect.js';
+import { type Attachment, isGone, type Redirect } from './redirect.js';
 import type { RepairKind, Repairs } from './repairs.js';
 import type { InterfaceSysctls } from './sysctls.js';
 
@@ -79,7 +79,9 @@ export class EndpointProgrammer {
       }
     } catch (error) {
       missing = error instanceof Error ? error.message : String(error);
-      if (before?.missing !== missing) {
+      if (isGone(error)) {
+        log.info({ pod: nameOf(desired), reason: missing }, 'the interface of the pod has just gone');
+      } else if (before?.missing !== missing) {
         log.error({ pod: nameOf(desired), err: error }, 'the pod could not be programmed');
       }
     }

@@ -269,7 +269,7 @@ export function unlessGone<T>(step: () => T): T | undefined {
   }
 }
 
-function isGone(error: unknown): boolean {
+export function isGone(error: unknown): boolean {
   return (
     isKernelError(error) && (error.code === 'ENODEV' || error.code === 'ENOLINK' || error.code === 'ENOENT')
   );
