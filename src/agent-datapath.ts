@@ -1,7 +1,7 @@
 /** The datapath's pieces, put together for `agent.ts`. */
 
 import type { Logger } from 'pino';
-import type { AgentOptions } from './agent.js';
+import type { AgentOptions } from './agent-options.js';
 import { type Config, instanceFor } from './config/config.js';
 import { Canaries } from './datapath/canary.js';
 import type { EndpointTables } from './datapath/endpoints.js';

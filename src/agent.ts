@@ -4,6 +4,7 @@ import { dirname } from 'node:path';
 import type { Logger } from 'pino';
 import { startCni } from './agent-cni.js';
 import { createReconciler } from './agent-datapath.js';
+import type { AgentOptions } from './agent-options.js';
 import { confirmation, openSources } from './agent-sources.js';
 import { startHttpApi } from './api/http.js';
 import type { Config } from './config/config.js';
@@ -33,20 +34,6 @@ const LISTENER_LOOK_MS = 100;
 /** The whole of the kernel's state is looked at this often, whether anything has happened or not. */
 const RECONCILE_MS = 1_000;
 const PROVE_MS = 250;
-
-export interface AgentOptions {
-  readonly config: string;
-  readonly runDir: string;
-  readonly bpffs: string;
-  /** Where sysctls are written; /proc/sys unless that is read-only here. */
-  readonly procSys: string;
-  /** Folder with the compiled BPF objects. */
-  readonly bpfObjects: string;
-  /** The default of `node` in the configuration; undefined: the hostname. */
-  readonly nodeName?: string;
-  /** False: a missing bpffs is an error. A mount in a container's own namespace would take the datapath with it. */
-  readonly mountBpffs: boolean;
-}
 
 export class StartError extends Error {
   override readonly name = 'StartError';

@@ -1,7 +1,7 @@
 /** Flow events to whoever follows them, each at its own pace: a slow reader loses events and is told how many. */
 
 import type { Writable } from 'node:stream';
-import type { FlowEvent } from '../datapath/status.js';
+import type { FlowEvent } from '../datapath/flows.js';
 import type { FlowMessage } from './messages.js';
 
 export interface FlowWatchOptions {

@@ -6,7 +6,7 @@ import { performance } from 'node:perf_hooks';
 import fastify, { type FastifyInstance, type FastifyReply } from 'fastify';
 import type { Logger } from 'pino';
 import type { Config } from '../config/config.js';
-import type { DatapathView } from '../datapath/status.js';
+import type { DatapathView } from '../datapath/view.js';
 import { IdentityError } from '../identity/errors.js';
 import type { IdentityService, Resolution } from '../identity/resolve.js';
 import type { PodUid } from '../pods/pod.js';

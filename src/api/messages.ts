@@ -1,7 +1,8 @@
 /** The JSON that goes over the socket besides `Resolution`. */
 
+import type { ListenerStatus } from '../datapath/listeners.js';
 import type { RepairKind } from '../datapath/repairs.js';
-import type { EndpointState, ListenerStatus } from '../datapath/status.js';
+import type { EndpointState } from '../datapath/status.js';
 import type { Resolution } from '../identity/resolve.js';
 import type { InterceptionReport, Workload } from '../identity/workload.js';
 import type { FailurePolicy, SourceName } from '../pods/pod.js';

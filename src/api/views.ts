@@ -1,6 +1,8 @@
 /** Store and datapath, put together into what the API shows. */
 
-import type { DatapathView, EndpointState, FlowEvent } from '../datapath/status.js';
+import type { FlowEvent } from '../datapath/flows.js';
+import type { EndpointState } from '../datapath/status.js';
+import type { DatapathView } from '../datapath/view.js';
 import type { IdentityService } from '../identity/resolve.js';
 import { interceptionReport } from '../identity/workload.js';
 import type { InterceptionDefaults } from '../pods/annotations.js';

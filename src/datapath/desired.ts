@@ -7,7 +7,6 @@ import { runtimeOf } from '../runtimes/index.js';
 import type { HostAttachment, Location, Unreachable } from '../runtimes/runtime.js';
 import type { EndpointPlan } from './endpoints.js';
 import type { PodLinks } from './pod-links.js';
-import type { EndpointState } from './status.js';
 
 /**
  * What is added inside a pod's namespace (a macvlan, a VLAN's parent) tells nobody on the host: so many pods are located
@@ -50,7 +49,7 @@ export interface Desired {
 export interface LeftAlone {
   readonly kind: 'left-alone';
   readonly pod: Pod;
-  readonly state: Extract<EndpointState, 'NOT_ENROLLED' | 'PENDING' | 'REFUSED'>;
+  readonly state: 'NOT_ENROLLED' | 'PENDING' | 'REFUSED';
   readonly reason: string | undefined;
   readonly failure: FailurePolicy;
   /** Worth another look although nothing has changed here. */

@@ -10,7 +10,6 @@ import { type BpfMap, possibleCpus } from '../native/bpf.js';
 import { bytesToIp, ipToBytes } from '../pods/ip.js';
 import type { PodUid } from '../pods/pod.js';
 import { type Layouts, u32 } from './layouts.js';
-import type { EndpointCounters } from './status.js';
 
 const UID_BYTES = 64;
 const ID_ROW = 0;
@@ -37,6 +36,12 @@ export interface EndpointMaps {
   readonly sources: BpfMap;
   readonly workloads: BpfMap;
   readonly counters: BpfMap;
+}
+
+export interface EndpointCounters {
+  readonly endpointId: number;
+  readonly podUid: PodUid | undefined;
+  readonly packets: Readonly<Record<string, number>>;
 }
 
 export class EndpointTables {

@@ -3,9 +3,27 @@
 import { type BpfMap, openRingBuffer, type RingBuffer } from '../native/bpf.js';
 import { bytesToIp, ipToBytes } from '../pods/ip.js';
 import type { Layouts } from './layouts.js';
-import type { FlowEvent, FlowRecord, SocketAddress } from './status.js';
+import type { SocketAddress } from './status.js';
 
 const IPPROTO_TCP = 6;
+
+export interface FlowRecord {
+  readonly protocol: 'tcp';
+  readonly src: SocketAddress;
+  readonly dst: SocketAddress;
+  readonly endpointId: number;
+  readonly generation: number;
+  readonly ifindex: number;
+  readonly instance: string;
+  readonly direction: 'EGRESS' | 'INGRESS';
+  /** Unix time, milliseconds. */
+  readonly startedMs: number;
+}
+
+export interface FlowEvent extends FlowRecord {
+  /** Name in `enum verdict` of bpf/include/layout.h without its prefix, such as FLOW_STARTED. */
+  readonly verdict: string;
+}
 
 export interface FlowsOptions {
   readonly layouts: Layouts;

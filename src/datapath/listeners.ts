@@ -18,7 +18,6 @@ import {
 import { DatapathError } from './errors.js';
 import { u32 } from './layouts.js';
 import type { Family } from './netlink.js';
-import type { ListenerStatus } from './status.js';
 
 export interface WantedListener {
   readonly host: string;
@@ -30,6 +29,16 @@ export interface WantedInstance {
   readonly name: string;
   readonly outbound: readonly WantedListener[];
   readonly inbound: readonly WantedListener[];
+}
+
+export interface ListenerStatus {
+  readonly instance: string;
+  readonly direction: 'outbound' | 'inbound';
+  readonly family: 4 | 6;
+  readonly address: string;
+  readonly adopted: boolean;
+  readonly pid?: number;
+  readonly process?: string;
 }
 
 type Socket = ReturnType<typeof tcpListeners>[number];

@@ -1,11 +1,10 @@
-/** What the datapath tells the stages after it: plain values, observed rather than desired. */
+/** What is told of a pod: its state, decided here alone, from what was wanted and what was observed. */
 
 import type { FailurePolicy, PodUid } from '../pods/pod.js';
 import type { CanaryResult } from './canary.js';
 import type { Outcome } from './desired.js';
 import type { Programmed } from './endpoint-programmer.js';
 import type { Proof } from './proofs.js';
-import type { RepairKind } from './repairs.js';
 
 /**
  * INTERCEPTED: desired, programmed, and verified: read back from the kernel and proven by a canary. PENDING: wanted,
@@ -103,59 +102,8 @@ function reasonOf(result: CanaryResult, before: EndpointStatus | undefined): str
   }
 }
 
-export interface ListenerStatus {
-  readonly instance: string;
-  readonly direction: 'outbound' | 'inbound';
-  readonly family: 4 | 6;
-  readonly address: string;
-  readonly adopted: boolean;
-  readonly pid?: number;
-  readonly process?: string;
-}
-
 export interface SocketAddress {
   /** Canonical text, never IPv4-mapped. */
   readonly ip: string;
   readonly port: number;
-}
-
-export interface FlowRecord {
-  readonly protocol: 'tcp';
-  readonly src: SocketAddress;
-  readonly dst: SocketAddress;
-  readonly endpointId: number;
-  readonly generation: number;
-  readonly ifindex: number;
-  readonly instance: string;
-  readonly direction: 'EGRESS' | 'INGRESS';
-  /** Unix time, milliseconds. */
-  readonly startedMs: number;
-}
-
-export interface FlowEvent extends FlowRecord {
-  /** Name in `enum verdict` of bpf/include/layout.h without its prefix, such as FLOW_STARTED. */
-  readonly verdict: string;
-}
-
-export interface EndpointCounters {
-  readonly endpointId: number;
-  readonly podUid: PodUid | undefined;
-  readonly packets: Readonly<Record<string, number>>;
-}
-
-/** What identity, API and CLI may ask the datapath. */
-export interface DatapathView {
-  lookupFlow(src: SocketAddress, dst: SocketAddress): FlowRecord | undefined;
-  listFlows(limit: number): FlowRecord[];
-  onFlowEvent(listener: (event: FlowEvent) => void): () => void;
-  endpoints(): readonly EndpointStatus[];
-  endpointOf(uid: PodUid): EndpointStatus | undefined;
-  /** Also answers for endpoints that were removed in the last 60 s. */
-  podOfEndpoint(endpointId: number, generation: number): PodUid | undefined;
-  listeners(): readonly ListenerStatus[];
-  counters(): readonly EndpointCounters[];
-  /** What was found missing or changed in the kernel and put right, since the agent started. */
-  repairs(): Readonly<Record<RepairKind, number>>;
-  /** Flow events that nobody saw: the ring was full (kernel) or JavaScript was behind (agent). */
-  eventsLost(): { readonly kernel: number; readonly agent: number };
 }

@@ -1,20 +1,29 @@
 /** The datapath as the later stages see it: one read-only face over tables, flows, listeners and reconciler. */
 
 import type { PodUid } from '../pods/pod.js';
-import type { EndpointTables } from './endpoints.js';
-import type { Flows } from './flows.js';
-import type { Listeners } from './listeners.js';
+import type { EndpointCounters, EndpointTables } from './endpoints.js';
+import type { FlowEvent, FlowRecord, Flows } from './flows.js';
+import type { ListenerStatus, Listeners } from './listeners.js';
 import type { Reconciler } from './reconciler.js';
 import type { RepairKind, Repairs } from './repairs.js';
-import type {
-  DatapathView,
-  EndpointCounters,
-  EndpointStatus,
-  FlowEvent,
-  FlowRecord,
-  ListenerStatus,
-  SocketAddress,
-} from './status.js';
+import type { EndpointStatus, SocketAddress } from './status.js';
+
+/** What identity, API and CLI may ask the datapath. */
+export interface DatapathView {
+  lookupFlow(src: SocketAddress, dst: SocketAddress): FlowRecord | undefined;
+  listFlows(limit: number): FlowRecord[];
+  onFlowEvent(listener: (event: FlowEvent) => void): () => void;
+  endpoints(): readonly EndpointStatus[];
+  endpointOf(uid: PodUid): EndpointStatus | undefined;
+  /** Also answers for endpoints that were removed in the last 60 s. */
+  podOfEndpoint(endpointId: number, generation: number): PodUid | undefined;
+  listeners(): readonly ListenerStatus[];
+  counters(): readonly EndpointCounters[];
+  /** What was found missing or changed in the kernel and put right, since the agent started. */
+  repairs(): Readonly<Record<RepairKind, number>>;
+  /** Flow events that nobody saw: the ring was full (kernel) or JavaScript was behind (agent). */
+  eventsLost(): { readonly kernel: number; readonly agent: number };
+}
 
 export interface DatapathParts {
   readonly tables: EndpointTables;
@@ -74,3 +83,5 @@ export class Datapath implements DatapathView {
     return { kernel, agent: this.#parts.flows.lost() };
   }
 }
+
+/** What identity, API and CLI may ask the datapath. */

@@ -1,6 +1,8 @@
 /** Whose flow is this? Answered from what the datapath recorded, else from the source address, never by a guess. */
 
-import type { DatapathView, FlowRecord, SocketAddress } from '../datapath/status.js';
+import type { FlowRecord } from '../datapath/flows.js';
+import type { SocketAddress } from '../datapath/status.js';
+import type { DatapathView } from '../datapath/view.js';
 import { formatSocketAddress } from '../pods/ip.js';
 import type { Pod, PodUid } from '../pods/pod.js';
 import type { PodSource, PodStore } from '../pods/pod-store.js';

@@ -1,7 +1,8 @@
 /** What Prometheus may know. Values are read from the stages when somebody scrapes, not kept beside them. */
 
 import { Counter, Gauge, Histogram, Registry } from 'prom-client';
-import type { DatapathView, EndpointState } from '../datapath/status.js';
+import type { EndpointState } from '../datapath/status.js';
+import type { DatapathView } from '../datapath/view.js';
 import type { PodSource, PodStore } from '../pods/pod-store.js';
 
 export interface MetricsOptions {

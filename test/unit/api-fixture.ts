@@ -6,15 +6,11 @@ import { join } from 'node:path';
 import type { PeerCredentials } from '../../src/api/callers.js';
 import { type HttpApi, startHttpApi } from '../../src/api/http.js';
 import { parseConfig } from '../../src/config/load.js';
+import type { FlowEvent, FlowRecord } from '../../src/datapath/flows.js';
+import type { ListenerStatus } from '../../src/datapath/listeners.js';
 import { REPAIR_KINDS, type RepairKind } from '../../src/datapath/repairs.js';
-import type {
-  DatapathView,
-  EndpointStatus,
-  FlowEvent,
-  FlowRecord,
-  ListenerStatus,
-  SocketAddress,
-} from '../../src/datapath/status.js';
+import type { EndpointStatus, SocketAddress } from '../../src/datapath/status.js';
+import type { DatapathView } from '../../src/datapath/view.js';
 import { type IdentityOptions, IdentityService } from '../../src/identity/resolve.js';
 import { formatSocketAddress } from '../../src/pods/ip.js';
 import type { Pod, PodUid } from '../../src/pods/pod.js';

@@ -10,7 +10,7 @@ import { ApiClient, ApiError } from '../../src/api/client.js';
 import { FlowWatch } from '../../src/api/flow-watch.js';
 import type { FlowMessage } from '../../src/api/messages.js';
 import { removeStaleSocket } from '../../src/api/unix-socket.js';
-import type { FlowEvent } from '../../src/datapath/status.js';
+import type { FlowEvent } from '../../src/datapath/flows.js';
 import { peerCredentials } from '../../src/native/kernel.js';
 import { Metrics } from '../../src/telemetry/metrics.js';
 import {
