@@ -2,12 +2,12 @@
 
 import type { Logger } from 'pino';
 import { startCniServer } from './api/cni-server.js';
+import type { Opened } from './base/opened.js';
 import { ConflistKeeper } from './cni/keeper.js';
 import { builtPlugin } from './cni/plugin.js';
 import type { Config } from './config/config.js';
 import type { Admissions } from './datapath/admission.js';
 import { peerCredentials } from './native/kernel.js';
-import type { Opened } from './opened.js';
 import type { CniSource } from './pods/sources/cni.js';
 import type { Metrics } from './telemetry/metrics.js';
 

@@ -4,17 +4,19 @@ import type { Logger } from 'pino';
 import type { AgentOptions } from './agent-options.js';
 import { type Config, instanceFor } from './config/config.js';
 import { Canaries } from './datapath/canary.js';
+import { ClsactFilters } from './datapath/clsact.js';
 import type { EndpointTables } from './datapath/endpoints.js';
+import { type DatapathPrograms, MANIFEST, type Role } from './datapath/manifest.js';
 import type { RouteSocket } from './datapath/netlink.js';
 import { NotrackTable } from './datapath/nftables.js';
 import { NodeState } from './datapath/node-state.js';
 import type { PodLinks } from './datapath/pod-links.js';
-import type { Programs } from './datapath/programs.js';
 import { Proofs } from './datapath/proofs.js';
 import { Reconciler } from './datapath/reconciler.js';
-import { Redirect } from './datapath/redirect.js';
 import type { Repairs } from './datapath/repairs.js';
+import { SocketLookup } from './datapath/socket-lookup.js';
 import { InterfaceSysctls } from './datapath/sysctls.js';
+import { TcxLinks } from './datapath/tcx.js';
 import { tcxSupported } from './native/bpf.js';
 import type { Netfilter } from './native/kernel.js';
 import type { PodStore } from './pods/pod-store.js';
@@ -22,7 +24,7 @@ import type { PodStore } from './pods/pod-store.js';
 export function createReconciler(parts: {
   readonly config: Config;
   readonly options: AgentOptions;
-  readonly programs: Programs;
+  readonly programs: DatapathPrograms;
   readonly socket: RouteSocket;
   readonly links: PodLinks;
   readonly netfilter: Netfilter;
@@ -35,7 +37,10 @@ export function createReconciler(parts: {
   const { config, options, programs, socket, links, netfilter, store, tables, repairs, synced } = parts;
   const { mark, table, rulePriority, enrol, failure } = config.interception;
   const log = parts.log.child({ part: 'datapath' });
-  const redirect = new Redirect({ linksPath: programs.linksPath, tcx: tcxSupported() });
+  const attachments = tcxSupported()
+    ? new TcxLinks<Role>(MANIFEST, programs.linksPath)
+    : new ClsactFilters<Role>(MANIFEST);
+  const lookup = new SocketLookup(programs.linksPath, MANIFEST.programs.reuse.role);
   const notrack = new NotrackTable(netfilter, mark);
   const canaries = new Canaries(programs.maps.canaries, programs.layouts, programs.programs);
   return new Reconciler({
@@ -46,14 +51,14 @@ export function createReconciler(parts: {
       notrack,
       programs,
       tables,
-      redirect,
+      lookup,
       settings: { mark, table, rulePriority },
       repairs,
       log,
     }),
     programs,
     tables,
-    redirect,
+    attachments,
     sysctls: new InterfaceSysctls(options.runDir, options.procSys),
     proofs: new Proofs(canaries, () => performance.now()),
     repairs,

@@ -7,6 +7,7 @@ import { createReconciler } from './agent-datapath.js';
 import type { AgentOptions } from './agent-options.js';
 import { confirmation, openSources } from './agent-sources.js';
 import { startHttpApi } from './api/http.js';
+import { Opened } from './base/opened.js';
 import type { Config } from './config/config.js';
 import { loadConfig } from './config/load.js';
 import { Admissions } from './datapath/admission.js';
@@ -14,6 +15,7 @@ import { missingCapabilities } from './datapath/capabilities.js';
 import { EndpointTables } from './datapath/endpoints.js';
 import { Flows } from './datapath/flows.js';
 import { Listeners } from './datapath/listeners.js';
+import { MANIFEST } from './datapath/manifest.js';
 import { RouteSocket } from './datapath/netlink.js';
 import { PodLinks } from './datapath/pod-links.js';
 import { openPrograms } from './datapath/programs.js';
@@ -22,7 +24,6 @@ import { Datapath } from './datapath/view.js';
 import { IdentityService } from './identity/resolve.js';
 import { isBpffs, tcxSupported } from './native/bpf.js';
 import { type LinkEvent, Netfilter, openLinkEvents, peerCredentials } from './native/kernel.js';
-import { Opened } from './opened.js';
 import { type PodChange, PodStore } from './pods/pod-store.js';
 import { CniSource } from './pods/sources/cni.js';
 import { takeLock } from './run-lock.js';
@@ -86,7 +87,12 @@ async function start(
   log: Logger,
 ): Promise<void> {
   const programs = opened.add(
-    openPrograms({ bpffs: options.bpffs, objects: options.bpfObjects, mark: config.interception.mark }),
+    openPrograms({
+      set: MANIFEST,
+      bpffs: options.bpffs,
+      objects: options.bpfObjects,
+      mark: config.interception.mark,
+    }),
     (handle) => handle.close(),
   );
   log.info({ takenOver: programs.takenOver, bpffs: options.bpffs }, 'BPF programs ready');

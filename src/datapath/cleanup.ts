@@ -7,13 +7,16 @@ import { execFile } from 'node:child_process';
 import { existsSync, readdirSync, readFileSync, rmdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
-import { tcxSupported } from '../native/bpf.js';
+import type { Attachment, Attachments } from './attachment.js';
+import { ClsactFilters } from './clsact.js';
+import { MANIFEST } from './manifest.js';
 import { RouteSocket } from './netlink.js';
 import { removeTable } from './nftables.js';
-import { layoutVersion, pinnedVersions, refuseNewerLayout, versionFolder } from './pins.js';
+import { layoutVersion, pinFolders, pinnedVersions, refuseNewerLayout, versionFolder } from './pins.js';
 import { removePolicyRoutes } from './policy-routes.js';
-import { Redirect } from './redirect.js';
+import { SocketLookup } from './socket-lookup.js';
 import { InterfaceSysctls } from './sysctls.js';
+import { TcxLinks } from './tcx.js';
 
 export interface CleanupOptions {
   readonly runDir: string;
@@ -29,7 +32,7 @@ export interface CleanupReport {
 }
 
 export async function cleanup(options: CleanupOptions): Promise<CleanupReport> {
-  refuseNewerLayout(options.bpffs, layoutVersion(options.objects));
+  refuseNewerLayout(options.bpffs, layoutVersion(options.objects, MANIFEST.main));
   const removed: string[] = [];
   const socket = new RouteSocket();
   try {
@@ -46,20 +49,29 @@ export async function cleanup(options: CleanupOptions): Promise<CleanupReport> {
 }
 
 async function detachAll({ bpffs }: CleanupOptions, socket: RouteSocket): Promise<string[]> {
-  const links = await socket.links();
-  const names = new Map(links.map((link) => [link.index, link.name]));
-  // Without tcx there may be filters although nothing is pinned.
-  const folders = [...pinnedVersions(bpffs).map((version) => versionFolder(bpffs, version)), bpffs];
-  return folders.flatMap((folder) => {
-    const redirect = new Redirect({ linksPath: join(folder, 'links'), tcx: tcxSupported() });
-    redirect.adoptFilters([...names.keys()]);
-    const lookup = redirect.detachLookup() ? ['program for socket lookup'] : [];
-    const attached = redirect.list().map((attachment) => {
-      redirect.detach(attachment);
-      return `program ${attachment.role} at ${names.get(attachment.ifindex) ?? `ifindex ${attachment.ifindex} (gone)`}`;
-    });
-    return [...lookup, ...attached];
-  });
+  const names = new Map((await socket.links()).map((link) => [link.index, link.name]));
+  const told = ({ role, ifindex }: Attachment) =>
+    `program ${role} at ${names.get(ifindex) ?? `ifindex ${ifindex} (gone)`}`;
+  const removed: string[] = [];
+  for (const { links } of pinnedVersions(bpffs).map((version) => pinFolders(bpffs, version))) {
+    if (new SocketLookup(links, MANIFEST.programs.reuse.role).detach()) {
+      removed.push('program for socket lookup');
+    }
+    removed.push(...detachEach(new TcxLinks(MANIFEST, links)).map(told));
+  }
+  // Nothing is pinned for a filter, so nothing but the filters themselves tells of them.
+  const filters = new ClsactFilters(MANIFEST);
+  filters.adopt([...names.keys()]);
+  removed.push(...detachEach(filters).map(told));
+  return removed;
+}
+
+function detachEach(attachments: Attachments): Attachment[] {
+  const found = attachments.list();
+  for (const attachment of found) {
+    attachments.detach(attachment);
+  }
+  return found;
 }
 
 async function removePins(bpffs: string): Promise<string[]> {

@@ -1,10 +1,11 @@
 /** Puts one pod's endpoints into the kernel and reads them back: the only place that does. */
 
+import { isGone } from '../native/errors.js';
 import type { PodUid } from '../pods/pod.js';
+import type { Attachment, Attachments } from './attachment.js';
 import type { Desired, DesiredEndpoint } from './desired.js';
 import type { EndpointRow, EndpointTables } from './endpoints.js';
-import type { Programs } from './programs.js';
-import { type Attachment, isGone, type Redirect } from './redirect.js';
+import type { DatapathPrograms, Role } from './manifest.js';
 import type { RepairKind, Repairs } from './repairs.js';
 import type { InterfaceSysctls } from './sysctls.js';
 
@@ -14,9 +15,9 @@ export interface ProgrammerLog {
 }
 
 export interface ProgrammerOptions {
-  readonly programs: Programs;
+  readonly programs: DatapathPrograms;
   readonly tables: EndpointTables;
-  readonly redirect: Redirect;
+  readonly attachments: Attachments<Role>;
   readonly sysctls: InterfaceSysctls;
   readonly repairs: Repairs;
   readonly log: ProgrammerLog;
@@ -97,7 +98,7 @@ export class EndpointProgrammer {
     { at, plan }: DesiredEndpoint,
     wasThere: boolean,
   ): Promise<boolean> {
-    const { tables, redirect, programs, sysctls, log, repairs } = this.#options;
+    const { tables, attachments, programs, sysctls, log, repairs } = this.#options;
     const fields = { pod: nameOf(desired), interface: at.link.name };
     const repaired = (kind: RepairKind, what: string) => {
       if (wasThere) {
@@ -114,14 +115,14 @@ export class EndpointProgrammer {
       repaired('map', what);
     }
     if (at.kind === 'bridge') {
-      const steer: Attachment = { role: 'steer', ifindex: at.bridge.index };
-      const steered = await redirect.attachAsync(steer, programs.programs.bridge_steer);
+      const steer: Attachment<Role> = { role: 'steer', ifindex: at.bridge.index };
+      const steered = await attachments.attachAsync(steer, programs.programs.bridge_steer);
       if (steered !== 'kept') {
         repaired('attachment', `steering at ${at.bridge.name} was gone: ${steered}`);
         log.info({ bridge: at.bridge.name, ifindex: at.bridge.index }, `steering ${steered}`);
       }
     }
-    const done = await redirect.attachAsync(
+    const done = await attachments.attachAsync(
       { role: 'egress', ifindex: plan.ifindex },
       programs.programs.pod_egress,
     );
@@ -143,13 +144,13 @@ export class EndpointProgrammer {
   }
 
   #missingAttachment({ at, plan }: DesiredEndpoint): string | undefined {
-    const { programs, redirect } = this.#options;
-    if (!redirect.isAttached({ role: 'egress', ifindex: plan.ifindex }, programs.programs.pod_egress)) {
+    const { programs, attachments } = this.#options;
+    if (!attachments.isAttached({ role: 'egress', ifindex: plan.ifindex }, programs.programs.pod_egress)) {
       return `the program is not attached to ${at.link.name}`;
     }
     if (at.kind === 'bridge') {
-      const steer: Attachment = { role: 'steer', ifindex: at.bridge.index };
-      if (!redirect.isAttached(steer, programs.programs.bridge_steer)) {
+      const steer: Attachment<Role> = { role: 'steer', ifindex: at.bridge.index };
+      if (!attachments.isAttached(steer, programs.programs.bridge_steer)) {
         return `the program is not attached to the bridge ${at.bridge.name}`;
       }
     }

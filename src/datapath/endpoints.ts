@@ -9,7 +9,8 @@
 import { type BpfMap, possibleCpus } from '../native/bpf.js';
 import { bytesToIp, ipToBytes } from '../pods/ip.js';
 import type { PodUid } from '../pods/pod.js';
-import { type Layouts, u32 } from './layouts.js';
+import type { Layouts } from './layouts.js';
+import { u32 } from './struct.js';
 
 const UID_BYTES = 64;
 const ID_ROW = 0;

@@ -16,8 +16,8 @@ import {
   tcpListeners,
 } from '../native/kernel.js';
 import { DatapathError } from './errors.js';
-import { u32 } from './layouts.js';
 import type { Family } from './netlink.js';
+import { u32 } from './struct.js';
 
 export interface WantedListener {
   readonly host: string;

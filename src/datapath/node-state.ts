@@ -1,12 +1,12 @@
 /** The parts of the datapath that a node has once: rules and routes, the nftables table, socket lookup, pins. */
 
 import type { EndpointTables } from './endpoints.js';
+import type { DatapathPrograms } from './manifest.js';
 import type { RouteSocket } from './netlink.js';
 import type { NotrackTable } from './nftables.js';
 import { ensurePolicyRoutes, marksAreDelivered, type PolicyRoutesSettings } from './policy-routes.js';
-import type { Programs } from './programs.js';
-import type { Redirect } from './redirect.js';
 import type { RepairKind, Repairs } from './repairs.js';
+import type { SocketLookup } from './socket-lookup.js';
 
 export interface NodeStateLog {
   info(fields: object, message: string): void;
@@ -16,9 +16,9 @@ export interface NodeStateLog {
 export interface NodeStateOptions {
   readonly socket: RouteSocket;
   readonly notrack: NotrackTable;
-  readonly programs: Programs;
+  readonly programs: DatapathPrograms;
   readonly tables: EndpointTables;
-  readonly redirect: Redirect;
+  readonly lookup: SocketLookup;
   readonly settings: PolicyRoutesSettings;
   readonly repairs: Repairs;
   readonly log: NodeStateLog;
@@ -42,7 +42,7 @@ export class NodeState {
 
   /** Compares everything with what is wanted, and puts right what differs. `addresses`: those of intercepted pods. */
   async ensure(addresses: ReadonlySet<string>): Promise<void> {
-    const { socket, settings, notrack, programs, tables, redirect, log } = this.#options;
+    const { socket, settings, notrack, programs, tables, lookup, log } = this.#options;
     try {
       for (const what of programs.ensurePins()) {
         this.#put('pin', what);
@@ -58,9 +58,9 @@ export class NodeState {
         this.#put('nftables', what);
       }
       this.#addresses = addresses;
-      const lookup = redirect.attachLookup(programs.programs.reuse);
-      if (lookup !== 'kept') {
-        this.#put('socket-lookup', `socket lookup ${lookup}`);
+      const done = lookup.attach(programs.programs.reuse);
+      if (done !== 'kept') {
+        this.#put('socket-lookup', `socket lookup ${done}`);
       }
       this.#problem = (await marksAreDelivered(socket, settings))
         ? undefined

@@ -1,27 +1,16 @@
 /** What is pinned, and where: under the bpffs a folder per layout version, in it maps, programs and links. */
 
-import { existsSync, mkdirSync, readdirSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, rmSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { BpfObject, isBpffs, mountBpffs } from '../native/bpf.js';
+import { BpfLink, BpfObject, isBpffs, mountBpffs } from '../native/bpf.js';
+import { unlessGone } from '../native/errors.js';
 import { DatapathError } from './errors.js';
 
 const KERNEL_BPFFS = '/sys/fs/bpf';
 
 /** build/bpf beside dist/ or src/. */
 export const DEFAULT_OBJECTS = fileURLToPath(new URL('../../build/bpf', import.meta.url));
-
-export const MAPS = [
-  'endpoints',
-  'sources',
-  'workloads',
-  'listeners',
-  'flows',
-  'counters',
-  'canaries',
-  'events',
-] as const;
-export type MapName = (typeof MAPS)[number];
 
 /** Opened, not loaded. `objects`: the folder with the compiled objects, `<name>.bpf.o`. */
 export function openObjectFile(objects: string, name: string): BpfObject {
@@ -32,9 +21,9 @@ export function openObjectFile(objects: string, name: string): BpfObject {
   return BpfObject.open(path);
 }
 
-/** LAYOUT_VERSION of bpf/include/layout.h, as these objects were compiled with it. */
-export function layoutVersion(objects: string): number {
-  const object = openObjectFile(objects, 'intercept');
+/** LAYOUT_VERSION of bpf/include/layout.h, as the object `main` among `objects` was compiled with it. */
+export function layoutVersion(objects: string, main: string): number {
+  const object = openObjectFile(objects, main);
   try {
     const version = object.enumValues('layout').get('LAYOUT');
     if (version === undefined) {
@@ -50,6 +39,17 @@ export function versionFolder(bpffs: string, version: number): string {
   return join(bpffs, `v${version}`);
 }
 
+export interface PinFolders {
+  readonly maps: string;
+  readonly programs: string;
+  readonly links: string;
+}
+
+export function pinFolders(bpffs: string, version: number): PinFolders {
+  const root = versionFolder(bpffs, version);
+  return { maps: join(root, 'maps'), programs: join(root, 'programs'), links: join(root, 'links') };
+}
+
 /** The layouts that something is pinned of, or was: the newest first. */
 export function pinnedVersions(bpffs: string): number[] {
   return (existsSync(bpffs) ? readdirSync(bpffs) : [])
@@ -63,7 +63,22 @@ export function pinsIn(folder: string): string[] {
   return existsSync(folder) ? readdirSync(folder) : [];
 }
 
-/** Refuses to work beside a layout that a newer agent left behind. */
+/** Takes a pinned link off, with its pin, and waits for the kernel. False where nothing is pinned at `path`. */
+export function detachPinned(path: string): boolean {
+  if (!existsSync(path)) {
+    return false;
+  }
+  const link = BpfLink.openPinned(path);
+  try {
+    unlessGone(() => link.detach());
+  } finally {
+    link.close();
+  }
+  rmSync(path, { force: true });
+  return true;
+}
+
+/** DatapathError LAYOUT_NEWER beside a layout that a newer agent left behind. */
 export function refuseNewerLayout(bpffs: string, version: number): void {
   const [newest = version] = pinnedVersions(bpffs);
   if (newest > version) {
@@ -75,13 +90,15 @@ export function refuseNewerLayout(bpffs: string, version: number): void {
 }
 
 /** The folders of a version; mounts a bpffs at `bpffs`, or at /sys/fs/bpf for what is below it, where none is. */
-export function prepareBpffs(bpffs: string, version: number): void {
+export function prepareBpffs(bpffs: string, version: number): PinFolders {
   const mountPoint = bpffs.startsWith(`${KERNEL_BPFFS}/`) ? KERNEL_BPFFS : bpffs;
   const existing = [bpffs, dirname(bpffs)].find((path) => existsSync(path));
   if (existing === undefined || !isBpffs(existing)) {
     mountBpffs(mountPoint);
   }
-  for (const folder of ['maps', 'programs', 'links']) {
-    mkdirSync(join(versionFolder(bpffs, version), folder), { recursive: true, mode: 0o700 });
+  const folders = pinFolders(bpffs, version);
+  for (const folder of Object.values(folders)) {
+    mkdirSync(folder, { recursive: true, mode: 0o700 });
   }
+  return folders;
 }

@@ -8,31 +8,16 @@
 
 import { existsSync, readdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
+import { Opened } from '../base/opened.js';
 import { BpfMap, type BpfObject, BpfProgram } from '../native/bpf.js';
 import { isKernelError } from '../native/errors.js';
 import { DatapathError } from './errors.js';
-import { type Layouts, readLayouts } from './layouts.js';
-import { Migration, type MigrationReport } from './migration.js';
-import {
-  layoutVersion,
-  MAPS,
-  type MapName,
-  openObjectFile,
-  prepareBpffs,
-  refuseNewerLayout,
-  versionFolder,
-} from './pins.js';
+import { type CopiedMigration, findMigration, type MigrationReport } from './migration.js';
+import { type MapName, mapNames, type ObjectSet, type ProgramName, programNames } from './object-set.js';
+import { layoutVersion, openObjectFile, type PinFolders, prepareBpffs, refuseNewerLayout } from './pins.js';
 
-/** One object file each, and the program in it. */
-const PROGRAMS = {
-  pod_egress: 'intercept',
-  bridge_steer: 'steer',
-  reuse: 'reuse',
-  canary: 'canary',
-} as const;
-export type ProgramName = keyof typeof PROGRAMS;
-
-export interface ProgramsOptions {
+export interface ProgramsOptions<S extends ObjectSet = ObjectSet> {
+  readonly set: S;
   /** Folder below a bpffs, such as /sys/fs/bpf/nodesentry; mounted where it is not on one. */
   readonly bpffs: string;
   /** Folder with the compiled objects, `<name>.bpf.o`. */
@@ -40,10 +25,10 @@ export interface ProgramsOptions {
   readonly mark: { readonly value: number; readonly mask: number };
 }
 
-export interface Programs {
-  readonly layouts: Layouts;
-  readonly maps: Readonly<Record<MapName, BpfMap>>;
-  readonly programs: Readonly<Record<ProgramName, BpfProgram>>;
+export interface Programs<S extends ObjectSet = ObjectSet> {
+  readonly layouts: ReturnType<S['readLayouts']>;
+  readonly maps: Readonly<Record<MapName<S>, BpfMap>>;
+  readonly programs: Readonly<Record<ProgramName<S>, BpfProgram>>;
   readonly linksPath: string;
   /** True where every map was found pinned: flows, endpoints and listeners were taken over. */
   readonly takenOver: boolean;
@@ -63,13 +48,126 @@ export interface Programs {
   close(): void;
 }
 
-function u32Bytes(value: number): Buffer {
-  const bytes = Buffer.alloc(4);
-  bytes.writeUInt32LE(value >>> 0);
-  return bytes;
+/** A pinned handle, and where. */
+interface Pinned {
+  readonly path: string;
+  readonly handle: BpfMap | BpfProgram;
+  readonly kind: typeof BpfMap | typeof BpfProgram;
 }
 
-function reuse(object: BpfObject, name: MapName, map: BpfMap, mapsPath: string): void {
+interface Loaded<S extends ObjectSet>
+  extends Pick<Programs<S>, 'layouts' | 'maps' | 'programs' | 'takenOver'> {
+  readonly pinned: readonly Pinned[];
+}
+
+/** DatapathError with the code LAYOUT_NEWER, LAYOUT_MISMATCH or OBJECT_MISSING; KernelError where the kernel refuses. */
+export function openPrograms<S extends ObjectSet>(options: ProgramsOptions<S>): Programs<S> {
+  const { set, bpffs, objects } = options;
+  const version = layoutVersion(objects, set.main);
+  refuseNewerLayout(bpffs, version);
+  const found = findMigration(set, bpffs, version);
+  const folders = prepareBpffs(bpffs, version);
+  const opened = new Opened();
+  let migration: CopiedMigration | undefined;
+  opened.add(found, () => (migration ?? found)?.abandon());
+  try {
+    const shared = found && withObject(objects, set.main, (object) => found.shareMaps(object));
+    const loaded = load(options, folders, opened);
+    // Before anybody reads the maps: the ids and generations in them must go on.
+    migration = shared?.copy(loaded.maps);
+    return {
+      layouts: loaded.layouts,
+      maps: loaded.maps,
+      programs: loaded.programs,
+      linksPath: folders.links,
+      takenOver: loaded.takenOver,
+      ensurePins: () => {
+        prepareBpffs(bpffs, version);
+        return loaded.pinned.flatMap(ensurePin);
+      },
+      finishMigration: (filters) => {
+        const report = migration?.finish(loaded.programs, filters);
+        migration = undefined;
+        return report;
+      },
+      removeStalePrograms: () => removeStale(folders.programs, loaded.pinned),
+      close: () => opened.closeNow(),
+    };
+  } catch (error) {
+    opened.closeNow();
+    throw error;
+  }
+}
+
+/** Every object, with the maps that are pinned already or that the first of them brings. */
+function load<S extends ObjectSet>(
+  options: ProgramsOptions<S>,
+  folders: PinFolders,
+  opened: Opened,
+): Loaded<S> {
+  const { set } = options;
+  const maps = openPinnedMaps(set, folders.maps, opened);
+  const takenOver = maps.size === mapNames(set).length;
+  const programs = new Map<string, BpfProgram>();
+  const pinned: Pinned[] = [];
+  let layouts: unknown;
+  for (const name of programNames(set)) {
+    const object = opened.own(loadObject(options, name, folders.maps, maps));
+    layouts ??= set.readLayouts(object);
+    for (const mapName of mapNames(set).filter((candidate) => !maps.has(candidate))) {
+      const map = opened.own(object.map(mapName));
+      map.pin(join(folders.maps, mapName));
+      maps.set(mapName, map);
+    }
+    const fresh = opened.own(object.program(name));
+    const path = join(folders.programs, programPin(fresh, name, options.mark));
+    const handle = takenOver && existsSync(path) ? opened.own(BpfProgram.openPinned(path)) : fresh;
+    if (handle === fresh) {
+      rmSync(path, { force: true });
+      fresh.pin(path);
+    } else {
+      fresh.close();
+    }
+    programs.set(name, handle);
+    pinned.push({ path, handle, kind: BpfProgram });
+    object.close(); // it would keep the copies that nobody uses in the kernel
+  }
+  pinned.push(
+    ...[...maps].map(([name, handle]) => ({ path: join(folders.maps, name), handle, kind: BpfMap })),
+  );
+  return {
+    layouts: layouts as Programs<S>['layouts'],
+    maps: Object.fromEntries(maps) as Programs<S>['maps'],
+    programs: Object.fromEntries(programs) as Programs<S>['programs'],
+    takenOver,
+    pinned,
+  };
+}
+
+function loadObject<S extends ObjectSet>(
+  options: ProgramsOptions<S>,
+  name: ProgramName<S>,
+  mapsPath: string,
+  maps: ReadonlyMap<string, BpfMap>,
+): BpfObject {
+  const { set, objects, mark } = options;
+  const object = openObjectFile(objects, set.programs[name]?.object ?? name);
+  try {
+    object.setReadOnlyData('mark_value', u32Bytes(mark.value));
+    object.setReadOnlyData('mark_mask', u32Bytes(mark.mask));
+    for (const [mapName, map] of maps) {
+      shareMap(object, mapName, map, mapsPath);
+    }
+    object.load();
+    return object;
+  } catch (error) {
+    object.close();
+    throw error;
+  }
+}
+
+/** Pinned maps serve on as they are; libbpf refuses one whose key, value or size differs from the object's. */
+function shareMap(object: BpfObject, name: string, map: BpfMap, mapsPath: string): void {
   try {
     object.reuseMap(name, map);
   } catch (error) {
@@ -84,44 +182,30 @@ function reuse(object: BpfObject, name: MapName, map: BpfMap, mapsPath: string):
   }
 }
 
-function openObject(
-  options: ProgramsOptions,
-  file: string,
-  mapsPath: string,
-  maps: ReadonlyMap<MapName, BpfMap>,
-): BpfObject {
-  const object = openObjectFile(options.objects, file);
-  try {
-    object.setReadOnlyData('mark_value', u32Bytes(options.mark.value));
-    object.setReadOnlyData('mark_mask', u32Bytes(options.mark.mask));
-    for (const [name, map] of maps) {
-      reuse(object, name, map, mapsPath);
-    }
-    object.load();
-    return object;
-  } catch (error) {
-    object.close();
-    throw error;
-  }
-}
-
-/** Whatever is opened is closed with the rest, in reverse order, also where a later step fails. */
-type Own = <T extends { close(): void }>(handle: T) => T;
-
-/** Pinned maps are reused as they are; libbpf refuses one whose key, value or size differs from the object's. */
-function openPinnedMaps(folder: string, own: Own): Map<MapName, BpfMap> {
-  const maps = new Map<MapName, BpfMap>();
-  for (const name of MAPS) {
+function openPinnedMaps(set: ObjectSet, folder: string, opened: Opened): Map<string, BpfMap> {
+  const maps = new Map<string, BpfMap>();
+  for (const name of mapNames(set)) {
     const path = join(folder, name);
     if (existsSync(path)) {
-      maps.set(name, own(BpfMap.openPinned(path)));
+      maps.set(name, opened.own(BpfMap.openPinned(path)));
     }
   }
   return maps;
 }
 
+/** Pins again what is not pinned at its path any more. Returns what was wrong, in words. */
+function ensurePin({ path, handle, kind }: Pinned): string[] {
+  const before = pinnedId(path, kind);
+  if (before === handle.id) {
+    return [];
+  }
+  rmSync(path, { force: true });
+  handle.pin(path);
+  return [`the pin ${path} ${before === undefined ? 'was missing' : 'was of something else'}`];
+}
+
 /** Undefined where nothing is pinned; 0 for what is not of this kind. */
-function pinnedId(path: string, kind: typeof BpfMap | typeof BpfProgram): number | undefined {
+function pinnedId(path: string, kind: Pinned['kind']): number | undefined {
   if (!existsSync(path)) {
     return undefined;
   }
@@ -140,120 +224,30 @@ function pinnedId(path: string, kind: typeof BpfMap | typeof BpfProgram): number
   }
 }
 
-function shareMaps({ objects }: ProgramsOptions, migration: Migration): void {
-  const object = openObjectFile(objects, PROGRAMS.pod_egress);
+function removeStale(programsPath: string, pinned: readonly Pinned[]): string[] {
+  const current = new Set(pinned.map(({ path }) => path));
+  const stale = readdirSync(programsPath).filter((pin) => !current.has(join(programsPath, pin)));
+  for (const pin of stale) {
+    rmSync(join(programsPath, pin), { force: true });
+  }
+  return stale;
+}
+
+function withObject<T>(objects: string, name: string, use: (object: BpfObject) => T): T {
+  const object = openObjectFile(objects, name);
   try {
-    migration.shareMaps(object);
+    return use(object);
   } finally {
     object.close();
   }
 }
 
-function pinName(program: BpfProgram, name: string, mark: ProgramsOptions['mark']): string {
+function programPin(program: BpfProgram, name: string, mark: ProgramsOptions['mark']): string {
   return `${name}-${program.tag}-${mark.value.toString(16)}-${mark.mask.toString(16)}`;
 }
 
-export function openPrograms(options: ProgramsOptions): Programs {
-  const version = layoutVersion(options.objects);
-  refuseNewerLayout(options.bpffs, version);
-  let migration = Migration.find(options.bpffs, version);
-  prepareBpffs(options.bpffs, version);
-  const root = versionFolder(options.bpffs, version);
-  const mapsPath = join(root, 'maps');
-  const programsPath = join(root, 'programs');
-  const closers: (() => void)[] = [];
-  const close = () => {
-    for (const closer of closers.splice(0).reverse()) {
-      closer();
-    }
-    migration?.abandon();
-  };
-  const own: Own = (handle) => {
-    closers.push(() => handle.close());
-    return handle;
-  };
-  try {
-    if (migration !== undefined) {
-      shareMaps(options, migration);
-    }
-    const maps = openPinnedMaps(mapsPath, own);
-    const takenOver = maps.size === MAPS.length;
-    let layouts: Layouts | undefined;
-    const programs = new Map<ProgramName, BpfProgram>();
-    const current = new Set<string>();
-    for (const name of Object.keys(PROGRAMS) as ProgramName[]) {
-      const object = own(openObject(options, PROGRAMS[name], mapsPath, maps));
-      layouts ??= readLayouts(object);
-      for (const mapName of MAPS) {
-        if (!maps.has(mapName)) {
-          const map = own(object.map(mapName));
-          map.pin(join(mapsPath, mapName));
-          maps.set(mapName, map);
-        }
-      }
-      const fresh = own(object.program(name));
-      const pin = pinName(fresh, name, options.mark);
-      current.add(pin);
-      const path = join(programsPath, pin);
-      if (existsSync(path) && takenOver) {
-        programs.set(name, own(BpfProgram.openPinned(path)));
-        fresh.close();
-      } else {
-        rmSync(path, { force: true });
-        fresh.pin(path);
-        programs.set(name, fresh);
-      }
-      object.close(); // it would keep the copies that nobody uses in the kernel
-    }
-    if (layouts === undefined) {
-      throw new DatapathError('LAYOUT_MISMATCH', 'no BPF object was loaded');
-    }
-    const byName = Object.fromEntries(maps) as Record<MapName, BpfMap>;
-    const programByName = Object.fromEntries(programs) as Record<ProgramName, BpfProgram>;
-    // Before anybody reads them: the ids and generations in them must go on.
-    migration?.copy(byName);
-    const pinned = [
-      ...[...maps].map(([name, map]) => ({ path: join(mapsPath, name), handle: map, kind: BpfMap })),
-      ...[...programs].map(([name, program]) => ({
-        path: join(programsPath, pinName(program, name, options.mark)),
-        handle: program,
-        kind: BpfProgram,
-      })),
-    ];
-    return {
-      layouts,
-      ensurePins: () => {
-        prepareBpffs(options.bpffs, version);
-        return pinned.flatMap(({ path, handle, kind }) => {
-          const before = pinnedId(path, kind);
-          if (before === handle.id) {
-            return [];
-          }
-          rmSync(path, { force: true });
-          handle.pin(path);
-          return [`the pin ${path} ${before === undefined ? 'was missing' : 'was of something else'}`];
-        });
-      },
-      maps: byName,
-      programs: programByName,
-      linksPath: join(root, 'links'),
-      takenOver,
-      finishMigration: (filters) => {
-        const report = migration?.finish(byName, programByName, filters);
-        migration = undefined;
-        return report;
-      },
-      removeStalePrograms: () => {
-        const stale = readdirSync(programsPath).filter((pin) => !current.has(pin));
-        for (const pin of stale) {
-          rmSync(join(programsPath, pin), { force: true });
-        }
-        return stale;
-      },
-      close,
-    };
-  } catch (error) {
-    close();
-    throw error;
-  }
+function u32Bytes(value: number): Buffer {
+  const bytes = Buffer.alloc(4);
+  bytes.writeUInt32LE(value >>> 0);
+  return bytes;
 }

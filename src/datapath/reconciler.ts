@@ -7,13 +7,13 @@
 import { setImmediate } from 'node:timers/promises';
 import type { Pod, PodUid } from '../pods/pod.js';
 import type { PodStore } from '../pods/pod-store.js';
+import type { Attachments } from './attachment.js';
 import { type Desired, type DesiredOptions, DesiredStates } from './desired.js';
 import { EndpointProgrammer } from './endpoint-programmer.js';
 import type { EndpointTables } from './endpoints.js';
+import type { DatapathPrograms, Role } from './manifest.js';
 import type { NodeState } from './node-state.js';
-import type { Programs } from './programs.js';
 import type { Proofs } from './proofs.js';
-import type { Redirect } from './redirect.js';
 import type { Repairs } from './repairs.js';
 import { type EndpointStatus, statusOf } from './status.js';
 import type { InterfaceSysctls } from './sysctls.js';
@@ -32,9 +32,9 @@ export interface ReconcilerLog {
 export interface ReconcilerOptions extends Omit<DesiredOptions, 'store' | 'log'> {
   readonly store: PodStore;
   readonly node: NodeState;
-  readonly programs: Programs;
+  readonly programs: DatapathPrograms;
   readonly tables: EndpointTables;
-  readonly redirect: Redirect;
+  readonly attachments: Attachments<Role>;
   readonly sysctls: InterfaceSysctls;
   readonly proofs: Proofs;
   readonly repairs: Repairs;
@@ -241,7 +241,7 @@ export class Reconciler {
   }
 
   #takeOff(endpoints: readonly { readonly plan: { readonly ifindex: number } }[]): void {
-    const { redirect, tables, sysctls, proofs, log } = this.#options;
+    const { attachments, tables, sysctls, proofs, log } = this.#options;
     for (const { plan } of endpoints) {
       // Unless another pod has the interface, or its number, by now.
       if (
@@ -251,7 +251,7 @@ export class Reconciler {
       ) {
         continue;
       }
-      const done = attempt(() => redirect.release({ role: 'egress', ifindex: plan.ifindex }));
+      const done = attempt(() => attachments.release({ role: 'egress', ifindex: plan.ifindex }));
       sysctls.restore(plan.ifindex);
       tables.withdraw(plan.ifindex);
       proofs.withdraw(plan.ifindex);
@@ -264,7 +264,7 @@ export class Reconciler {
 
   /** What the kernel holds for nobody: programs come off before the tables that they read. */
   #withdrawUnwanted(): void {
-    const { tables, redirect, sysctls, proofs, log } = this.#options;
+    const { tables, attachments, sysctls, proofs, log } = this.#options;
     const wanted = this.#desired.desired();
     this.#programmer.keep(new Set(wanted.map(({ pod }) => pod.uid)));
     const endpoints = new Set<number>();
@@ -275,9 +275,9 @@ export class Reconciler {
         bridges.add(at.bridge.index);
       }
     }
-    for (const attachment of redirect.list()) {
+    for (const attachment of attachments.list()) {
       if (!(attachment.role === 'egress' ? endpoints : bridges).has(attachment.ifindex)) {
-        const done = attempt(() => redirect.release(attachment));
+        const done = attempt(() => attachments.release(attachment));
         sysctls.restore(attachment.ifindex);
         log.info({ ...attachment, ...(done instanceof Error ? { err: done } : {}) }, 'program detached');
       }

@@ -4,6 +4,7 @@ import { existsSync, readFileSync } from 'node:fs';
 import { release } from 'node:os';
 import { dirname } from 'node:path';
 import { type Capability, missingCapabilities } from '../datapath/capabilities.js';
+import { MANIFEST } from '../datapath/manifest.js';
 import { layoutVersion, refuseNewerLayout } from '../datapath/pins.js';
 import { isBpffs, tcxSupported } from '../native/bpf.js';
 import { type Check, type Finding, fail, ok, warn } from './check.js';
@@ -91,7 +92,7 @@ export function bpffsAt(
   const mounted = [path, dirname(path)].find((candidate) => existsSync(candidate) && isBpffs(candidate));
   if (mounted !== undefined) {
     try {
-      refuseNewerLayout(path, layoutVersion(objects));
+      refuseNewerLayout(path, layoutVersion(objects, MANIFEST.main));
     } catch (error) {
       return fail(error instanceof Error ? error.message : String(error), 'do what the message says');
     }

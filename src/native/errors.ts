@@ -16,3 +16,22 @@ export function isKernelError(error: unknown): error is KernelError {
     typeof (error as Partial<KernelError>).syscall === 'string'
   );
 }
+
+/** Whether the error says that an interface, or what is attached to it, has gone: they may at any moment. */
+export function isGone(error: unknown): boolean {
+  return (
+    isKernelError(error) && (error.code === 'ENODEV' || error.code === 'ENOLINK' || error.code === 'ENOENT')
+  );
+}
+
+/** What `step` returns; undefined where what it is about has gone. Other errors are thrown on. */
+export function unlessGone<T>(step: () => T): T | undefined {
+  try {
+    return step();
+  } catch (error) {
+    if (isGone(error)) {
+      return undefined;
+    }
+    throw error;
+  }
+}

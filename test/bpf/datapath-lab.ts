@@ -1,7 +1,8 @@
 /** What the tests of the datapath share: the objects as built, loaded into a bpffs of the test's own. */
 
 import { join } from 'node:path';
-import { openPrograms, type Programs } from '../../src/datapath/programs.js';
+import { type DatapathPrograms, MANIFEST } from '../../src/datapath/manifest.js';
+import { openPrograms } from '../../src/datapath/programs.js';
 import type { Cleanup } from '../unit/native-lab.js';
 
 export const OBJECTS = join(process.cwd(), 'build/bpf');
@@ -11,6 +12,6 @@ export function openIn(
   cleanup: Cleanup,
   bpffs: string,
   mark = MARK as { value: number; mask: number },
-): Programs {
-  return cleanup.owned(openPrograms({ bpffs, objects: OBJECTS, mark }));
+): DatapathPrograms {
+  return cleanup.owned(openPrograms({ set: MANIFEST, bpffs, objects: OBJECTS, mark }));
 }

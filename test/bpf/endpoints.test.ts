@@ -1,7 +1,7 @@
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { type EndpointPlan, EndpointTables } from '../../src/datapath/endpoints.js';
-import { u32 } from '../../src/datapath/layouts.js';
-import type { Programs } from '../../src/datapath/programs.js';
+import type { DatapathPrograms } from '../../src/datapath/manifest.js';
+import { u32 } from '../../src/datapath/struct.js';
 import { possibleCpus } from '../../src/native/bpf.js';
 import { ipToBytes } from '../../src/pods/ip.js';
 import type { PodUid } from '../../src/pods/pod.js';
@@ -19,7 +19,7 @@ const PLAN: EndpointPlan = {
 };
 
 const cleanup = new Cleanup();
-let datapath: Programs;
+let datapath: DatapathPrograms;
 let tables: EndpointTables;
 
 beforeEach(() => {

@@ -1,12 +1,12 @@
 import { readdirSync, readlinkSync } from 'node:fs';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
-import { u32 } from '../../src/datapath/layouts.js';
 import {
   Listeners,
   slotIndex,
   type WantedInstance,
   type WantedListener,
 } from '../../src/datapath/listeners.js';
+import { u32 } from '../../src/datapath/struct.js';
 import type { BpfMap } from '../../src/native/bpf.js';
 import {
   closeFd,

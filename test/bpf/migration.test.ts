@@ -3,13 +3,17 @@
 import { copyFileSync, existsSync, mkdirSync, readdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { CLSACT, ClsactFilters } from '../../src/datapath/clsact.js';
 import { EndpointTables } from '../../src/datapath/endpoints.js';
-import { Struct } from '../../src/datapath/layouts.js';
+import { type DatapathPrograms, MANIFEST } from '../../src/datapath/manifest.js';
 import { copyByName, sameShape } from '../../src/datapath/map-copy.js';
-import { Migration } from '../../src/datapath/migration.js';
+import { findMigration } from '../../src/datapath/migration.js';
+import { moveLinks } from '../../src/datapath/migration-links.js';
 import { layoutVersion, openObjectFile } from '../../src/datapath/pins.js';
-import { openPrograms, type Programs } from '../../src/datapath/programs.js';
-import { CLSACT, Redirect } from '../../src/datapath/redirect.js';
+import { openPrograms } from '../../src/datapath/programs.js';
+import { SocketLookup } from '../../src/datapath/socket-lookup.js';
+import { Struct } from '../../src/datapath/struct.js';
+import { TcxLinks } from '../../src/datapath/tcx.js';
 import { BpfLink, BpfMap, BpfObject, queryClsact, queryTcx } from '../../src/native/bpf.js';
 import type { PodUid } from '../../src/pods/pod.js';
 import { Cleanup, loadProbe, Netns, temporaryBpffs, temporaryFolder, u32 } from '../unit/native-lab.js';
@@ -33,8 +37,8 @@ beforeEach(() => {
 
 afterEach(() => cleanup.run());
 
-function open(objects: string): Programs {
-  return cleanup.owned(openPrograms({ bpffs, objects, mark: MARK }));
+function open(objects: string): DatapathPrograms {
+  return cleanup.owned(openPrograms({ set: MANIFEST, bpffs, objects, mark: MARK }));
 }
 
 function structIn(objects: string, name: string): Struct {
@@ -47,7 +51,7 @@ function structIn(objects: string, name: string): Struct {
 }
 
 const uid = (index: number) => `pod-${index}` as PodUid;
-const flowKey = (programs: Programs, sport: number) =>
+const flowKey = (programs: DatapathPrograms, sport: number) =>
   programs.layouts.flowKey.encode({
     src: Buffer.alloc(16, 1),
     dst: Buffer.alloc(16, 2),
@@ -56,32 +60,32 @@ const flowKey = (programs: Programs, sport: number) =>
     protocol: 6,
   });
 
-function record(programs: Programs, sport: number, startedNs: number): void {
+function record(programs: DatapathPrograms, sport: number, startedNs: number): void {
   const { flow } = programs.layouts;
   const value = { started_ns: startedNs, endpoint: 1, generation: 1, ifindex: pods[0] ?? 0, instance: 3 };
   programs.maps.flows.set(flowKey(programs, sport), flow.encode({ ...value, direction: 1 }));
 }
 
-function startedNs(programs: Programs, sport: number): number | undefined {
+function startedNs(programs: DatapathPrograms, sport: number): number | undefined {
   const value = programs.maps.flows.get(flowKey(programs, sport));
   return value === undefined ? undefined : programs.layouts.flow.number(value, 'started_ns');
 }
 
 /** What an agent of layout 1 leaves that has enrolled two pods, one of them twice, and has gone. */
-function leaveOlder(objects = OBJECTS): { readonly linkIds: number[]; readonly programs: Programs } {
+function leaveOlder(objects = OBJECTS): { readonly linkIds: number[]; readonly programs: DatapathPrograms } {
   const programs = open(objects);
   const tables = new EndpointTables(programs.maps, programs.layouts);
-  const redirect = new Redirect({ linksPath: programs.linksPath, tcx: true });
+  const links = new TcxLinks(MANIFEST, programs.linksPath);
   tables.enrol(uid(1), 999, false);
   netns.run(() => {
     pods.forEach((ifindex, index) => {
       const row = tables.enrol(uid(index), ifindex, false);
       const ips = [`10.66.0.${index + 2}`];
       tables.program(row, { ifindex, instance: 5, failureOpen: true, bridgeIndex: 0, ips });
-      redirect.attach({ role: 'egress', ifindex }, programs.programs.pod_egress);
+      links.attach({ role: 'egress', ifindex }, programs.programs.pod_egress);
     });
-    redirect.attach({ role: 'steer', ifindex: bridge }, programs.programs.bridge_steer);
-    redirect.attachLookup(programs.programs.reuse);
+    links.attach({ role: 'steer', ifindex: bridge }, programs.programs.bridge_steer);
+    new SocketLookup(programs.linksPath, 'lookup').attach(programs.programs.reuse);
   });
   record(programs, 1000, 111);
   return { linkIds: linkIds(), programs };
@@ -104,7 +108,7 @@ function linkNames(): string[] {
 }
 
 /** All that the older agent knew is known to `programs`, and every link runs the new programs. */
-function expectTakenOver(programs: Programs, links: readonly number[]): void {
+function expectTakenOver(programs: DatapathPrograms, links: readonly number[]): void {
   const { endpoint } = programs.layouts;
   const tables = new EndpointTables(programs.maps, programs.layouts);
   expect(tables.rowOf(uid(1))).toEqual({ uid: uid(1), id: 1, generation: 2, ifindex: pods[1] });
@@ -132,7 +136,7 @@ function expectTakenOver(programs: Programs, links: readonly number[]): void {
 }
 
 it('the objects say of which layout they are, and the tests have three of them', () => {
-  expect([OBJECTS, V1B, V2].map(layoutVersion)).toEqual([1, 1, 2]);
+  expect([OBJECTS, V1B, V2].map((objects) => layoutVersion(objects, 'intercept'))).toEqual([1, 1, 2]);
   for (const name of ['flow', 'endpoint', 'workload']) {
     expect(structIn(V2, name).size).toBeGreaterThan(structIn(OBJECTS, name).size);
   }
@@ -169,7 +173,7 @@ describe('an agent of a newer layout', () => {
 
   it('shares the maps that have not changed: counters and listeners go on without a gap', () => {
     const older = leaveOlder();
-    const ids = (programs: Programs) =>
+    const ids = (programs: DatapathPrograms) =>
       (['sources', 'listeners', 'counters'] as const).map((name) => programs.maps[name].id);
     const newer = open(V2);
     newer.finishMigration();
@@ -218,9 +222,8 @@ describe('an agent of a newer layout', () => {
     expect(newer.finishMigration()).toMatchObject({ links: 3, kept: [`egress-${pods[1]}`] });
     expect(running()[1]).toBe(before[1]);
     expect(readdirSync(newer.linksPath).sort()).toEqual(linkNames());
-    const redirect = new Redirect({ linksPath: newer.linksPath, tcx: true });
-    const attach = () =>
-      redirect.attach({ role: 'egress', ifindex: pods[1] ?? 0 }, newer.programs.pod_egress);
+    const links = new TcxLinks(MANIFEST, newer.linksPath);
+    const attach = () => links.attach({ role: 'egress', ifindex: pods[1] ?? 0 }, newer.programs.pod_egress);
     expect(netns.run(attach)).toBe('updated');
     expect(linkIds()).toEqual(older.linkIds);
   });
@@ -231,8 +234,8 @@ describe('an agent of a newer layout', () => {
     const tables = new EndpointTables(programs.maps, programs.layouts);
     const plan = { ifindex, instance: 0, failureOpen: false, bridgeIndex: 0, ips: [] };
     tables.program(tables.enrol(uid(0), ifindex, false), plan);
-    const redirect = new Redirect({ linksPath: programs.linksPath, tcx: false });
-    netns.run(() => redirect.attach({ role: 'egress', ifindex }, programs.programs.pod_egress));
+    const links = new ClsactFilters(MANIFEST);
+    netns.run(() => links.attach({ role: 'egress', ifindex }, programs.programs.pod_egress));
     const newer = open(V2);
     expect(netns.run(() => newer.finishMigration([...pods, bridge]))).toMatchObject({ links: 1 });
     expect(netns.run(() => queryClsact(ifindex, 'ingress', CLSACT))).toEqual({
@@ -275,7 +278,7 @@ describe('a newer agent that is killed', () => {
   const halfway: Record<string, () => void> = {
     'before it has done anything': () => mkdirSync(join(bpffs, 'v2/maps'), { recursive: true }),
     'after it has pinned the first maps': () => {
-      const migration = Migration.find(bpffs, 2);
+      const migration = findMigration(MANIFEST, bpffs, 2);
       mkdirSync(join(bpffs, 'v2/maps'), { recursive: true });
       const object = cleanup.owned(BpfObject.open(join(V2, 'intercept.bpf.o')));
       migration?.shareMaps(object);
@@ -295,11 +298,11 @@ describe('a newer agent that is killed', () => {
     },
     'after it has moved the links': () => {
       const { maps, programs } = open(V2);
-      Migration.find(bpffs, 2)?.moveLinks(maps, programs);
+      moveLinks({ set: MANIFEST, bpffs, version: 2, older: [1], maps, programs });
     },
     'while it takes the older folder away': () => {
       const { maps, programs } = open(V2);
-      Migration.find(bpffs, 2)?.moveLinks(maps, programs);
+      moveLinks({ set: MANIFEST, bpffs, version: 2, older: [1], maps, programs });
       rmSync(join(bpffs, 'v1/maps/flows'));
       rmSync(join(bpffs, 'v1/links'), { recursive: true });
     },
@@ -377,11 +380,11 @@ describe('within one layout', () => {
       expect(next.finishMigration()).toBeUndefined();
       expect(running()).toEqual(before);
       const { pod_egress, bridge_steer } = next.programs;
-      const redirect = new Redirect({ linksPath: next.linksPath, tcx: true });
+      const links = new TcxLinks(MANIFEST, next.linksPath);
       netns.run(() => {
-        redirect.attach({ role: 'steer', ifindex: bridge }, bridge_steer);
+        links.attach({ role: 'steer', ifindex: bridge }, bridge_steer);
         for (const ifindex of pods) {
-          expect(redirect.attach({ role: 'egress', ifindex }, pod_egress)).toBe('updated');
+          expect(links.attach({ role: 'egress', ifindex }, pod_egress)).toBe('updated');
         }
       });
       expect(next.removeStalePrograms()).toHaveLength(4);

@@ -2,7 +2,8 @@ import { execFileSync } from 'node:child_process';
 import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
-import { openPrograms, type Programs, type ProgramsOptions } from '../../src/datapath/programs.js';
+import { type DatapathPrograms, MANIFEST } from '../../src/datapath/manifest.js';
+import { openPrograms, type ProgramsOptions } from '../../src/datapath/programs.js';
 import { BpfMap, BpfProgram, isBpffs, programInfo } from '../../src/native/bpf.js';
 import { Cleanup, loadProbe, temporaryBpffs, temporaryFolder, u32 } from '../unit/native-lab.js';
 import { MARK, OBJECTS } from './datapath-lab.js';
@@ -18,8 +19,8 @@ beforeEach(() => {
 
 afterEach(() => cleanup.run());
 
-function open(rest: Partial<ProgramsOptions> = {}): Programs {
-  return cleanup.owned(openPrograms({ bpffs, objects: OBJECTS, mark: MARK, ...rest }));
+function open(rest: Partial<Omit<ProgramsOptions, 'set'>> = {}): DatapathPrograms {
+  return cleanup.owned(openPrograms({ set: MANIFEST, bpffs, objects: OBJECTS, mark: MARK, ...rest }));
 }
 
 function pins(folder: string): string[] {
@@ -27,7 +28,7 @@ function pins(folder: string): string[] {
 }
 
 /** Ids by name: what runs, not what is called the same. */
-function ids(opened: Programs): Record<string, number> {
+function ids(opened: DatapathPrograms): Record<string, number> {
   const handles = [...Object.entries(opened.maps), ...Object.entries(opened.programs)];
   return Object.fromEntries(handles.map(([name, { id }]) => [name, id]));
 }

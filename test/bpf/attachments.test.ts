@@ -2,7 +2,10 @@ import { execFileSync } from 'node:child_process';
 import { readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
-import { type Attachment, CLSACT, Redirect } from '../../src/datapath/redirect.js';
+import type { Attachment, Attachments } from '../../src/datapath/attachment.js';
+import { CLSACT, ClsactFilters } from '../../src/datapath/clsact.js';
+import { type DatapathPrograms, MANIFEST, type Role } from '../../src/datapath/manifest.js';
+import { TcxLinks } from '../../src/datapath/tcx.js';
 import { attachTcx, type BpfProgram, queryClsact, queryTcx } from '../../src/native/bpf.js';
 import { interfaceIndex } from '../../src/native/kernel.js';
 import { Cleanup, loadProbe, Netns, temporaryBpffs } from '../unit/native-lab.js';
@@ -14,7 +17,7 @@ let ifindex: number;
 let bpffs: string;
 let linksPath: string;
 /** The programs of this agent, and of one with another mark after it. */
-let before: Readonly<Record<'pod_egress' | 'bridge_steer' | 'reuse', BpfProgram>>;
+let before: DatapathPrograms['programs'];
 let after: typeof before;
 
 beforeEach(() => {
@@ -37,17 +40,20 @@ describe.each([
   { way: 'a tcx link', tcx: true },
   { way: 'a clsact filter', tcx: false },
 ])('by $way', ({ tcx }) => {
-  let redirect: Redirect;
-  let egress: Attachment;
+  let attachments: Attachments<Role>;
+  let egress: Attachment<Role>;
 
   beforeEach(() => {
-    redirect = new Redirect({ linksPath, tcx });
+    attachments = make();
     egress = { role: 'egress', ifindex };
   });
 
-  const attach = (program: BpfProgram, at = egress) => netns.run(() => redirect.attach(at, program));
-  const detach = (at = egress) => netns.run(() => redirect.detach(at));
-  const isAttached = (program: BpfProgram, at = egress) => netns.run(() => redirect.isAttached(at, program));
+  /** As an agent would that has just started. */
+  const make = () => (tcx ? new TcxLinks<Role>(MANIFEST, linksPath) : new ClsactFilters<Role>(MANIFEST));
+  const attach = (program: BpfProgram, at = egress) => netns.run(() => attachments.attach(at, program));
+  const detach = (at = egress) => netns.run(() => attachments.detach(at));
+  const isAttached = (program: BpfProgram, at = egress) =>
+    netns.run(() => attachments.isAttached(at, program));
   /** Programs that run at the interface's ingress, ours and others'. */
   const running = (at = ifindex) =>
     netns.run(() =>
@@ -65,10 +71,10 @@ describe.each([
     expect(running()).toEqual([after.pod_egress.id]);
     expect(isAttached(before.pod_egress)).toBe(false);
     expect(isAttached(after.pod_egress)).toBe(true);
-    expect(redirect.list()).toEqual([egress]);
+    expect(attachments.list()).toEqual([egress]);
     detach();
     expect(running()).toEqual([]);
-    expect(redirect.list()).toEqual([]);
+    expect(attachments.list()).toEqual([]);
     expect(readdirSync(linksPath)).toEqual([]);
     detach();
   });
@@ -99,11 +105,11 @@ describe.each([
   it('an interface and a bridge are told apart by their roles', () => {
     netns.ip('link add br0 type bridge');
     const bridge = netns.run(() => interfaceIndex('br0') ?? 0);
-    const steer: Attachment = { role: 'steer', ifindex: bridge };
+    const steer: Attachment<Role> = { role: 'steer', ifindex: bridge };
     attach(before.pod_egress);
     expect(attach(before.bridge_steer, steer)).toBe('attached');
-    expect(redirect.list()).toHaveLength(2);
-    expect(redirect.list()).toEqual(expect.arrayContaining([egress, steer]));
+    expect(attachments.list()).toHaveLength(2);
+    expect(attachments.list()).toEqual(expect.arrayContaining([egress, steer]));
     expect(running(bridge)).toEqual([before.bridge_steer.id]);
     detach();
     expect(running(bridge)).toEqual([before.bridge_steer.id]);
@@ -115,7 +121,7 @@ describe.each([
     netns.ip('link del pod');
     expect(isAttached(before.pod_egress)).toBe(false);
     detach();
-    expect(redirect.list()).toEqual([]);
+    expect(attachments.list()).toEqual([]);
     expect(readdirSync(linksPath)).toEqual([]);
   });
 
@@ -123,7 +129,7 @@ describe.each([
     netns.ip('link del pod');
     expect(() => attach(before.pod_egress)).toThrow(expect.objectContaining({ code: 'ENODEV' }));
     expect(readdirSync(linksPath)).toEqual([]);
-    expect(redirect.list()).toEqual([]);
+    expect(attachments.list()).toEqual([]);
   });
 
   it('an ifindex that has come back under another interface is attached to anew', () => {
@@ -153,59 +159,14 @@ describe.each([
 
   it('the next agent finds what this one attached, keeps it, and can take it off', () => {
     attach(before.pod_egress);
-    redirect = new Redirect({ linksPath, tcx });
-    netns.run(() => redirect.adoptFilters([1, ifindex, 9999]));
-    expect(redirect.list()).toEqual([egress]);
+    const next = make();
+    attachments = next;
+    if (next instanceof ClsactFilters) {
+      netns.run(() => next.adopt([1, ifindex, 9999]));
+    }
+    expect(attachments.list()).toEqual([egress]);
     expect(attach(before.pod_egress)).toBe('kept');
     detach();
     expect(running()).toEqual([]);
-  });
-});
-
-describe('socket lookup', () => {
-  let redirect: Redirect;
-
-  beforeEach(() => {
-    redirect = new Redirect({ linksPath, tcx: true });
-  });
-
-  const attach = (program: BpfProgram) => netns.run(() => redirect.attachLookup(program));
-  /** Programs of sk_lookup in the namespace. */
-  const attached = () => {
-    const shown = JSON.parse(netns.exec('bpftool', '-j', 'link', 'show')) as {
-      type: string;
-      prog_id: number;
-      netns_ino?: number;
-    }[];
-    const own = Number(/\d+/.exec(netns.exec('readlink', '/proc/self/ns/net'))?.[0]);
-    return shown.filter(({ netns_ino }) => netns_ino === own).map(({ prog_id }) => prog_id);
-  };
-
-  it('is attached to the namespace of the agent, kept, exchanged and taken off', () => {
-    expect(attach(before.reuse)).toBe('attached');
-    expect(attach(before.reuse)).toBe('kept');
-    expect(attached()).toEqual([before.reuse.id]);
-    expect(attach(after.reuse)).toBe('updated');
-    expect(attached()).toEqual([after.reuse.id]);
-    expect(redirect.list()).toEqual([]);
-    expect(redirect.detachLookup()).toBe(true);
-    expect(attached()).toEqual([]);
-    expect(redirect.detachLookup()).toBe(false);
-  });
-
-  it('outlives its agent, and the next one takes it over', () => {
-    attach(before.reuse);
-    redirect = new Redirect({ linksPath, tcx: true });
-    expect(attached()).toEqual([before.reuse.id]);
-    expect(attach(before.reuse)).toBe('kept');
-    expect(redirect.detachLookup()).toBe(true);
-  });
-
-  it('that somebody detached is attached again', () => {
-    attach(before.reuse);
-    execFileSync('bpftool', ['link', 'detach', 'pinned', join(linksPath, 'lookup')]);
-    expect(attached()).toEqual([]);
-    expect(attach(before.reuse)).toBe('attached');
-    expect(attached()).toEqual([before.reuse.id]);
   });
 });

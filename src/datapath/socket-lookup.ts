@@ -1,0 +1,63 @@
+/** Attaching to socket lookup (sk_lookup) of the network namespace that the agent works in: one pinned link. */
+
+import { existsSync, rmSync } from 'node:fs';
+import { join } from 'node:path';
+import { attachSkLookup, BpfLink, type BpfProgram } from '../native/bpf.js';
+import { isGone } from '../native/errors.js';
+import { closeFd, openNamespace } from '../native/kernel.js';
+import type { AttachResult } from './attachment.js';
+import { linkPin } from './object-set.js';
+import { detachPinned } from './pins.js';
+
+export class SocketLookup {
+  readonly #path: string;
+
+  constructor(linksPath: string, role: string) {
+    this.#path = join(linksPath, linkPin(role));
+  }
+
+  /** Idempotent: in the current network namespace where there is no link yet. KernelError where the kernel refuses. */
+  attach(program: BpfProgram): AttachResult {
+    return this.#update(program) ?? this.#create(program);
+  }
+
+  /** True where there was something to take off. */
+  detach(): boolean {
+    return detachPinned(this.#path);
+  }
+
+  #update(program: BpfProgram): AttachResult | undefined {
+    if (!existsSync(this.#path)) {
+      return undefined;
+    }
+    const pinned = BpfLink.openPinned(this.#path);
+    try {
+      const done = pinned.programId === program.id ? 'kept' : 'updated';
+      pinned.update(program); // also the same one: a link that somebody detached refuses it
+      return done;
+    } catch (error) {
+      if (!isGone(error)) {
+        throw error;
+      }
+    } finally {
+      pinned.close();
+    }
+    rmSync(this.#path);
+    return undefined;
+  }
+
+  #create(program: BpfProgram): AttachResult {
+    const netns = openNamespace('/proc/thread-self/ns/net');
+    try {
+      const link = attachSkLookup(program, netns);
+      try {
+        link.pin(this.#path);
+      } finally {
+        link.close();
+      }
+    } finally {
+      closeFd(netns);
+    }
+    return 'attached';
+  }
+}
