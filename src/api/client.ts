@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { Pool } from 'undici';
 import type { Resolution, ResolveQuery } from '../identity/resolve.js';
-import { formatSocketAddress, parseIp } from '../pods/ip.js';
+import { formatSocketAddress, parseIp } from '../net/ip.js';
 import type {
   BatchMessage,
   FlowMessage,

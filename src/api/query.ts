@@ -2,7 +2,7 @@
 
 import { IdentityError } from '../identity/errors.js';
 import { ASSURANCES, type ResolveQuery } from '../identity/resolve.js';
-import { type IpAndPort, parseSocketAddress } from '../pods/ip.js';
+import { type IpAndPort, parseSocketAddress } from '../net/ip.js';
 
 /** `[` 45 characters of IPv6 `]:65535`, and some room. */
 const MAX_TEXT = 64;

@@ -1,6 +1,6 @@
 import { Command, InvalidArgumentError } from 'commander';
 import type { Resolution } from '../identity/resolve.js';
-import { type IpAndPort, parseSocketAddress } from '../pods/ip.js';
+import { type IpAndPort, parseSocketAddress } from '../net/ip.js';
 import { json, oneLine, type Print, printToStdout } from './output.js';
 import { withAgent } from './with-agent.js';
 

@@ -1,6 +1,6 @@
 /** Listener addresses: how they are written, and when two of them would be one socket. */
 
-import { familyOf, formatSocketAddress, parseSocketAddress } from '../pods/ip.js';
+import { familyOf, formatSocketAddress, parseSocketAddress } from '../net/ip.js';
 import { type Instance, type ListenerAddress, servesBothFamilies } from './config.js';
 
 /** Undefined where the text is not an address with a port other than 0. */

@@ -12,7 +12,7 @@ import { randomInt } from 'node:crypto';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { BpfMap, BpfProgram } from '../native/bpf.js';
 import { isKernelError } from '../native/errors.js';
-import { ipToBytes } from '../pods/ip.js';
+import { ipToBytes } from '../net/ip.js';
 import type { Layouts } from './layouts.js';
 import type { Family } from './netlink.js';
 

@@ -7,7 +7,7 @@
  */
 
 import { type BpfMap, possibleCpus } from '../native/bpf.js';
-import { bytesToIp, ipToBytes } from '../pods/ip.js';
+import { bytesToIp, ipToBytes } from '../net/ip.js';
 import type { PodUid } from '../pods/pod.js';
 import type { Layouts } from './layouts.js';
 import { u32 } from './struct.js';

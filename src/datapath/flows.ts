@@ -1,7 +1,7 @@
 /** The kernel's record of who sent each flow: looked up, listed, and delivered as events. */
 
 import { type BpfMap, openRingBuffer, type RingBuffer } from '../native/bpf.js';
-import { bytesToIp, ipToBytes } from '../pods/ip.js';
+import { bytesToIp, ipToBytes } from '../net/ip.js';
 import type { Layouts } from './layouts.js';
 import type { SocketAddress } from './status.js';
 

@@ -8,7 +8,7 @@
 
 import netlink from 'netlink';
 import { RouteTables, type TableRoute } from '../native/kernel.js';
-import { ipToBytes } from '../pods/ip.js';
+import { ipToBytes } from '../net/ip.js';
 import type { Link } from '../runtimes/runtime.js';
 
 export type Family = 4 | 6;

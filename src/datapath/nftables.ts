@@ -14,7 +14,7 @@ import { execFile } from 'node:child_process';
 import { promisify } from 'node:util';
 import { isKernelError } from '../native/errors.js';
 import type { Netfilter } from '../native/kernel.js';
-import { ipToBytes } from '../pods/ip.js';
+import { ipToBytes } from '../net/ip.js';
 import { DatapathError } from './errors.js';
 
 const run = promisify(execFile);

@@ -3,7 +3,7 @@
 import type { FlowRecord } from '../datapath/flows.js';
 import type { SocketAddress } from '../datapath/status.js';
 import type { DatapathView } from '../datapath/view.js';
-import { formatSocketAddress } from '../pods/ip.js';
+import { formatSocketAddress } from '../net/ip.js';
 import type { Pod, PodUid } from '../pods/pod.js';
 import type { PodSource, PodStore } from '../pods/pod-store.js';
 import { IdentityError } from './errors.js';

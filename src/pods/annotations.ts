@@ -1,6 +1,6 @@
 /** What a pod's own labels and annotations ask of us. */
 
-import { parseIp } from './ip.js';
+import { parseIp } from '../net/ip.js';
 import type { FailurePolicy, Pod } from './pod.js';
 
 /** labelled: pods that say `enabled`. all: every pod that does not say `disabled`. */

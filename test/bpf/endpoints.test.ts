@@ -3,7 +3,7 @@ import { type EndpointPlan, EndpointTables } from '../../src/datapath/endpoints.
 import type { DatapathPrograms } from '../../src/datapath/manifest.js';
 import { u32 } from '../../src/datapath/struct.js';
 import { possibleCpus } from '../../src/native/bpf.js';
-import { ipToBytes } from '../../src/pods/ip.js';
+import { ipToBytes } from '../../src/net/ip.js';
 import type { PodUid } from '../../src/pods/pod.js';
 import { Cleanup, temporaryBpffs } from '../unit/native-lab.js';
 import { openIn } from './datapath-lab.js';

@@ -1,6 +1,6 @@
 /** Frames as a pod would send them, byte by byte, with right checksums; tests bend one field at a time. */
 
-import { ipToBytes } from '../../src/pods/ip.js';
+import { ipToBytes } from '../../src/net/ip.js';
 
 export const TCP = { FIN: 0x01, SYN: 0x02, RST: 0x04, PSH: 0x08, ACK: 0x10 } as const;
 export const PROTOCOL = {

@@ -8,7 +8,7 @@ import { Listeners } from '../../src/datapath/listeners.js';
 import { u32 } from '../../src/datapath/struct.js';
 import { BpfObject } from '../../src/native/bpf.js';
 import { closeFd, interfaceIndex, openNamespace, withNetns } from '../../src/native/kernel.js';
-import { ipToBytes } from '../../src/pods/ip.js';
+import { ipToBytes } from '../../src/net/ip.js';
 import type { PodUid } from '../../src/pods/pod.js';
 import { type FrameOptions, frame, HOST_MAC, POD_MAC, PROTOCOL, readTcp, TCP } from './packets.js';
 

@@ -12,7 +12,7 @@ import { REPAIR_KINDS, type RepairKind } from '../../src/datapath/repairs.js';
 import type { EndpointStatus, SocketAddress } from '../../src/datapath/status.js';
 import type { DatapathView } from '../../src/datapath/view.js';
 import { type IdentityOptions, IdentityService } from '../../src/identity/resolve.js';
-import { formatSocketAddress } from '../../src/pods/ip.js';
+import { formatSocketAddress } from '../../src/net/ip.js';
 import type { Pod, PodUid } from '../../src/pods/pod.js';
 import { PodStore } from '../../src/pods/pod-store.js';
 import { Metrics } from '../../src/telemetry/metrics.js';

@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { bytesToIp, formatSocketAddress, ipToBytes, parseIp, parseSocketAddress } from '../../src/pods/ip.js';
+import { bytesToIp, formatSocketAddress, ipToBytes, parseIp, parseSocketAddress } from '../../src/net/ip.js';
 
 describe('parseIp', () => {
   it.each([

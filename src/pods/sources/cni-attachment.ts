@@ -1,8 +1,8 @@
 /** What the CNI plugin tells of a pod's interface, checked: the agent's only input that decides before a pod starts. */
 
 import { z } from 'zod';
+import { parseIp } from '../../net/ip.js';
 import { formatPath } from '../checked-yaml.js';
-import { parseIp } from '../ip.js';
 import { POD_UID_EXPECTED, parsePodUid } from '../uid.js';
 
 /** See POD_UID_EXPECTED; container IDs have one character more. */

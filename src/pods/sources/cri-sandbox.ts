@@ -1,7 +1,7 @@
 /** From what the CRI says about a sandbox to a pod. Nothing in here talks to anybody. */
 
 import { z } from 'zod';
-import { parseIp } from '../ip.js';
+import { parseIp } from '../../net/ip.js';
 import type { Pod } from '../pod.js';
 import { type HandlerTable, runtimeKindOf } from '../runtime-kind.js';
 import { POD_UID_EXPECTED, parsePodUid } from '../uid.js';

@@ -5,7 +5,7 @@
 
 import { readFileSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { z } from 'zod';
-import { parseIp } from '../ip.js';
+import { parseIp } from '../../net/ip.js';
 import { type Pod, RUNTIME_KINDS } from '../pod.js';
 import type { SourceLogger } from '../pod-store.js';
 import { POD_UID_EXPECTED, parsePodUid } from '../uid.js';

@@ -1,9 +1,9 @@
 /** From the API server's objects to pods. Nothing in here talks to anybody. */
 
 import { z } from 'zod';
+import { parseIp } from '../../net/ip.js';
 import { isInterceptionKey } from '../annotations.js';
 import { formatPath } from '../checked-yaml.js';
-import { parseIp } from '../ip.js';
 import type { Pod, PodOwner } from '../pod.js';
 import { type HandlerTable, runtimeKindOf } from '../runtime-kind.js';
 import { POD_UID_EXPECTED, parsePodUid } from '../uid.js';

@@ -1,8 +1,8 @@
 /** The static file's form: what stands in it, and what a mistake is told. */
 
 import { z } from 'zod';
+import { parseIp } from '../../net/ip.js';
 import { checkYaml, formatProblem, type Problem } from '../checked-yaml.js';
-import { parseIp } from '../ip.js';
 import { type Pod, type PodUid, RUNTIME_KINDS } from '../pod.js';
 import { POD_UID_EXPECTED, parsePodUid } from '../uid.js';
 
