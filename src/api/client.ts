@@ -4,7 +4,8 @@ import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { Pool } from 'undici';
 import type { Resolution, ResolveQuery } from '../identity/resolve.js';
-import { formatSocketAddress, parseIp } from '../net/ip.js';
+import { parseIp } from '../net/ip.js';
+import { formatSocketAddress } from '../net/socket-address.js';
 import type {
   BatchMessage,
   FlowMessage,

@@ -2,7 +2,7 @@
 
 import { IdentityError } from '../identity/errors.js';
 import { ASSURANCES, type ResolveQuery } from '../identity/resolve.js';
-import { type IpAndPort, parseSocketAddress } from '../net/ip.js';
+import { parseSocketAddress, type SocketAddress } from '../net/socket-address.js';
 
 /** `[` 45 characters of IPv6 `]:65535`, and some room. */
 const MAX_TEXT = 64;
@@ -66,7 +66,7 @@ function checkedKeys(given: unknown, known: readonly string[], place: string): R
   return { ...given };
 }
 
-function socketAddress(given: unknown, key: string): IpAndPort {
+function socketAddress(given: unknown, key: string): SocketAddress {
   const address =
     typeof given === 'string' && given.length <= MAX_TEXT ? parseSocketAddress(given) : undefined;
   if (address === undefined || address.port === 0) {

@@ -5,7 +5,7 @@ import type { EndpointState } from '../datapath/status.js';
 import type { DatapathView } from '../datapath/view.js';
 import type { IdentityService } from '../identity/resolve.js';
 import { interceptionReport } from '../identity/workload.js';
-import { formatSocketAddress } from '../net/ip.js';
+import { formatSocketAddress } from '../net/socket-address.js';
 import type { InterceptionDefaults } from '../pods/annotations.js';
 import type { PodUid } from '../pods/pod.js';
 import type { PodSource, PodStore } from '../pods/pod-store.js';

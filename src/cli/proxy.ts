@@ -1,15 +1,15 @@
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { ApiClient } from '../api/client.js';
 import { LOG_LEVELS } from '../config/config.js';
-import { type Address, parseAddress } from '../proxy/addresses.js';
+import { parseSocketAddress, type SocketAddress } from '../net/socket-address.js';
 import { startProxy } from '../proxy/proxy.js';
 import { createLogger } from '../telemetry/log.js';
 import { globalOptions, wholeNumber } from './options.js';
 
 interface ProxyCommandOptions {
-  readonly outbound?: Address;
-  readonly outbound6?: Address;
-  readonly listen: readonly Address[];
+  readonly outbound?: SocketAddress;
+  readonly outbound6?: SocketAddress;
+  readonly listen: readonly SocketAddress[];
   readonly allowUnidentified?: true;
   readonly connectTimeoutMs: number;
   readonly resolveTimeoutMs: number;
@@ -17,7 +17,7 @@ interface ProxyCommandOptions {
   readonly logLevel: string;
 }
 
-const DEFAULT_OUTBOUND: Address = { ip: '127.0.0.1', port: 15_001 };
+const DEFAULT_OUTBOUND: SocketAddress = { ip: '127.0.0.1', port: 15_001 };
 const DAY_MS = 86_400_000;
 
 export function proxyCommand(): Command {
@@ -76,19 +76,19 @@ async function run(options: ProxyCommandOptions, command: Command): Promise<void
   }
 }
 
-function listenAddresses({ outbound, outbound6, listen }: ProxyCommandOptions): Address[] {
+function listenAddresses({ outbound, outbound6, listen }: ProxyCommandOptions): SocketAddress[] {
   const first = outbound ?? (listen.length === 0 ? DEFAULT_OUTBOUND : undefined);
   return [first, outbound6, ...listen].filter((given) => given !== undefined);
 }
 
-function address(text: string): Address {
-  const parsed = parseAddress(text);
+function address(text: string): SocketAddress {
+  const parsed = parseSocketAddress(text);
   if (parsed === undefined) {
     throw new InvalidArgumentError('expected an address and port such as 127.0.0.1:15001 or [::1]:15001.');
   }
   return parsed;
 }
 
-function repeatedAddress(text: string, before: readonly Address[]): Address[] {
+function repeatedAddress(text: string, before: readonly SocketAddress[]): SocketAddress[] {
   return [...before, address(text)];
 }

@@ -1,12 +1,12 @@
 import { Command, InvalidArgumentError } from 'commander';
 import type { Resolution } from '../identity/resolve.js';
-import { type IpAndPort, parseSocketAddress } from '../net/ip.js';
+import { parseSocketAddress, type SocketAddress } from '../net/socket-address.js';
 import { json, oneLine, type Print, printToStdout } from './output.js';
 import { withAgent } from './with-agent.js';
 
 interface ResolveOptions {
-  readonly src: IpAndPort;
-  readonly dst: IpAndPort;
+  readonly src: SocketAddress;
+  readonly dst: SocketAddress;
   readonly json?: true;
 }
 
@@ -28,7 +28,7 @@ export function resolveCommand(print: Print = printToStdout): Command {
     );
 }
 
-function socketAddress(text: string): IpAndPort {
+function socketAddress(text: string): SocketAddress {
   const address = parseSocketAddress(text);
   if (address === undefined || address.port === 0) {
     throw new InvalidArgumentError(

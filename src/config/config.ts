@@ -1,5 +1,6 @@
 /** The configuration as the rest of the program reads it: complete, checked, addresses parsed. */
 
+import type { Family } from '../net/family.js';
 import type { EnrolMode } from '../pods/annotations.js';
 import type { FailurePolicy, RuntimeKind } from '../pods/pod.js';
 
@@ -60,7 +61,7 @@ export interface Instance {
 export interface ListenerAddress {
   readonly host: string;
   readonly port: number;
-  readonly family: 4 | 6;
+  readonly family: Family;
   /** Canonical `host:port` or `[host]:port`. */
   readonly text: string;
 }

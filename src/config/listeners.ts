@@ -1,6 +1,7 @@
 /** Listener addresses: how they are written, and when two of them would be one socket. */
 
-import { familyOf, formatSocketAddress, parseSocketAddress } from '../net/ip.js';
+import { type Family, familyOf } from '../net/family.js';
+import { formatSocketAddress, parseSocketAddress } from '../net/socket-address.js';
 import { type Instance, type ListenerAddress, servesBothFamilies } from './config.js';
 
 /** Undefined where the text is not an address with a port other than 0. */
@@ -28,7 +29,7 @@ interface Claim {
   readonly text: string;
   readonly owner: string;
   readonly port: number;
-  readonly hosts: readonly { readonly family: 4 | 6; readonly host: string }[];
+  readonly hosts: readonly { readonly family: Family; readonly host: string }[];
 }
 
 /** Every address that another list has claimed before it. One socket can serve one instance and direction. */

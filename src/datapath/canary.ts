@@ -12,9 +12,9 @@ import { randomInt } from 'node:crypto';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { BpfMap, BpfProgram } from '../native/bpf.js';
 import { isKernelError } from '../native/errors.js';
-import { ipToBytes } from '../net/ip.js';
+import { AF, FAMILIES, type Family, familyOf } from '../net/family.js';
+import { ipToNetworkBytes } from '../net/ip.js';
 import type { Layouts } from './layouts.js';
-import type { Family } from './netlink.js';
 
 export interface CanaryTarget {
   readonly ifindex: number;
@@ -34,7 +34,6 @@ export type CanaryResult =
   | { readonly kind: 'silent'; readonly reason: string };
 
 const PROVEN: CanaryResult = { kind: 'proven' };
-const AF: Readonly<Record<Family, number>> = { 4: 2, 6: 10 };
 /** `struct __sk_buff`, and `ifindex` in it: linux/bpf.h. */
 const CONTEXT_BYTES = 192;
 const CONTEXT_IFINDEX = 40;
@@ -105,7 +104,7 @@ export class Canaries {
 
   /** Takes the questions of an interface away. */
   forget(ifindex: number): void {
-    for (const family of [4, 6] as const) {
+    for (const family of FAMILIES) {
       this.#map.delete(this.#key(ifindex, family));
     }
   }
@@ -113,8 +112,8 @@ export class Canaries {
   #ask(target: CanaryTarget): readonly Asked[] | CanaryResult {
     const asked: Asked[] = [];
     const frames: Buffer[] = [];
-    for (const family of [4, 6] as const) {
-      const source = target.ips.find((ip) => ip.includes(':') === (family === 6));
+    for (const family of FAMILIES) {
+      const source = target.ips.find((ip) => familyOf(ip) === family);
       if (source !== undefined) {
         const nonce = randomInt(1, 0xffff_ffff);
         const key = this.#key(target.ifindex, family);
@@ -190,7 +189,7 @@ function frame(family: Family, source: string, nonce: number): Buffer {
     ip.writeUInt16BE(ip.length + tcp.length, 2);
     ip[8] = 1;
     ip[9] = 6;
-    ip.set(ipToBytes(source).subarray(12), 12);
+    ip.set(ipToNetworkBytes(source), 12);
     ip.set([127, 0, 0, 1], 16);
     ip.writeUInt16BE(wrongChecksum(ip), 10);
   } else {
@@ -198,7 +197,7 @@ function frame(family: Family, source: string, nonce: number): Buffer {
     ip.writeUInt16BE(tcp.length, 4);
     ip[6] = 6;
     ip[7] = 1;
-    ip.set(ipToBytes(source), 8);
+    ip.set(ipToNetworkBytes(source), 8);
     ip[39] = 1;
   }
   const type = Buffer.from(family === 4 ? [0x08, 0x00] : [0x86, 0xdd]);

@@ -2,8 +2,8 @@
 
 import { type BpfMap, openRingBuffer, type RingBuffer } from '../native/bpf.js';
 import { bytesToIp, ipToBytes } from '../net/ip.js';
+import type { SocketAddress } from '../net/socket-address.js';
 import type { Layouts } from './layouts.js';
-import type { SocketAddress } from './status.js';
 
 const IPPROTO_TCP = 6;
 

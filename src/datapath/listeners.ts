@@ -15,8 +15,8 @@ import {
   socketInfo,
   tcpListeners,
 } from '../native/kernel.js';
+import { FAMILIES, type Family } from '../net/family.js';
 import { DatapathError } from './errors.js';
-import type { Family } from './netlink.js';
 import { u32 } from './struct.js';
 
 export interface WantedListener {
@@ -34,7 +34,7 @@ export interface WantedInstance {
 export interface ListenerStatus {
   readonly instance: string;
   readonly direction: 'outbound' | 'inbound';
-  readonly family: 4 | 6;
+  readonly family: Family;
   readonly address: string;
   readonly adopted: boolean;
   readonly pid?: number;
@@ -75,7 +75,7 @@ function slotsOf(instance: WantedInstance, position: number): Slot[] {
   const slots: Slot[] = [];
   for (const direction of ['outbound', 'inbound'] as const) {
     const addresses = instance[direction];
-    for (const family of [4, 6] as const) {
+    for (const family of FAMILIES) {
       const wanted = addressFor(addresses, family);
       slots.push({
         index: slotIndex(position, direction, family),

@@ -8,12 +8,10 @@
 
 import netlink from 'netlink';
 import { RouteTables, type TableRoute } from '../native/kernel.js';
-import { ipToBytes } from '../net/ip.js';
-import type { Link } from '../runtimes/runtime.js';
+import { AF, type Family } from '../net/family.js';
+import { ipToNetworkBytes } from '../net/ip.js';
+import type { Link } from '../net/link.js';
 
-export type Family = 4 | 6;
-
-const AF: Readonly<Record<Family, number>> = { 4: 2, 6: 10 };
 const LOOPBACK_INDEX = 1;
 const RECEIVE_BYTES = 1 << 20;
 const SEND_BYTES = 1 << 16;
@@ -194,8 +192,7 @@ export class RouteSocket {
     route: { readonly destination: string; readonly prefixLength: number; readonly metric?: number },
   ): Promise<void> {
     return this.#queue(`deleting an IPv${family} route from table ${table}`, async (options) => {
-      const bytes = route.destination === '' ? undefined : Buffer.from(ipToBytes(route.destination));
-      const dst = family === 4 ? bytes?.subarray(12) : bytes;
+      const dst = route.destination === '' ? undefined : Buffer.from(ipToNetworkBytes(route.destination));
       await this.#socket.delRoute(
         { family: AF[family], dstLen: route.prefixLength, scope: 'NOWHERE' },
         {

@@ -14,7 +14,8 @@ import { execFile } from 'node:child_process';
 import { promisify } from 'node:util';
 import { isKernelError } from '../native/errors.js';
 import type { Netfilter } from '../native/kernel.js';
-import { ipToBytes } from '../net/ip.js';
+import { familyOf } from '../net/family.js';
+import { ipToNetworkBytes } from '../net/ip.js';
 import { DatapathError } from './errors.js';
 
 const run = promisify(execFile);
@@ -189,8 +190,8 @@ export class NotrackTable {
     const ips = [...pods];
     const { repaired } = await ensureTable({
       mark: this.#mark,
-      pods4: ips.filter((ip) => !ip.includes(':')),
-      pods6: ips.filter((ip) => ip.includes(':')),
+      pods4: ips.filter((ip) => familyOf(ip) === 4),
+      pods6: ips.filter((ip) => familyOf(ip) === 6),
     });
     const own = repaired.length > 0 ? 1 : 0;
     this.#verified = { generation: generation + own, pods: new Set(pods) };
@@ -205,7 +206,10 @@ export class NotrackTable {
     }
     try {
       for (const [set, keySize, isOfSet] of SETS) {
-        const ours = { add: add.filter(isOfSet).map(toKey), remove: remove.filter(isOfSet).map(toKey) };
+        const ours = {
+          add: add.filter(isOfSet).map(ipToNetworkBytes),
+          remove: remove.filter(isOfSet).map(ipToNetworkBytes),
+        };
         if (ours.add.length + ours.remove.length > 0) {
           this.#netfilter.changeElements({ table: TABLE, set, keySize, ...ours });
           seen.generation += 1; // off by somebody else's change in between: the next look is a full one then
@@ -229,14 +233,9 @@ export class NotrackTable {
 }
 
 const SETS = [
-  ['pods4', 4, (ip: string) => !ip.includes(':')],
-  ['pods6', 16, (ip: string) => ip.includes(':')],
+  ['pods4', 4, (ip: string) => familyOf(ip) === 4],
+  ['pods6', 16, (ip: string) => familyOf(ip) === 6],
 ] as const;
-
-/** Network byte order; IPv4 in its own four bytes. */
-function toKey(ip: string): Uint8Array {
-  return ip.includes(':') ? ipToBytes(ip) : ipToBytes(ip).subarray(12);
-}
 
 export async function removeTable(): Promise<string[]> {
   if ((await read()) === undefined) {

@@ -1,7 +1,8 @@
 /** Links of the agent's own namespace and of pods' namespaces, over netlink. */
 
 import { closeFd, netnsIdentity, openNamespace, withNetns } from '../native/kernel.js';
-import type { Link, LinkReader } from '../runtimes/runtime.js';
+import type { Link } from '../net/link.js';
+import type { LinkReader } from '../runtimes/runtime.js';
 import { RouteSocket } from './netlink.js';
 
 /** Events tell which links have changed; what no event told is found at the latest after this time. */

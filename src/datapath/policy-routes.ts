@@ -9,8 +9,9 @@
  */
 
 import type { TableRoute } from '../native/kernel.js';
+import { FAMILIES, type Family } from '../net/family.js';
 import { DatapathError } from './errors.js';
-import { type Family, ROUTE_PROTOCOL, type RouteSocket, type Rule } from './netlink.js';
+import { ROUTE_PROTOCOL, type RouteSocket, type Rule } from './netlink.js';
 
 export interface PolicyRoutesSettings {
   readonly mark: { readonly value: number; readonly mask: number };
@@ -22,8 +23,6 @@ export interface PolicyRoutesReport {
   /** What had to be put (back) in place, in words; empty when everything was there. */
   readonly repaired: readonly string[];
 }
-
-export const FAMILIES: readonly Family[] = [4, 6];
 
 function isOurs(entry: { protocol: number }): boolean {
   return entry.protocol === ROUTE_PROTOCOL;

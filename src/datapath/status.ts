@@ -101,9 +101,3 @@ function reasonOf(result: CanaryResult, before: EndpointStatus | undefined): str
       return before?.verified === true ? undefined : `not proven yet: ${result.reason}`;
   }
 }
-
-export interface SocketAddress {
-  /** Canonical text, never IPv4-mapped. */
-  readonly ip: string;
-  readonly port: number;
-}

@@ -1,12 +1,13 @@
 /** The datapath as the later stages see it: one read-only face over tables, flows, listeners and reconciler. */
 
+import type { SocketAddress } from '../net/socket-address.js';
 import type { PodUid } from '../pods/pod.js';
 import type { EndpointCounters, EndpointTables } from './endpoints.js';
 import type { FlowEvent, FlowRecord, Flows } from './flows.js';
 import type { ListenerStatus, Listeners } from './listeners.js';
 import type { Reconciler } from './reconciler.js';
 import type { RepairKind, Repairs } from './repairs.js';
-import type { EndpointStatus, SocketAddress } from './status.js';
+import type { EndpointStatus } from './status.js';
 
 /** What identity, API and CLI may ask the datapath. */
 export interface DatapathView {

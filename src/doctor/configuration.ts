@@ -5,8 +5,8 @@ import { connect } from 'node:net';
 import type { Config, ListenerAddress } from '../config/config.js';
 import { loadConfig } from '../config/load.js';
 import { addressFor, serves } from '../datapath/listeners.js';
-import type { Family } from '../datapath/netlink.js';
 import { type TcpListener, tcpListeners } from '../native/kernel.js';
+import type { Family } from '../net/family.js';
 import { type Check, type Finding, fail, ok, warn } from './check.js';
 
 const FAMILIES: readonly Family[] = [4, 6];

@@ -1,6 +1,7 @@
 /** What of other people's is in the way: rules, routes, marks, firewalls, programs at our hook. */
 
-import { type Family, ROUTE_PROTOCOL, RouteSocket } from '../datapath/netlink.js';
+import { ROUTE_PROTOCOL, RouteSocket } from '../datapath/netlink.js';
+import type { Family } from '../net/family.js';
 import { endpointToHostDrops } from './calico.js';
 import { type Check, type Finding, fail, ok, warn } from './check.js';
 import { refusals } from './firewall.js';

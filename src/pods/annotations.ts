@@ -1,6 +1,6 @@
 /** What a pod's own labels and annotations ask of us. */
 
-import { parseIp } from '../net/ip.js';
+import { parsePrefix } from '../net/ip.js';
 import type { FailurePolicy, Pod } from './pod.js';
 
 /** labelled: pods that say `enabled`. all: every pod that does not say `disabled`. */
@@ -92,9 +92,5 @@ function arePorts(value: string): boolean {
 }
 
 function areCidrs(value: string): boolean {
-  return value.split(',').every((part) => {
-    const [ip = '', bits = '', ...rest] = part.trim().split('/');
-    const most = ip.includes(':') ? 128 : 32;
-    return rest.length === 0 && parseIp(ip) !== undefined && /^\d{1,3}$/.test(bits) && Number(bits) <= most;
-  });
+  return value.split(',').every((part) => parsePrefix(part.trim()) !== undefined);
 }

@@ -8,12 +8,14 @@
 import { createServer, connect as netConnect, type Server, type Socket } from 'node:net';
 import type { Logger } from 'pino';
 import { type ApiClient, ApiError } from '../api/client.js';
-import { type Address, formatAddress, leadsBack, plainIp } from './addresses.js';
+import { familyOf } from '../net/family.js';
+import { formatSocketAddress, type SocketAddress } from '../net/socket-address.js';
+import { leadsBack, plainIp } from './addresses.js';
 import { reset, tunnel } from './tunnel.js';
 import { type Resolved, whoIs } from './who.js';
 
 export interface ProxyOptions {
-  readonly listen: readonly Address[];
+  readonly listen: readonly SocketAddress[];
   /** Closed by its owner, after the proxy. */
   readonly client: Pick<ApiClient, 'resolve'>;
   readonly log: Pick<Logger, 'info' | 'warn' | 'error' | 'debug'>;
@@ -26,12 +28,12 @@ export interface ProxyOptions {
   /** Default one hour; 0 for never. */
   readonly idleTimeoutMs?: number;
   /** Where an accepted connection was going. Default its local address, as on a transparent socket. */
-  readonly destinationOf?: (client: Socket) => Address | undefined;
+  readonly destinationOf?: (client: Socket) => SocketAddress | undefined;
 }
 
 export interface StartedProxy {
   /** Where it listens, in the order asked for. */
-  readonly addresses: readonly Address[];
+  readonly addresses: readonly SocketAddress[];
   /** Flows at this moment. */
   readonly active: () => number;
   close(): Promise<void>;
@@ -57,7 +59,7 @@ export async function startProxy(options: ProxyOptions): Promise<StartedProxy> {
 type Outcome<T> = { readonly value: T } | { readonly error: unknown };
 
 class RunningProxy implements StartedProxy {
-  readonly addresses: Address[] = [];
+  readonly addresses: SocketAddress[] = [];
   readonly #options: Required<ProxyOptions>;
   readonly #servers: Server[] = [];
   readonly #clients = new Set<Socket>();
@@ -75,13 +77,13 @@ class RunningProxy implements StartedProxy {
 
   active = (): number => this.#clients.size;
 
-  async listen({ ip, port }: Address): Promise<void> {
+  async listen({ ip, port }: SocketAddress): Promise<void> {
     const server = createServer({ allowHalfOpen: true, pauseOnConnect: true, noDelay: true }, (client) =>
       this.#accept(client),
     );
     this.#servers.push(server);
     // `[::]` takes IPv4 too, unless IPv4 on that port is asked for by itself.
-    const ipv6Only = this.#options.listen.some((other) => other.port === port && !other.ip.includes(':'));
+    const ipv6Only = this.#options.listen.some((other) => other.port === port && familyOf(other.ip) === 4);
     await new Promise<void>((resolve, reject) => {
       server.once('error', reject);
       server.listen({ host: ip, port, backlog: BACKLOG, ipv6Only }, () => {
@@ -124,10 +126,10 @@ class RunningProxy implements StartedProxy {
     });
   }
 
-  async #serve(client: Socket, peer: Address, destination: Address): Promise<void> {
+  async #serve(client: Socket, peer: SocketAddress, destination: SocketAddress): Promise<void> {
     const { log, allowUnidentified, idleTimeoutMs } = this.#options;
     const startedMs = performance.now();
-    const flow = { peer: formatAddress(peer), originalDst: formatAddress(destination) };
+    const flow = { peer: formatSocketAddress(peer), originalDst: formatSocketAddress(destination) };
     if (leadsBack(destination, this.addresses)) {
       log.warn({ ...flow, reason: 'LOOP' }, 'flow refused: its destination is this proxy');
       reset(client);
@@ -176,18 +178,18 @@ class RunningProxy implements StartedProxy {
     }
   }
 
-  #who(peer: Address, destination: Address, signal: AbortSignal): Promise<Resolved> {
+  #who(peer: SocketAddress, destination: SocketAddress, signal: AbortSignal): Promise<Resolved> {
     return whoIs(this.#options.client, peer, destination, this.#options.resolveTimeoutMs, signal);
   }
 }
 
-function localAddressOf({ localAddress, localPort }: Socket): Address | undefined {
+function localAddressOf({ localAddress, localPort }: Socket): SocketAddress | undefined {
   return localAddress === undefined || localPort === undefined
     ? undefined
     : { ip: plainIp(localAddress), port: localPort };
 }
 
-function connectTo({ ip, port }: Address, timeoutMs: number, signal: AbortSignal): Promise<Socket> {
+function connectTo({ ip, port }: SocketAddress, timeoutMs: number, signal: AbortSignal): Promise<Socket> {
   return new Promise((resolve, reject) => {
     const socket = netConnect({
       host: ip,

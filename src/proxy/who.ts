@@ -2,7 +2,7 @@
 
 import { setTimeout as delay } from 'node:timers/promises';
 import { type ApiClient, ApiError } from '../api/client.js';
-import type { Address } from './addresses.js';
+import type { SocketAddress } from '../net/socket-address.js';
 
 export type Resolved = Awaited<ReturnType<ApiClient['resolve']>>;
 
@@ -13,8 +13,8 @@ const RETRY_MS = 50;
 /** Throws ApiError: the last answer, where none was better within `timeoutMs`. */
 export async function whoIs(
   client: Pick<ApiClient, 'resolve'>,
-  src: Address,
-  dst: Address,
+  src: SocketAddress,
+  dst: SocketAddress,
   timeoutMs: number,
   signal: AbortSignal,
 ): Promise<Resolved> {

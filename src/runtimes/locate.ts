@@ -1,7 +1,8 @@
 /** From a pod's network namespace to the interface on the host that carries its packets. */
 
+import type { Link } from '../net/link.js';
 import type { Pod } from '../pods/pod.js';
-import type { HostAttachment, Link, LinkReader, Location, RefusalCode, Unreachable } from './runtime.js';
+import type { HostAttachment, LinkReader, Location, RefusalCode, Unreachable } from './runtime.js';
 
 export function refused(code: RefusalCode, reason: string, retry = false): Location {
   return { kind: 'refused', code, reason, retry };

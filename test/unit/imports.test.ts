@@ -13,7 +13,7 @@ const MAY_IMPORT: Readonly<Record<string, { values: readonly string[]; types?: r
   pods: { values: ['net', 'native'] },
   cni: { values: [] },
   config: { values: ['net', 'pods'] },
-  runtimes: { values: ['pods'] },
+  runtimes: { values: ['net', 'pods'] },
   datapath: { values: ['net', 'pods', 'runtimes', 'native'] },
   identity: { values: ['net', 'pods'], types: ['datapath'] },
   telemetry: { values: [], types: ['pods', 'datapath'] },
@@ -70,6 +70,7 @@ const MAY_IMPORT: Readonly<Record<string, { values: readonly string[]; types?: r
 /** Packages and addons that one file alone may load. */
 const ONLY_FROM: readonly (readonly [RegExp, readonly string[]])[] = [
   [/^netlink$/, ['datapath/netlink.ts']],
+  [/^ipaddr\.js$/, ['net/ip.ts']],
   [/^fastify$/, ['api/http.ts']],
   [/^undici$/, ['api/client.ts']],
   [/^prom-client$/, ['telemetry/metrics.ts']],

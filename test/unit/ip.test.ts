@@ -1,5 +1,6 @@
 import { describe, expect, it } from 'vitest';
-import { bytesToIp, formatSocketAddress, ipToBytes, parseIp, parseSocketAddress } from '../../src/net/ip.js';
+import { bytesToIp, ipToBytes, ipToNetworkBytes, parseIp, parsePrefix } from '../../src/net/ip.js';
+import { formatSocketAddress, parseSocketAddress } from '../../src/net/socket-address.js';
 
 describe('parseIp', () => {
   it.each([
@@ -14,6 +15,8 @@ describe('parseIp', () => {
     ['::ffff:10.0.0.1', '10.0.0.1'],
     ['::ffff:a00:1', '10.0.0.1'],
     ['64:ff9b::192.0.2.33', '64:ff9b::c000:221'],
+    ['::1.2.3.4', '::102:304'],
+    ['0:0:0:0:0:ffff:1.2.3.4', '1.2.3.4'],
   ])('writes %s as %s', (text, canonical) => {
     expect(parseIp(text)).toBe(canonical);
   });
@@ -22,6 +25,8 @@ describe('parseIp', () => {
     '',
     '10.0.0',
     '10.0.0.256',
+    '0x7f.1',
+    '167772161',
     '010.0.0.1',
     '10.0.0.1/32',
     ' 10.0.0.1',
@@ -54,10 +59,33 @@ describe('bytes', () => {
     expect(bytesToIp(buffer.subarray(3))).toBe('fd00::7');
   });
 
+  it('of the network are those of the family', () => {
+    expect([...ipToNetworkBytes('10.66.0.3')]).toEqual([10, 66, 0, 3]);
+    expect(Buffer.from(ipToNetworkBytes('fd00::7')).toString('hex')).toBe('fd000000000000000000000000000007');
+  });
+
   it('of a wrong length or text are refused', () => {
     expect(() => ipToBytes('web-0')).toThrow(new RangeError('not an IP address: "web-0"'));
     expect(() => bytesToIp(new Uint8Array(4))).toThrow(new RangeError('an address has 16 bytes, not 4'));
   });
+});
+
+describe('prefixes', () => {
+  it.each([
+    ['10.0.0.0/8', { ip: '10.0.0.0', length: 8 }],
+    ['10.66.0.3/32', { ip: '10.66.0.3', length: 32 }],
+    ['FD00:0::/128', { ip: 'fd00::', length: 128 }],
+    ['::/0', { ip: '::', length: 0 }],
+  ])('%s is read', (text, prefix) => {
+    expect(parsePrefix(text)).toEqual(prefix);
+  });
+
+  it.each(['10.0.0.0', '10.0.0.0/33', '10.0.0.0/', '10.0.0.0/8/8', 'fd00::/129', '10.0.0.0/-1', 'x/8'])(
+    '%j is refused',
+    (text) => {
+      expect(parsePrefix(text)).toBeUndefined();
+    },
+  );
 });
 
 describe('socket addresses', () => {

@@ -1,7 +1,8 @@
 import { describe, expect, it } from 'vitest';
+import type { Link } from '../../src/net/link.js';
 import type { Pod, PodUid, RuntimeKind } from '../../src/pods/pod.js';
 import { runtimeOf } from '../../src/runtimes/index.js';
-import type { Link, LinkReader } from '../../src/runtimes/runtime.js';
+import type { LinkReader } from '../../src/runtimes/runtime.js';
 
 const NETNS = '/run/netns/web-0';
 const NAMESPACE_ID = 3;

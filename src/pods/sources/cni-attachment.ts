@@ -1,7 +1,7 @@
 /** What the CNI plugin tells of a pod's interface, checked: the agent's only input that decides before a pod starts. */
 
 import { z } from 'zod';
-import { parseIp } from '../../net/ip.js';
+import { parseIp, parsePrefix } from '../../net/ip.js';
 import { formatPath } from '../checked-yaml.js';
 import { POD_UID_EXPECTED, parsePodUid } from '../uid.js';
 
@@ -29,19 +29,12 @@ const interfaceName = z
 
 const ADDRESS = 'an address with a prefix length such as 10.66.0.3/24';
 const address = z.string({ error: ADDRESS }).transform((given, context) => {
-  const [ip = '', prefix = '', ...rest] = given.split('/');
-  const canonical = parseIp(ip);
-  const bits = Number(prefix);
-  if (
-    canonical === undefined ||
-    rest.length > 0 ||
-    !/^\d{1,3}$/.test(prefix) ||
-    bits > (ip.includes(':') ? 128 : 32)
-  ) {
+  const prefix = parsePrefix(given);
+  if (prefix === undefined) {
     context.addIssue({ code: 'custom', message: ADDRESS });
     return z.NEVER;
   }
-  return canonical;
+  return prefix.ip;
 });
 
 /** The parts of a CNI result that matter here (CNI specification, "Result types"); all else is the runtime's. */

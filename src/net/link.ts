@@ -1,0 +1,16 @@
+/** Links: the interfaces of a network namespace. */
+
+/** A network interface as netlink reports it. */
+export interface Link {
+  readonly index: number;
+  readonly name: string;
+  /** `veth`, `macvlan`, `bridge`, …; empty for a physical or loopback device. */
+  readonly kind: string;
+  readonly loopback: boolean;
+  readonly ethernet: boolean;
+  /** ifindex of the peer (veth) or the lower device (macvlan), in the namespace `peerNamespaceId` names. */
+  readonly peerIndex: number | undefined;
+  readonly peerNamespaceId: number | undefined;
+  /** ifindex of the bridge or bond that this interface is a port of; 0 without one. */
+  readonly master: number;
+}
