@@ -7,7 +7,6 @@ import { chmodSync, closeSync, mkdirSync } from 'node:fs';
 import { createServer, type Server, type Socket } from 'node:net';
 import { join } from 'node:path';
 import type { Logger } from 'pino';
-import type { Admission } from '../datapath/admission.js';
 import type { PodUid } from '../pods/pod.js';
 import type { CniSource } from '../pods/sources/cni.js';
 import {
@@ -17,6 +16,7 @@ import {
   cniRequest,
   problemOf,
 } from '../pods/sources/cni-attachment.js';
+import type { Admission } from '../reconcile/admission.js';
 import { descriptorOf, type PeerCredentials } from './callers.js';
 import { removeStaleSocket } from './unix-socket.js';
 

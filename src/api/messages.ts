@@ -1,11 +1,11 @@
 /** The JSON that goes over the socket besides `Resolution`. */
 
 import type { ListenerStatus } from '../datapath/listeners.js';
-import type { RepairKind } from '../datapath/repairs.js';
-import type { EndpointState } from '../datapath/status.js';
 import type { Resolution } from '../identity/resolve.js';
 import type { InterceptionReport, Workload } from '../identity/workload.js';
 import type { FailurePolicy, SourceName } from '../pods/pod.js';
+import type { RepairKind } from '../reconcile/repairs.js';
+import type { EndpointState } from '../reconcile/status.js';
 import type { Problem } from './problem.js';
 
 export interface WorkloadMessage extends Workload {

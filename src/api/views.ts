@@ -1,14 +1,14 @@
 /** Store and datapath, put together into what the API shows. */
 
 import type { FlowEvent } from '../datapath/flows.js';
-import type { EndpointState } from '../datapath/status.js';
-import type { DatapathView } from '../datapath/view.js';
 import type { IdentityService } from '../identity/resolve.js';
 import { interceptionReport } from '../identity/workload.js';
 import { formatSocketAddress } from '../net/socket-address.js';
 import type { InterceptionDefaults } from '../pods/annotations.js';
 import type { PodUid } from '../pods/pod.js';
 import type { PodSource, PodStore } from '../pods/pod-store.js';
+import type { DatapathView } from '../reconcile/datapath-view.js';
+import type { EndpointState } from '../reconcile/status.js';
 import type { FlowMessage, StatusMessage, WorkloadMessage, WorkloadsMessage } from './messages.js';
 
 export interface ViewsOptions {

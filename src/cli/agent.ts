@@ -23,7 +23,7 @@ export function agentCommand(): Command {
     )
     .action(async (options: AgentCommandOptions, command: Command) => {
       // Loads the native addons: only where they are needed.
-      const { runAgent } = await import('../agent.js');
+      const { runAgent } = await import('../agent/agent.js');
       await runAgent({ ...globalOptions(command), ...options });
     });
 }

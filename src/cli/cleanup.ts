@@ -10,13 +10,13 @@ export function cleanupCommand(print: Print = printToStdout): Command {
     .option('--json', 'print JSON')
     .action(async (options: { json?: true }, command: Command) => {
       const { runDir, bpffs, procSys, bpfObjects } = globalOptions(command);
-      const { lockHolder } = await import('../run-lock.js');
+      const { lockHolder } = await import('../agent/run-lock.js');
       const holder = lockHolder(runDir);
       if (holder !== undefined) {
         throw new Error(`the agent on ${runDir} (pid ${holder}) is running: stop it first`);
       }
       // Loads the native addons: only where they are needed.
-      const { cleanup } = await import('../datapath/cleanup.js');
+      const { cleanup } = await import('../agent/cleanup.js');
       const report = await cleanup({ runDir, bpffs, procSys, objects: bpfObjects });
       if (options.json) {
         print(json(report));

@@ -44,7 +44,7 @@ export function cniCommand(print: Print = printToStdout): Command {
       const report = uninstall(placesOf(options));
       print(options.json ? json(report) : describeUninstall(report));
       const { runDir } = globalOptions(child);
-      const { lockHolder } = await import('../run-lock.js');
+      const { lockHolder } = await import('../agent/run-lock.js');
       const holder = lockHolder(runDir);
       if (holder !== undefined && !options.json) {
         print(`The agent (pid ${holder}) is running: with sources.cni.install it puts the plugin back.`);

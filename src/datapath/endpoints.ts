@@ -6,11 +6,11 @@
  * grows.
  */
 
+import { u32 } from '../kernel/struct.js';
 import { type BpfMap, possibleCpus } from '../native/bpf.js';
 import { bytesToIp, ipToBytes } from '../net/ip.js';
 import type { PodUid } from '../pods/pod.js';
 import type { Layouts } from './layouts.js';
-import { u32 } from './struct.js';
 
 const UID_BYTES = 64;
 const ID_ROW = 0;

@@ -1,7 +1,7 @@
 /** The kernel-boundary structs of bpf/include/layout.h, read from the loaded object's BTF: never written down twice. */
 
+import { enumValue, Struct } from '../kernel/struct.js';
 import type { BpfObject } from '../native/bpf.js';
-import { enumValue, Struct } from './struct.js';
 
 export interface Layouts {
   readonly endpoint: Struct;

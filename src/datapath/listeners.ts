@@ -5,6 +5,8 @@
  */
 
 import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
+import { DatapathError } from '../kernel/errors.js';
+import { u32 } from '../kernel/struct.js';
 import type { BpfMap } from '../native/bpf.js';
 import { isKernelError } from '../native/errors.js';
 import {
@@ -16,8 +18,6 @@ import {
   tcpListeners,
 } from '../native/kernel.js';
 import { FAMILIES, type Family } from '../net/family.js';
-import { DatapathError } from './errors.js';
-import { u32 } from './struct.js';
 
 export interface WantedListener {
   readonly host: string;

@@ -3,10 +3,10 @@
  * told. A new program or map is a line here, and its source in bpf/.
  */
 
+import type { MapName, ObjectSet } from '../kernel/object-set.js';
+import type { Programs } from '../kernel/programs.js';
 import type { BpfMap } from '../native/bpf.js';
 import { readLayouts } from './layouts.js';
-import type { MapName, ObjectSet } from './object-set.js';
-import type { Programs } from './programs.js';
 
 export const MANIFEST = {
   main: 'intercept',

@@ -1,6 +1,6 @@
 /** Programs of others at tc ingress of pods' interfaces and their bridges: the hook that we share. */
 
-import { CLSACT } from '../datapath/clsact.js';
+import { CLSACT } from '../kernel/clsact.js';
 import { type ProgramInfo, programInfo, queryTcx, tcxSupported } from '../native/bpf.js';
 import { isKernelError } from '../native/errors.js';
 import { type Finding, ok, warn } from './check.js';

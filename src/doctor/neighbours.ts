@@ -1,6 +1,6 @@
 /** What of other people's is in the way: rules, routes, marks, firewalls, programs at our hook. */
 
-import { ROUTE_PROTOCOL, RouteSocket } from '../datapath/netlink.js';
+import { ROUTE_PROTOCOL, RouteSocket } from '../kernel/netlink.js';
 import type { Family } from '../net/family.js';
 import { endpointToHostDrops } from './calico.js';
 import { type Check, type Finding, fail, ok, warn } from './check.js';

@@ -3,9 +3,9 @@
 import { existsSync, readFileSync } from 'node:fs';
 import { release } from 'node:os';
 import { dirname } from 'node:path';
-import { type Capability, missingCapabilities } from '../datapath/capabilities.js';
 import { MANIFEST } from '../datapath/manifest.js';
-import { layoutVersion, refuseNewerLayout } from '../datapath/pins.js';
+import { type Capability, missingCapabilities } from '../kernel/capabilities.js';
+import { layoutVersion, refuseNewerLayout } from '../kernel/pins.js';
 import { isBpffs, tcxSupported } from '../native/bpf.js';
 import { type Check, type Finding, fail, ok, warn } from './check.js';
 import { podInterfaces } from './hooks.js';

@@ -1,6 +1,6 @@
 /** The packet filter rules of others, as nft and the iptables commands list them. */
 
-import { TABLE } from '../datapath/nftables.js';
+import { TABLE } from '../kernel/notrack-table.js';
 import { type Command, isMissing } from './system.js';
 
 export interface NftChain {

@@ -1,10 +1,10 @@
 /** Whose flow is this? Answered from what the datapath recorded, else from the source address, never by a guess. */
 
 import type { FlowRecord } from '../datapath/flows.js';
-import type { DatapathView } from '../datapath/view.js';
 import { formatSocketAddress, type SocketAddress } from '../net/socket-address.js';
 import type { Pod, PodUid } from '../pods/pod.js';
 import type { PodSource, PodStore } from '../pods/pod-store.js';
+import type { DatapathView } from '../reconcile/datapath-view.js';
 import { IdentityError } from './errors.js';
 import { type Workload, type WorkloadPlace, type WorkloadState, workloadOf } from './workload.js';
 

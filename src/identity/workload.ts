@@ -1,8 +1,8 @@
 /** A pod as callers of the API see it. */
 
-import type { EndpointStatus, InterfaceStatus } from '../datapath/status.js';
 import { type InterceptionDefaults, interceptionOf } from '../pods/annotations.js';
 import { appOf, type FailurePolicy, type Pod, type RuntimeKind, spiffeIdOf } from '../pods/pod.js';
+import type { EndpointStatus, InterfaceStatus } from '../reconcile/status.js';
 
 /** TERMINATING: the pod has gone less than 60 s ago. */
 export type WorkloadState = 'LIVE' | 'TERMINATING';

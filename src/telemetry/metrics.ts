@@ -1,9 +1,9 @@
 /** What Prometheus may know. Values are read from the stages when somebody scrapes, not kept beside them. */
 
 import { Counter, Gauge, Histogram, Registry } from 'prom-client';
-import type { EndpointState } from '../datapath/status.js';
-import type { DatapathView } from '../datapath/view.js';
 import type { PodSource, PodStore } from '../pods/pod-store.js';
+import type { DatapathView } from '../reconcile/datapath-view.js';
+import type { EndpointState } from '../reconcile/status.js';
 
 export interface MetricsOptions {
   readonly store: Pick<PodStore, 'list' | 'get' | 'removed'>;

@@ -2,7 +2,7 @@
 
 import { join } from 'node:path';
 import { type DatapathPrograms, MANIFEST } from '../../src/datapath/manifest.js';
-import { openPrograms } from '../../src/datapath/programs.js';
+import { openPrograms } from '../../src/kernel/programs.js';
 import type { Cleanup } from '../unit/native-lab.js';
 
 export const OBJECTS = join(process.cwd(), 'build/bpf');

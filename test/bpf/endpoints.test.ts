@@ -1,7 +1,7 @@
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { type EndpointPlan, EndpointTables } from '../../src/datapath/endpoints.js';
 import type { DatapathPrograms } from '../../src/datapath/manifest.js';
-import { u32 } from '../../src/datapath/struct.js';
+import { u32 } from '../../src/kernel/struct.js';
 import { possibleCpus } from '../../src/native/bpf.js';
 import { ipToBytes } from '../../src/net/ip.js';
 import type { PodUid } from '../../src/pods/pod.js';

@@ -3,7 +3,7 @@
 import { type ChildProcess, fork } from 'node:child_process';
 import { once } from 'node:events';
 import { fileURLToPath } from 'node:url';
-import { ensureTable, type NftSettings, removeTable } from '../../src/datapath/nftables.js';
+import { ensureTable, type NftSettings, removeTable } from '../../src/kernel/notrack-table.js';
 
 interface Request {
   readonly id: number;

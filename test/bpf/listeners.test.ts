@@ -6,7 +6,7 @@ import {
   type WantedInstance,
   type WantedListener,
 } from '../../src/datapath/listeners.js';
-import { u32 } from '../../src/datapath/struct.js';
+import { u32 } from '../../src/kernel/struct.js';
 import type { BpfMap } from '../../src/native/bpf.js';
 import {
   closeFd,

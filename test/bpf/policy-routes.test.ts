@@ -1,6 +1,6 @@
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
-import { NetlinkError, ROUTE_PROTOCOL, RouteSocket } from '../../src/datapath/netlink.js';
-import { ensurePolicyRoutes, removePolicyRoutes } from '../../src/datapath/policy-routes.js';
+import { NetlinkError, ROUTE_PROTOCOL, RouteSocket } from '../../src/kernel/netlink.js';
+import { ensurePolicyRoutes, removePolicyRoutes } from '../../src/kernel/policy-routes.js';
 import { Cleanup, Netns } from '../unit/native-lab.js';
 
 const SETTINGS = { mark: { value: 0x40, mask: 0x40 }, table: 7340, rulePriority: 90 };

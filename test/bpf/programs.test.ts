@@ -3,7 +3,7 @@ import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync 
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { type DatapathPrograms, MANIFEST } from '../../src/datapath/manifest.js';
-import { openPrograms, type ProgramsOptions } from '../../src/datapath/programs.js';
+import { openPrograms, type ProgramsOptions } from '../../src/kernel/programs.js';
 import { BpfMap, BpfProgram, isBpffs, programInfo } from '../../src/native/bpf.js';
 import { Cleanup, loadProbe, temporaryBpffs, temporaryFolder, u32 } from '../unit/native-lab.js';
 import { MARK, OBJECTS } from './datapath-lab.js';

@@ -2,7 +2,7 @@ import { execFileSync } from 'node:child_process';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import type { DatapathPrograms } from '../../src/datapath/manifest.js';
-import { SocketLookup } from '../../src/datapath/socket-lookup.js';
+import { SocketLookup } from '../../src/kernel/socket-lookup.js';
 import type { BpfProgram } from '../../src/native/bpf.js';
 import { Cleanup, Netns, temporaryBpffs } from '../unit/native-lab.js';
 import { openIn } from './datapath-lab.js';

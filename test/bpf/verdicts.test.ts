@@ -5,7 +5,7 @@ import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { EndpointTables } from '../../src/datapath/endpoints.js';
 import { type Layouts, readLayouts } from '../../src/datapath/layouts.js';
 import { Listeners } from '../../src/datapath/listeners.js';
-import { u32 } from '../../src/datapath/struct.js';
+import { u32 } from '../../src/kernel/struct.js';
 import { BpfObject } from '../../src/native/bpf.js';
 import { closeFd, interfaceIndex, openNamespace, withNetns } from '../../src/native/kernel.js';
 import { ipToBytes } from '../../src/net/ip.js';

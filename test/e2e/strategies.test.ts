@@ -1,7 +1,7 @@
 /** Pods that are wired in unusual ways, or wired anew while they run: intercepted, or told why not. */
 
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import type { InterfaceStatus } from '../../src/datapath/status.js';
+import type { InterfaceStatus } from '../../src/reconcile/status.js';
 import { createNetwork, type Network } from '../lab/cni.js';
 import { runIn, script, waitFor } from '../lab/exec.js';
 import { GvisorSandbox } from '../lab/gvisor.js';

@@ -4,7 +4,7 @@ import { chownSync, mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, it } from 'vitest';
 import { ApiClient } from '../../src/api/client.js';
-import { CAPABILITIES } from '../../src/datapath/capabilities.js';
+import { CAPABILITIES } from '../../src/kernel/capabilities.js';
 import { type Daemon, inNetns, run, runIn, tryRun, waitFor } from '../lab/exec.js';
 import { Lab } from '../lab/lab.js';
 

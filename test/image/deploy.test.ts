@@ -4,7 +4,7 @@ import { Command } from 'commander';
 import { beforeAll, describe, expect, it } from 'vitest';
 import { addGlobalOptions, type GlobalOptions } from '../../src/cli/options.js';
 import { parseConfig } from '../../src/config/load.js';
-import { CAPABILITIES } from '../../src/datapath/capabilities.js';
+import { CAPABILITIES } from '../../src/kernel/capabilities.js';
 import { type Container, kustomize, type Manifest, only, type PodSpec, podSpec } from './manifests.js';
 
 const OURS = new Set(CAPABILITIES.map(({ name }) => name.replace('CAP_', '')));

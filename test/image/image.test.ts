@@ -9,7 +9,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { parse, stringify } from 'yaml';
 import { ApiClient } from '../../src/api/client.js';
 import type { WorkloadMessage } from '../../src/api/messages.js';
-import { CAPABILITIES } from '../../src/datapath/capabilities.js';
+import { CAPABILITIES } from '../../src/kernel/capabilities.js';
 import { Containerd } from '../lab/containerd.js';
 import { inNetns, run, runIn, tryRun, waitFor } from '../lab/exec.js';
 import { Lab, REMOTE } from '../lab/lab.js';

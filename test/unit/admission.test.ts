@@ -1,12 +1,12 @@
 /** When a pod that is about to start may. The reconciler is a stand-in that a test drives. */
 
 import { beforeEach, describe, expect, test, vi } from 'vitest';
-import { confirmation } from '../../src/agent-sources.js';
-import { Admissions } from '../../src/datapath/admission.js';
-import type { EndpointStatus } from '../../src/datapath/status.js';
+import { confirmation } from '../../src/agent/sources.js';
 import type { Pod, PodUid } from '../../src/pods/pod.js';
 import { PodStore } from '../../src/pods/pod-store.js';
 import { KubernetesSource } from '../../src/pods/sources/kubernetes.js';
+import { Admissions } from '../../src/reconcile/admission.js';
+import type { EndpointStatus } from '../../src/reconcile/status.js';
 import { endpoint, pod, uid } from './api-fixture.js';
 
 const WEB = uid('uid-web');

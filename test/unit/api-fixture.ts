@@ -8,13 +8,13 @@ import { type HttpApi, startHttpApi } from '../../src/api/http.js';
 import { parseConfig } from '../../src/config/load.js';
 import type { FlowEvent, FlowRecord } from '../../src/datapath/flows.js';
 import type { ListenerStatus } from '../../src/datapath/listeners.js';
-import { REPAIR_KINDS, type RepairKind } from '../../src/datapath/repairs.js';
-import type { EndpointStatus } from '../../src/datapath/status.js';
-import type { DatapathView } from '../../src/datapath/view.js';
 import { type IdentityOptions, IdentityService } from '../../src/identity/resolve.js';
 import { formatSocketAddress, type SocketAddress } from '../../src/net/socket-address.js';
 import type { Pod, PodUid } from '../../src/pods/pod.js';
 import { PodStore } from '../../src/pods/pod-store.js';
+import type { DatapathView } from '../../src/reconcile/datapath-view.js';
+import { REPAIR_KINDS, type RepairKind } from '../../src/reconcile/repairs.js';
+import type { EndpointStatus } from '../../src/reconcile/status.js';
 import { Metrics } from '../../src/telemetry/metrics.js';
 
 export const uid = (text: string): PodUid => text as PodUid;

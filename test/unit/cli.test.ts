@@ -3,6 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { Command } from 'commander';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
+import { takeLock } from '../../src/agent/run-lock.js';
 import { agentCommand } from '../../src/cli/agent.js';
 import { cleanupCommand } from '../../src/cli/cleanup.js';
 import { configCommand } from '../../src/cli/config.js';
@@ -13,7 +14,6 @@ import { runProgram } from '../../src/cli/program.js';
 import { proxyCommand } from '../../src/cli/proxy.js';
 import { resolveCommand } from '../../src/cli/resolve.js';
 import { statusCommand } from '../../src/cli/status.js';
-import { takeLock } from '../../src/run-lock.js';
 import { DST, endpoint, type Fixture, flowRecord, pod, SRC, startFixture, uid } from './api-fixture.js';
 
 let folder: string;

@@ -3,7 +3,7 @@
 import { chmodSync, mkdirSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
-import { takeLock } from '../../src/run-lock.js';
+import { takeLock } from '../../src/agent/run-lock.js';
 import { tryRun } from '../lab/exec.js';
 import { CALICO, CniNode, PLAIN } from './cni-node.js';
 

@@ -7,10 +7,10 @@ import { join } from 'node:path';
 import { vi } from 'vitest';
 import type { PeerCredentials } from '../../src/api/callers.js';
 import { type CniServer, type CniServerOptions, startCniServer } from '../../src/api/cni-server.js';
-import type { Admission } from '../../src/datapath/admission.js';
 import { PodStore } from '../../src/pods/pod-store.js';
 import { CniSource } from '../../src/pods/sources/cni.js';
 import { attachmentOf, type CniAttachment, cniRequest } from '../../src/pods/sources/cni-attachment.js';
+import type { Admission } from '../../src/reconcile/admission.js';
 
 /** The namespace of this process stands for the pod's. */
 export const NETNS = '/proc/self/ns/net';

@@ -2,8 +2,8 @@ import { readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterEach, expect, it } from 'vitest';
 import { MANIFEST } from '../../src/datapath/manifest.js';
-import { linkPin, mapNames, parseLinkPin, programNames } from '../../src/datapath/object-set.js';
-import { openObjectFile } from '../../src/datapath/pins.js';
+import { linkPin, mapNames, parseLinkPin, programNames } from '../../src/kernel/object-set.js';
+import { openObjectFile } from '../../src/kernel/pins.js';
 import { Cleanup } from './native-lab.js';
 
 const OBJECTS = join(process.cwd(), 'build/bpf');

@@ -1,8 +1,8 @@
 /** What the canaries have told of each pod, and when they are asked again. */
 
+import type { Canaries, CanaryResult, CanaryTarget } from '../datapath/canary.js';
 import type { PodUid } from '../pods/pod.js';
-import type { Canaries, CanaryResult, CanaryTarget } from './canary.js';
-import type { Programmed } from './endpoint-programmer.js';
+import type { Programmed } from './endpoint-installer.js';
 
 /** Every pod this often, but never more than so many at a time: cost does not grow with pods. */
 const RENEW_MS = 1_000;

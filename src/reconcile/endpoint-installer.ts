@@ -1,13 +1,13 @@
 /** Puts one pod's endpoints into the kernel and reads them back: the only place that does. */
 
+import type { EndpointRow, EndpointTables } from '../datapath/endpoints.js';
+import type { DatapathPrograms, Role } from '../datapath/manifest.js';
+import type { Attachment, Attachments } from '../kernel/attachment.js';
+import type { InterfaceSysctls } from '../kernel/sysctls.js';
 import { isGone } from '../native/errors.js';
 import type { PodUid } from '../pods/pod.js';
-import type { Attachment, Attachments } from './attachment.js';
-import type { Desired, DesiredEndpoint } from './desired.js';
-import type { EndpointRow, EndpointTables } from './endpoints.js';
-import type { DatapathPrograms, Role } from './manifest.js';
+import type { Desired, DesiredEndpoint } from './decisions.js';
 import type { RepairKind, Repairs } from './repairs.js';
-import type { InterfaceSysctls } from './sysctls.js';
 
 export interface ProgrammerLog {
   info(fields: object, message: string): void;

@@ -1,5 +1,5 @@
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
-import type { NftSettings } from '../../src/datapath/nftables.js';
+import type { NftSettings } from '../../src/kernel/notrack-table.js';
 import { Netns } from '../unit/native-lab.js';
 import { NftInside } from './in-netns.js';
 

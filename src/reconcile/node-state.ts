@@ -1,12 +1,12 @@
 /** The parts of the datapath that a node has once: rules and routes, the nftables table, socket lookup, pins. */
 
-import type { EndpointTables } from './endpoints.js';
-import type { DatapathPrograms } from './manifest.js';
-import type { RouteSocket } from './netlink.js';
-import type { NotrackTable } from './nftables.js';
-import { ensurePolicyRoutes, marksAreDelivered, type PolicyRoutesSettings } from './policy-routes.js';
+import type { EndpointTables } from '../datapath/endpoints.js';
+import type { DatapathPrograms } from '../datapath/manifest.js';
+import type { RouteSocket } from '../kernel/netlink.js';
+import type { NotrackTable } from '../kernel/notrack-table.js';
+import { ensurePolicyRoutes, marksAreDelivered, type PolicyRoutesSettings } from '../kernel/policy-routes.js';
+import type { SocketLookup } from '../kernel/socket-lookup.js';
 import type { RepairKind, Repairs } from './repairs.js';
-import type { SocketLookup } from './socket-lookup.js';
 
 export interface NodeStateLog {
   info(fields: object, message: string): void;

@@ -1,12 +1,12 @@
 /** What every known pod should be in the kernel, or why it is to be left alone. Reads links; changes nothing. */
 
+import type { EndpointPlan } from '../datapath/endpoints.js';
 import { interceptionOf } from '../pods/annotations.js';
 import { appOf, type FailurePolicy, type Pod, type PodUid } from '../pods/pod.js';
 import type { PodStore } from '../pods/pod-store.js';
 import { runtimeOf } from '../runtimes/index.js';
+import type { PodLinks } from '../runtimes/pod-links.js';
 import type { HostAttachment, Location, Unreachable } from '../runtimes/runtime.js';
-import type { EndpointPlan } from './endpoints.js';
-import type { PodLinks } from './pod-links.js';
 
 /**
  * What is added inside a pod's namespace (a macvlan, a VLAN's parent) tells nobody on the host: so many pods are located

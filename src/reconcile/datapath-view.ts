@@ -1,10 +1,10 @@
 /** The datapath as the later stages see it: one read-only face over tables, flows, listeners and reconciler. */
 
+import type { EndpointCounters, EndpointTables } from '../datapath/endpoints.js';
+import type { FlowEvent, FlowRecord, Flows } from '../datapath/flows.js';
+import type { ListenerStatus, Listeners } from '../datapath/listeners.js';
 import type { SocketAddress } from '../net/socket-address.js';
 import type { PodUid } from '../pods/pod.js';
-import type { EndpointCounters, EndpointTables } from './endpoints.js';
-import type { FlowEvent, FlowRecord, Flows } from './flows.js';
-import type { ListenerStatus, Listeners } from './listeners.js';
 import type { Reconciler } from './reconciler.js';
 import type { RepairKind, Repairs } from './repairs.js';
 import type { EndpointStatus } from './status.js';

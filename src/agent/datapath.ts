@@ -1,25 +1,25 @@
 /** The datapath's pieces, put together for `agent.ts`. */
 
 import type { Logger } from 'pino';
-import type { AgentOptions } from './agent-options.js';
-import { type Config, instanceFor } from './config/config.js';
-import { Canaries } from './datapath/canary.js';
-import { ClsactFilters } from './datapath/clsact.js';
-import type { EndpointTables } from './datapath/endpoints.js';
-import { type DatapathPrograms, MANIFEST, type Role } from './datapath/manifest.js';
-import type { RouteSocket } from './datapath/netlink.js';
-import { NotrackTable } from './datapath/nftables.js';
-import { NodeState } from './datapath/node-state.js';
-import type { PodLinks } from './datapath/pod-links.js';
-import { Proofs } from './datapath/proofs.js';
-import { Reconciler } from './datapath/reconciler.js';
-import type { Repairs } from './datapath/repairs.js';
-import { SocketLookup } from './datapath/socket-lookup.js';
-import { InterfaceSysctls } from './datapath/sysctls.js';
-import { TcxLinks } from './datapath/tcx.js';
-import { tcxSupported } from './native/bpf.js';
-import type { Netfilter } from './native/kernel.js';
-import type { PodStore } from './pods/pod-store.js';
+import { type Config, instanceFor } from '../config/config.js';
+import { Canaries } from '../datapath/canary.js';
+import type { EndpointTables } from '../datapath/endpoints.js';
+import { type DatapathPrograms, MANIFEST, type Role } from '../datapath/manifest.js';
+import { ClsactFilters } from '../kernel/clsact.js';
+import type { RouteSocket } from '../kernel/netlink.js';
+import { NotrackTable } from '../kernel/notrack-table.js';
+import { SocketLookup } from '../kernel/socket-lookup.js';
+import { InterfaceSysctls } from '../kernel/sysctls.js';
+import { TcxLinks } from '../kernel/tcx.js';
+import { tcxSupported } from '../native/bpf.js';
+import type { Netfilter } from '../native/kernel.js';
+import type { PodStore } from '../pods/pod-store.js';
+import { NodeState } from '../reconcile/node-state.js';
+import { Proofs } from '../reconcile/proofs.js';
+import { Reconciler } from '../reconcile/reconciler.js';
+import type { Repairs } from '../reconcile/repairs.js';
+import type { PodLinks } from '../runtimes/pod-links.js';
+import type { AgentOptions } from './options.js';
 
 export function createReconciler(parts: {
   readonly config: Config;

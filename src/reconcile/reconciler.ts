@@ -5,18 +5,18 @@
  */
 
 import { setImmediate } from 'node:timers/promises';
+import type { EndpointTables } from '../datapath/endpoints.js';
+import type { DatapathPrograms, Role } from '../datapath/manifest.js';
+import type { Attachments } from '../kernel/attachment.js';
+import type { InterfaceSysctls } from '../kernel/sysctls.js';
 import type { Pod, PodUid } from '../pods/pod.js';
 import type { PodStore } from '../pods/pod-store.js';
-import type { Attachments } from './attachment.js';
-import { type Desired, type DesiredOptions, DesiredStates } from './desired.js';
-import { EndpointProgrammer } from './endpoint-programmer.js';
-import type { EndpointTables } from './endpoints.js';
-import type { DatapathPrograms, Role } from './manifest.js';
+import { type Desired, type DesiredOptions, DesiredStates } from './decisions.js';
+import { EndpointProgrammer } from './endpoint-installer.js';
 import type { NodeState } from './node-state.js';
 import type { Proofs } from './proofs.js';
 import type { Repairs } from './repairs.js';
 import { type EndpointStatus, statusOf } from './status.js';
-import type { InterfaceSysctls } from './sysctls.js';
 
 /** How long a pod that no source knows any more keeps its row. */
 const REMEMBER_MS = 60_000;

@@ -2,14 +2,14 @@
 
 import { join } from 'node:path';
 import type { Logger } from 'pino';
-import type { Config } from './config/config.js';
-import type { PodUid } from './pods/pod.js';
-import type { PodSource, PodStore } from './pods/pod-store.js';
-import { CniSource } from './pods/sources/cni.js';
-import { CriSource } from './pods/sources/cri.js';
-import { KubernetesSource } from './pods/sources/kubernetes.js';
-import { KubernetesMemory } from './pods/sources/kubernetes-memory.js';
-import { StaticSource } from './pods/sources/static.js';
+import type { Config } from '../config/config.js';
+import type { PodUid } from '../pods/pod.js';
+import type { PodSource, PodStore } from '../pods/pod-store.js';
+import { CniSource } from '../pods/sources/cni.js';
+import { CriSource } from '../pods/sources/cri.js';
+import { KubernetesSource } from '../pods/sources/kubernetes.js';
+import { KubernetesMemory } from '../pods/sources/kubernetes-memory.js';
+import { StaticSource } from '../pods/sources/static.js';
 
 export type Source = PodSource & { poke?(): void };
 

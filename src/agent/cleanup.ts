@@ -7,16 +7,22 @@ import { execFile } from 'node:child_process';
 import { existsSync, readdirSync, readFileSync, rmdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
-import type { Attachment, Attachments } from './attachment.js';
-import { ClsactFilters } from './clsact.js';
-import { MANIFEST } from './manifest.js';
-import { RouteSocket } from './netlink.js';
-import { removeTable } from './nftables.js';
-import { layoutVersion, pinFolders, pinnedVersions, refuseNewerLayout, versionFolder } from './pins.js';
-import { removePolicyRoutes } from './policy-routes.js';
-import { SocketLookup } from './socket-lookup.js';
-import { InterfaceSysctls } from './sysctls.js';
-import { TcxLinks } from './tcx.js';
+import { MANIFEST } from '../datapath/manifest.js';
+import type { Attachment, Attachments } from '../kernel/attachment.js';
+import { ClsactFilters } from '../kernel/clsact.js';
+import { RouteSocket } from '../kernel/netlink.js';
+import { removeTable } from '../kernel/notrack-table.js';
+import {
+  layoutVersion,
+  pinFolders,
+  pinnedVersions,
+  refuseNewerLayout,
+  versionFolder,
+} from '../kernel/pins.js';
+import { removePolicyRoutes } from '../kernel/policy-routes.js';
+import { SocketLookup } from '../kernel/socket-lookup.js';
+import { InterfaceSysctls } from '../kernel/sysctls.js';
+import { TcxLinks } from '../kernel/tcx.js';
 
 export interface CleanupOptions {
   readonly runDir: string;

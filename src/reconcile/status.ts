@@ -1,9 +1,9 @@
 /** What is told of a pod: its state, decided here alone, from what was wanted and what was observed. */
 
+import type { CanaryResult } from '../datapath/canary.js';
 import type { FailurePolicy, PodUid } from '../pods/pod.js';
-import type { CanaryResult } from './canary.js';
-import type { Outcome } from './desired.js';
-import type { Programmed } from './endpoint-programmer.js';
+import type { Outcome } from './decisions.js';
+import type { Programmed } from './endpoint-installer.js';
 import type { Proof } from './proofs.js';
 
 /**

@@ -1,8 +1,8 @@
 import { expect, it } from 'vitest';
-import { DesiredStates } from '../../src/datapath/desired.js';
-import type { PodLinks } from '../../src/datapath/pod-links.js';
 import type { Link } from '../../src/net/link.js';
 import type { Pod, PodUid } from '../../src/pods/pod.js';
+import { DesiredStates } from '../../src/reconcile/decisions.js';
+import type { PodLinks } from '../../src/runtimes/pod-links.js';
 
 function link(index: number, name: string, rest: Partial<Link> = {}): Link {
   const base = { kind: 'veth', loopback: false, ethernet: true, master: 0 };

@@ -1,9 +1,9 @@
 /** Links of the agent's own namespace and of pods' namespaces, over netlink. */
 
+import { RouteSocket } from '../kernel/netlink.js';
 import { closeFd, netnsIdentity, openNamespace, withNetns } from '../native/kernel.js';
 import type { Link } from '../net/link.js';
-import type { LinkReader } from '../runtimes/runtime.js';
-import { RouteSocket } from './netlink.js';
+import type { LinkReader } from './runtime.js';
 
 /** Events tell which links have changed; what no event told is found at the latest after this time. */
 const WHOLE_LIST_MS = 30_000;

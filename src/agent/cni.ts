@@ -1,15 +1,15 @@
 /** The CNI plugin's counterpart, put together for `agent.ts`: its socket, and its place in the node's chain. */
 
 import type { Logger } from 'pino';
-import { startCniServer } from './api/cni-server.js';
-import type { Opened } from './base/opened.js';
-import { ConflistKeeper } from './cni/keeper.js';
-import { builtPlugin } from './cni/plugin.js';
-import type { Config } from './config/config.js';
-import type { Admissions } from './datapath/admission.js';
-import { peerCredentials } from './native/kernel.js';
-import type { CniSource } from './pods/sources/cni.js';
-import type { Metrics } from './telemetry/metrics.js';
+import { startCniServer } from '../api/cni-server.js';
+import type { Opened } from '../base/opened.js';
+import { ConflistKeeper } from '../cni/keeper.js';
+import { builtPlugin } from '../cni/plugin.js';
+import type { Config } from '../config/config.js';
+import { peerCredentials } from '../native/kernel.js';
+import type { CniSource } from '../pods/sources/cni.js';
+import type { Admissions } from '../reconcile/admission.js';
+import type { Metrics } from '../telemetry/metrics.js';
 
 export async function startCni(parts: {
   readonly config: Config;
