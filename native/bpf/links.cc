@@ -1,4 +1,4 @@
-// Attaching by links (tcx, cgroup, sk_lookup), and sk_msg to a map.
+// Attaching by links: tcx, sk_lookup.
 #include <fcntl.h>
 
 #include <bpf/bpf.h>
@@ -120,30 +120,6 @@ Napi::Value query_tcx(const Napi::CallbackInfo &info) {
     return result;
 }
 
-void attach_sk_msg(const Napi::CallbackInfo &info) {
-    if (bpf_prog_attach(fd_argument(info, 0), fd_argument(info, 1), BPF_SK_MSG_VERDICT, 0))
-        throw kernel_error(info.Env(), errno, "bpf", "attaching an sk_msg program to a map");
-}
-
-void detach_sk_msg(const Napi::CallbackInfo &info) {
-    if (bpf_prog_detach2(fd_argument(info, 0), fd_argument(info, 1), BPF_SK_MSG_VERDICT))
-        throw kernel_error(info.Env(), errno, "bpf", "detaching an sk_msg program from a map");
-}
-
-Napi::Value attach_cgroup(const Napi::CallbackInfo &info) {
-    auto env = info.Env();
-    std::string path = text_argument(info, 1);
-    Fd cgroup(open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-
-    if (!cgroup)
-        throw kernel_error(env, errno, "open", "opening the cgroup " + path);
-    int fd = bpf_link_create(fd_argument(info, 0), cgroup.get(),
-                             static_cast<bpf_attach_type>(info[2].As<Napi::Number>().Uint32Value()), nullptr);
-    if (fd < 0)
-        throw kernel_error(env, errno, "bpf", "attaching a program to the cgroup " + path);
-    return Napi::Number::New(env, fd);
-}
-
 } // namespace
 
 void define_links(Napi::Env env, Napi::Object exports) {
@@ -153,9 +129,6 @@ void define_links(Napi::Env env, Napi::Object exports) {
     exports.Set("linkUpdate", Napi::Function::New(env, link_update));
     exports.Set("linkDetach", Napi::Function::New(env, link_detach));
     exports.Set("queryTcx", Napi::Function::New(env, query_tcx));
-    exports.Set("attachSkMsg", Napi::Function::New(env, attach_sk_msg));
-    exports.Set("detachSkMsg", Napi::Function::New(env, detach_sk_msg));
-    exports.Set("attachCgroup", Napi::Function::New(env, attach_cgroup));
 }
 
 } // namespace ns

@@ -15,7 +15,10 @@ import { missingCapabilities } from '../kernel/capabilities.js';
 import { RouteSocket } from '../kernel/netlink.js';
 import { openPrograms } from '../kernel/programs.js';
 import { isBpffs, tcxSupported } from '../native/bpf.js';
-import { type LinkEvent, Netfilter, openLinkEvents, peerCredentials } from '../native/kernel.js';
+import { type LinkEvent, openLinkEvents } from '../native/link-events.js';
+import { Netfilter } from '../native/netfilter.js';
+import { peerCredentials } from '../native/sockets.js';
+import { authoritiesAmong, confirmation } from '../pods/confirmation.js';
 import { type PodChange, PodStore } from '../pods/pod-store.js';
 import { CniSource } from '../pods/sources/cni.js';
 import { Admissions } from '../reconcile/admission.js';
@@ -29,7 +32,7 @@ import { startCni } from './cni.js';
 import { createReconciler } from './datapath.js';
 import type { AgentOptions } from './options.js';
 import { takeLock } from './run-lock.js';
-import { confirmation, openSources } from './sources.js';
+import { openSources } from './sources.js';
 
 const LISTENER_LOOK_MS = 100;
 /** The whole of the kernel's state is looked at this often, whether anything has happened or not. */
@@ -192,8 +195,8 @@ async function start(
     trustDomain: config.trustDomain,
     node: config.node,
     synced,
-    authorities: sources.filter(({ name }) => name === 'kubernetes'),
-    clock: Date.now,
+    authorities: authoritiesAmong(sources),
+    nowMs: Date.now,
   });
   const metrics = new Metrics({ store, datapath, sources, version: packageVersion() });
   opened.add(

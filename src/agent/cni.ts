@@ -6,7 +6,7 @@ import type { Opened } from '../base/opened.js';
 import { ConflistKeeper } from '../cni/keeper.js';
 import { builtPlugin } from '../cni/plugin.js';
 import type { Config } from '../config/config.js';
-import { peerCredentials } from '../native/kernel.js';
+import { peerCredentials } from '../native/sockets.js';
 import type { CniSource } from '../pods/sources/cni.js';
 import type { Admissions } from '../reconcile/admission.js';
 import type { Metrics } from '../telemetry/metrics.js';

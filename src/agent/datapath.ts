@@ -12,7 +12,7 @@ import { SocketLookup } from '../kernel/socket-lookup.js';
 import { InterfaceSysctls } from '../kernel/sysctls.js';
 import { TcxLinks } from '../kernel/tcx.js';
 import { tcxSupported } from '../native/bpf.js';
-import type { Netfilter } from '../native/kernel.js';
+import type { Netfilter } from '../native/netfilter.js';
 import type { PodStore } from '../pods/pod-store.js';
 import { NodeState } from '../reconcile/node-state.js';
 import { Proofs } from '../reconcile/proofs.js';
@@ -66,6 +66,6 @@ export function createReconciler(parts: {
     instanceFor: (app) => instanceFor(config, app),
     synced,
     log,
-    now: Date.now,
+    nowMs: Date.now,
   });
 }

@@ -3,6 +3,7 @@
 import { closeSync, readFileSync, statSync } from 'node:fs';
 import type { Socket } from 'node:net';
 import type { Logger } from 'pino';
+import type { Clock } from '../base/clock.js';
 import type { AllowedCaller } from '../config/config.js';
 
 /** SO_PEERCRED and, where the kernel has it (6.5), SO_PEERPIDFD. The receiver closes `pidfd`. */
@@ -19,7 +20,7 @@ export interface CallersOptions {
   readonly credentials: (fd: number) => PeerCredentials;
   readonly log: Pick<Logger, 'warn'>;
   /** Unix time, milliseconds. */
-  readonly clock: () => number;
+  readonly nowMs: Clock;
 }
 
 const LOG_EVERY_MS = 60_000;
@@ -61,7 +62,7 @@ export class Callers {
   }
 
   #logRefusal({ pid, uid, gid }: PeerCredentials): void {
-    const now = this.#options.clock();
+    const now = this.#options.nowMs();
     for (const [key, atMs] of this.#loggedMs) {
       if (now - atMs >= LOG_EVERY_MS) {
         this.#loggedMs.delete(key);

@@ -9,7 +9,8 @@ import type { Config } from '../config/config.js';
 import { IdentityError } from '../identity/errors.js';
 import type { IdentityService, Resolution } from '../identity/resolve.js';
 import type { PodUid } from '../pods/pod.js';
-import type { PodSource, PodStore } from '../pods/pod-store.js';
+import type { PodStore } from '../pods/pod-store.js';
+import type { PodSource } from '../pods/source.js';
 import type { DatapathView } from '../reconcile/datapath-view.js';
 import type { Metrics } from '../telemetry/metrics.js';
 import { Callers, type PeerCredentials } from './callers.js';
@@ -92,7 +93,7 @@ export async function startHttpApi(options: HttpApiOptions): Promise<HttpApi> {
 }
 
 function guard(app: FastifyInstance, { config, credentials, log }: HttpApiOptions): void {
-  const callers = new Callers({ allow: config.api.allow, credentials, log, clock: Date.now });
+  const callers = new Callers({ allow: config.api.allow, credentials, log, nowMs: Date.now });
   app.addHook('onRequest', async (request) => {
     const refusal = callers.refusal(request.raw.socket);
     if (refusal !== undefined) {

@@ -2,26 +2,22 @@
 
 import { type FSWatcher, statSync, watch } from 'node:fs';
 import { join } from 'node:path';
+import type { Clock } from '../base/clock.js';
+import type { Log } from '../base/log.js';
 import { candidates } from './conf-dir.js';
 import { PLUGIN_TYPE } from './conflist.js';
 import { CniError, reasonOf } from './errors.js';
 import { behindLinks } from './files.js';
 import { type InstallOptions, type InstallReport, install } from './install.js';
 
-export interface KeeperLog {
-  info(fields: object, message: string): void;
-  warn(fields: object, message: string): void;
-  error(fields: object, message: string): void;
-}
-
 export interface ConflistKeeperOptions extends InstallOptions {
-  readonly log: KeeperLog;
+  readonly log: Log;
   /** Between two looks besides watching: watches get lost. Default 1000. */
   readonly lookMs?: number;
   /** As many repairs within 60 s; then the fight with whoever writes the file is left alone for a while. Default 10. */
   readonly maxRepairsPerMinute?: number;
   /** Unix time in milliseconds. */
-  readonly now?: () => number;
+  readonly nowMs?: Clock;
 }
 
 /** A rewrite is several events; looked at once they are over. */
@@ -30,7 +26,7 @@ const MINUTE_MS = 60_000;
 
 export class ConflistKeeper {
   readonly #options: ConflistKeeperOptions;
-  readonly #now: () => number;
+  readonly #nowMs: Clock;
   #watcher: { readonly handle: FSWatcher; readonly folder: string } | undefined;
   #settling: NodeJS.Timeout | undefined;
   /** What everything looked like when it was last found or made right. */
@@ -44,7 +40,7 @@ export class ConflistKeeper {
 
   constructor(options: ConflistKeeperOptions) {
     this.#options = options;
-    this.#now = options.now ?? Date.now;
+    this.#nowMs = options.nowMs ?? Date.now;
   }
 
   /** How often the chain, or the binary, was put right again after it had been installed. */
@@ -120,7 +116,7 @@ export class ConflistKeeper {
     if (changed(report)) {
       if (this.#installedOnce) {
         this.#repairs++;
-        this.#repairTimes.push(this.#now());
+        this.#repairTimes.push(this.#nowMs());
         log.warn({ report, repairs: this.#repairs }, `cni: ${whatWasWrong(report)}, repaired`);
       } else {
         log.info({ report }, 'cni: the plugin was put into the chain');
@@ -132,7 +128,7 @@ export class ConflistKeeper {
   /** Whether another repair now would be part of a fight: something has changed again, whatever it is. */
   #backsOff(): boolean {
     const most = this.#options.maxRepairsPerMinute ?? 10;
-    const now = this.#now();
+    const now = this.#nowMs();
     if (this.#repairTimes.length >= most) {
       this.#restUntil = (this.#repairTimes.at(-1) ?? now) + MINUTE_MS;
       this.#repairTimes = [];

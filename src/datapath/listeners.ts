@@ -5,18 +5,13 @@
  */
 
 import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
+import type { Log } from '../base/log.js';
 import { DatapathError } from '../kernel/errors.js';
 import { u32 } from '../kernel/struct.js';
 import type { BpfMap } from '../native/bpf.js';
+import { closeFd } from '../native/descriptors.js';
 import { isKernelError } from '../native/errors.js';
-import {
-  closeFd,
-  pidfdGetfd,
-  pidfdOpen,
-  setTransparent,
-  socketInfo,
-  tcpListeners,
-} from '../native/kernel.js';
+import { pidfdGetfd, pidfdOpen, setTransparent, socketInfo, tcpListeners } from '../native/sockets.js';
 import { FAMILIES, type Family } from '../net/family.js';
 
 export interface WantedListener {
@@ -57,11 +52,6 @@ interface Adopted {
   readonly pid: number;
   readonly fd: number;
   readonly process: string;
-}
-
-export interface ListenersLog {
-  info(fields: object, message: string): void;
-  warn(fields: object, message: string): void;
 }
 
 const RETRY_MS = 1_000;
@@ -106,7 +96,7 @@ export function serves(socket: Socket, wanted: WantedListener, family: Family): 
 /** Keeps the SOCKMAP in step with the sockets that listen in the current network namespace. */
 export class Listeners {
   readonly #map: BpfMap;
-  readonly #log: ListenersLog;
+  readonly #log: Pick<Log, 'info' | 'warn'>;
   readonly #slots: readonly Slot[];
   readonly #adopted = new Map<number, Adopted>();
   readonly #complaints = new Map<number, string>();
@@ -114,7 +104,7 @@ export class Listeners {
   readonly #vain = new Map<number, { signature: string; untilMs: number }>();
   #first = true;
 
-  constructor(map: BpfMap, instances: readonly WantedInstance[], log: ListenersLog) {
+  constructor(map: BpfMap, instances: readonly WantedInstance[], log: Pick<Log, 'info' | 'warn'>) {
     if (instances.length * 4 > map.maxEntries) {
       throw new DatapathError(
         'LISTENER_LIMIT',

@@ -5,7 +5,7 @@ import { connect } from 'node:net';
 import type { Config, ListenerAddress } from '../config/config.js';
 import { loadConfig } from '../config/load.js';
 import { addressFor, serves } from '../datapath/listeners.js';
-import { type TcpListener, tcpListeners } from '../native/kernel.js';
+import { type TcpListener, tcpListeners } from '../native/sockets.js';
 import type { Family } from '../net/family.js';
 import { type Check, type Finding, fail, ok, warn } from './check.js';
 

@@ -1,9 +1,12 @@
 /** Whose flow is this? Answered from what the datapath recorded, else from the source address, never by a guess. */
 
+import type { Clock } from '../base/clock.js';
 import type { FlowRecord } from '../datapath/flows.js';
 import { formatSocketAddress, type SocketAddress } from '../net/socket-address.js';
+import { isConfirmed } from '../pods/confirmation.js';
 import type { Pod, PodUid } from '../pods/pod.js';
-import type { PodSource, PodStore } from '../pods/pod-store.js';
+import { type PodStore, REMEMBERED_MS } from '../pods/pod-store.js';
+import type { PodSource } from '../pods/source.js';
 import type { DatapathView } from '../reconcile/datapath-view.js';
 import { IdentityError } from './errors.js';
 import { type Workload, type WorkloadPlace, type WorkloadState, workloadOf } from './workload.js';
@@ -42,17 +45,13 @@ export interface IdentityOptions extends WorkloadPlace {
   readonly datapath: Pick<DatapathView, 'lookupFlow' | 'endpointOf' | 'podOfEndpoint'>;
   /** Whether every configured source has delivered at least once. */
   readonly synced: () => boolean;
-  /**
-   * Sources without whose word a pod has no identity: others know its address, but not its service account. A pod
-   * that the static file names needs no other word.
-   */
+  /** Sources without whose word a pod has no identity: src/pods/confirmation.ts. */
   readonly authorities?: readonly Pick<PodSource, 'name' | 'lastError'>[];
   /** Unix time, milliseconds. */
-  readonly clock: () => number;
+  readonly nowMs: Clock;
 }
 
 export const TTL_MS = 1_000;
-const TERMINATING_MS = 60_000;
 
 interface Answer {
   readonly workload: Workload;
@@ -150,7 +149,7 @@ export class IdentityService {
   }
 
   #podNow(uid: PodUid): { readonly pod: Pod; readonly state: WorkloadState } | undefined {
-    const { store, clock } = this.#options;
+    const { store, nowMs } = this.#options;
     const live = store.get(uid);
     // Gone for the authority, while a source that cannot name it still lists it: its flows are those of a pod that ends.
     const departed = live === undefined || this.#isConfirmed(live) ? undefined : store.departed(uid);
@@ -158,18 +157,13 @@ export class IdentityService {
       return { pod: live, state: 'LIVE' };
     }
     const removed = departed ?? store.removed(uid);
-    return removed === undefined || clock() - removed.atMs > TERMINATING_MS
+    return removed === undefined || nowMs() - removed.atMs > REMEMBERED_MS
       ? undefined
       : { pod: removed.pod, state: 'TERMINATING' };
   }
 
   #isConfirmed(pod: Pod): boolean {
-    const { authorities = [] } = this.#options;
-    return (
-      authorities.length === 0 ||
-      pod.sources.includes('static') ||
-      authorities.some(({ name }) => pod.sources.includes(name))
-    );
+    return isConfirmed(pod, this.#options.authorities ?? []);
   }
 
   #requireNamed(pod: Pod): void {

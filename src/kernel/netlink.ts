@@ -3,11 +3,11 @@
  *
  * The package answers one request at a time per socket (EBUSY otherwise), has no default time limit, gives errors
  * without a code and does not filter dumps; all of that is made good here. Link events are not taken from it: an
- * overrun multicast buffer aborts the process (see src/native/kernel.ts for ours).
+ * overrun multicast buffer aborts the process (see src/native/link-events.ts for ours).
  */
 
 import netlink from 'netlink';
-import { RouteTables, type TableRoute } from '../native/kernel.js';
+import { RouteTables, type TableRoute } from '../native/routes.js';
 import { AF, type Family } from '../net/family.js';
 import { ipToNetworkBytes } from '../net/ip.js';
 import type { Link } from '../net/link.js';

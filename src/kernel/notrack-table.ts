@@ -13,7 +13,7 @@
 import { execFile } from 'node:child_process';
 import { promisify } from 'node:util';
 import { isKernelError } from '../native/errors.js';
-import type { Netfilter } from '../native/kernel.js';
+import type { Netfilter } from '../native/netfilter.js';
 import { familyOf } from '../net/family.js';
 import { ipToNetworkBytes } from '../net/ip.js';
 import { DatapathError } from './errors.js';

@@ -8,7 +8,7 @@
  * their own; ours matches nothing without our bit. Both carry protocol 73, so that clean-up needs no memory.
  */
 
-import type { TableRoute } from '../native/kernel.js';
+import type { TableRoute } from '../native/routes.js';
 import { FAMILIES, type Family } from '../net/family.js';
 import { DatapathError } from './errors.js';
 import { ROUTE_PROTOCOL, type RouteSocket, type Rule } from './netlink.js';

@@ -3,8 +3,9 @@
 import { existsSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { attachSkLookup, BpfLink, type BpfProgram } from '../native/bpf.js';
+import { closeFd } from '../native/descriptors.js';
 import { isGone } from '../native/errors.js';
-import { closeFd, openNamespace } from '../native/kernel.js';
+import { openNamespace } from '../native/namespaces.js';
 import type { AttachResult } from './attachment.js';
 import { linkPin } from './object-set.js';
 import { detachPinned } from './pins.js';

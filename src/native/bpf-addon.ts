@@ -110,9 +110,6 @@ interface BpfAddon {
     handle: number,
     removeQdisc: boolean,
   ): boolean;
-  attachSkMsg(programFd: number, mapFd: number): void;
-  detachSkMsg(programFd: number, mapFd: number): void;
-  attachCgroup(programFd: number, path: string, attachType: number): number;
 }
 
 export interface TcxEntry {

@@ -1,16 +1,14 @@
-/** Where programs run: tcx, clsact, cgroups, sockets of a map, socket lookup of a network namespace. */
+/** Where programs run: tcx, clsact, socket lookup of a network namespace. */
 
-import { checkFd, checkOneOf, checkPositive, checkText } from './addon.js';
+import { checkFd, checkOneOf, checkPositive } from './addon.js';
 import { addon, type TcxEntry } from './bpf-addon.js';
-import { BpfLink, type BpfMap, type BpfProgram, checkMap, checkProgram } from './bpf-handles.js';
+import { BpfLink, type BpfProgram, checkProgram } from './bpf-handles.js';
 import { isKernelError } from './errors.js';
 
 const BPF_SK_LOOKUP = 36;
 const TCX = { ingress: 46, egress: 47 } as const;
-const CGROUP = { skb_ingress: 0, skb_egress: 1, sock_ops: 3 } as const;
 
 export type TcxDirection = keyof typeof TCX;
-export type CgroupAttachType = keyof typeof CGROUP;
 
 function checkDirection(direction: unknown): asserts direction is TcxDirection {
   checkOneOf(direction, 'direction', ['ingress', 'egress']);
@@ -114,27 +112,6 @@ export function detachClsact(
     place.handle,
     place.removeQdisc === true,
   );
-}
-
-/** Attaches beside others (BPF_F_ALLOW_MULTI is implied by links). */
-export function attachCgroup(program: BpfProgram, cgroupPath: string, type: CgroupAttachType): BpfLink {
-  checkProgram(program);
-  checkText(cgroupPath, 'cgroupPath');
-  checkOneOf(type, 'type', ['sock_ops', 'skb_ingress', 'skb_egress']);
-  return new BpfLink(addon.attachCgroup(program.fd, cgroupPath, CGROUP[type]));
-}
-
-/** To every socket in a SOCKMAP or SOCKHASH, now and later. */
-export function attachSkMsg(program: BpfProgram, map: BpfMap): void {
-  checkProgram(program);
-  checkMap(map);
-  addon.attachSkMsg(program.fd, map.fd);
-}
-
-export function detachSkMsg(program: BpfProgram, map: BpfMap): void {
-  checkProgram(program);
-  checkMap(map);
-  addon.detachSkMsg(program.fd, map.fd);
 }
 
 /** To the network namespace behind `netnsFd`, after whatever is attached already. */

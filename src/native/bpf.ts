@@ -5,16 +5,12 @@ import { addon, type ProgramInfo } from './bpf-addon.js';
 
 export type { FlatLayout, MapShape, ProgramInfo, TcxEntry, TestRunResult } from './bpf-addon.js';
 export {
-  attachCgroup,
   attachClsact,
   attachSkLookup,
-  attachSkMsg,
   attachTcx,
   attachTcxAsync,
-  type CgroupAttachType,
   type ClsactPlace,
   detachClsact,
-  detachSkMsg,
   queryClsact,
   queryTcx,
   type TcxDirection,

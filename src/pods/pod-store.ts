@@ -2,6 +2,7 @@
 
 import { randomUUID } from 'node:crypto';
 import { isDeepStrictEqual } from 'node:util';
+import type { Clock } from '../base/clock.js';
 import type { Pod, PodUid, SourceName } from './pod.js';
 
 export interface Revision {
@@ -17,43 +18,8 @@ export interface RemovedPod {
   readonly atMs: number;
 }
 
-/** How well a source follows, for metrics. */
-export interface SourceStats {
-  /** Unix time, milliseconds, of the last sign that the source still tells; undefined before the first. */
-  readonly lastEventAtMs: number | undefined;
-  /** How often everything was asked for anew. */
-  readonly relists: number;
-  /** How often the stream of changes was opened again, by reason. */
-  readonly watchRestarts: Readonly<Record<string, number>>;
-}
-
-/** Something that keeps one source's snapshot in the store up to date. */
-export interface PodSource {
-  readonly name: SourceName;
-  /**
-   * Resolves after the first snapshot is in the store, or once its first failure is being retried; goes on until
-   * `signal` aborts. Rejects where retrying cannot help.
-   */
-  start(signal: AbortSignal): Promise<void>;
-  /** Why the store may be behind this source; undefined while it follows. */
-  readonly lastError: string | undefined;
-  readonly stats?: SourceStats;
-  /**
-   * Asks now for one pod that the source may not have told of yet, and has it in the store as if it had. Undefined
-   * where there is no such pod on this node; rejects where the source cannot be asked.
-   */
-  lookup?(uid: PodUid, namespace: string, name: string, signal: AbortSignal): Promise<Pod | undefined>;
-}
-
-/** What a source needs of a logger: pino's own form. */
-export interface SourceLogger {
-  info(fields: object, message: string): void;
-  warn(fields: object, message: string): void;
-  error(fields: object, message: string): void;
-}
-
-/** How long a removed pod is remembered. */
-export const TOMBSTONE_MS = 60_000;
+/** How long a pod that has gone is remembered: its name here, its row in the kernel, its flows by identity. */
+export const REMEMBERED_MS = 60_000;
 
 /** Where no source is asked that would know. */
 const UNKNOWN_SERVICE_ACCOUNT = 'default';
@@ -64,7 +30,7 @@ const PRECEDENCE: readonly SourceName[] = ['static', 'cni', 'cri', 'kubernetes']
 export class PodStore {
   /** Random per store, that is per start of the agent. */
   readonly epoch: string;
-  readonly #nowMs: () => number;
+  readonly #nowMs: Clock;
   readonly #sources = new Map<SourceName, Map<PodUid, Pod>>();
   /** What a source told before this start, until it tells again. */
   readonly #remembered = new Map<SourceName, ReadonlyMap<PodUid, Pod>>();
@@ -76,7 +42,7 @@ export class PodStore {
   #revision = 0;
 
   /** `nowMs` is the clock that tombstones run by. */
-  constructor(options: { nowMs?: () => number; epoch?: string } = {}) {
+  constructor(options: { nowMs?: Clock; epoch?: string } = {}) {
     this.#nowMs = options.nowMs ?? Date.now;
     this.epoch = options.epoch ?? randomUUID();
   }
@@ -259,7 +225,7 @@ export class PodStore {
 
   /** They stand in the order of their removal, so the first young one ends the search. */
   #forgetOldTombstones(): void {
-    const oldest = this.#nowMs() - TOMBSTONE_MS;
+    const oldest = this.#nowMs() - REMEMBERED_MS;
     for (const removed of [this.#tombstones, this.#departures]) {
       for (const [uid, { atMs }] of removed) {
         if (atMs > oldest) {

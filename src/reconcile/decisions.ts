@@ -1,12 +1,13 @@
 /** What every known pod should be in the kernel, or why it is to be left alone. Reads links; changes nothing. */
 
+import type { Log } from '../base/log.js';
 import type { EndpointPlan } from '../datapath/endpoints.js';
 import { interceptionOf } from '../pods/annotations.js';
 import { appOf, type FailurePolicy, type Pod, type PodUid } from '../pods/pod.js';
 import type { PodStore } from '../pods/pod-store.js';
-import { runtimeOf } from '../runtimes/index.js';
+import { locate } from '../runtimes/locate.js';
+import type { HostAttachment, Location, Unreachable } from '../runtimes/location.js';
 import type { PodLinks } from '../runtimes/pod-links.js';
-import type { HostAttachment, Location, Unreachable } from '../runtimes/runtime.js';
 
 /**
  * What is added inside a pod's namespace (a macvlan, a VLAN's parent) tells nobody on the host: so many pods are located
@@ -22,7 +23,7 @@ export interface DesiredOptions {
   readonly instanceFor: (
     app: string | undefined,
   ) => { readonly name: string; readonly index: number } | undefined;
-  readonly log: { error(fields: object, message: string): void };
+  readonly log: Pick<Log, 'error'>;
 }
 
 /** One interface of a pod that is to be intercepted. */
@@ -273,7 +274,7 @@ export class DesiredStates {
 
   async #locate(pod: Pod): Promise<Location> {
     try {
-      return await runtimeOf(pod.runtime).locate(pod, this.#options.links);
+      return await locate(pod, this.#options.links);
     } catch (error) {
       this.#options.log.error({ pod: nameOf(pod), err: error }, 'the pod could not be located');
       const reason = error instanceof Error ? error.message : String(error);

@@ -1,5 +1,6 @@
 /** Puts one pod's endpoints into the kernel and reads them back: the only place that does. */
 
+import type { Log } from '../base/log.js';
 import type { EndpointRow, EndpointTables } from '../datapath/endpoints.js';
 import type { DatapathPrograms, Role } from '../datapath/manifest.js';
 import type { Attachment, Attachments } from '../kernel/attachment.js';
@@ -9,18 +10,13 @@ import type { PodUid } from '../pods/pod.js';
 import type { Desired, DesiredEndpoint } from './decisions.js';
 import type { RepairKind, Repairs } from './repairs.js';
 
-export interface ProgrammerLog {
-  info(fields: object, message: string): void;
-  error(fields: object, message: string): void;
-}
-
 export interface ProgrammerOptions {
   readonly programs: DatapathPrograms;
   readonly tables: EndpointTables;
   readonly attachments: Attachments<Role>;
   readonly sysctls: InterfaceSysctls;
   readonly repairs: Repairs;
-  readonly log: ProgrammerLog;
+  readonly log: Pick<Log, 'info' | 'error'>;
 }
 
 /** What was reached for a pod, as read back. */

@@ -1,5 +1,6 @@
 /** The parts of the datapath that a node has once: rules and routes, the nftables table, socket lookup, pins. */
 
+import type { Log } from '../base/log.js';
 import type { EndpointTables } from '../datapath/endpoints.js';
 import type { DatapathPrograms } from '../datapath/manifest.js';
 import type { RouteSocket } from '../kernel/netlink.js';
@@ -7,11 +8,6 @@ import type { NotrackTable } from '../kernel/notrack-table.js';
 import { ensurePolicyRoutes, marksAreDelivered, type PolicyRoutesSettings } from '../kernel/policy-routes.js';
 import type { SocketLookup } from '../kernel/socket-lookup.js';
 import type { RepairKind, Repairs } from './repairs.js';
-
-export interface NodeStateLog {
-  info(fields: object, message: string): void;
-  error(fields: object, message: string): void;
-}
 
 export interface NodeStateOptions {
   readonly socket: RouteSocket;
@@ -21,7 +17,7 @@ export interface NodeStateOptions {
   readonly lookup: SocketLookup;
   readonly settings: PolicyRoutesSettings;
   readonly repairs: Repairs;
-  readonly log: NodeStateLog;
+  readonly log: Pick<Log, 'info' | 'error'>;
 }
 
 export class NodeState {

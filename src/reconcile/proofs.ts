@@ -1,5 +1,6 @@
 /** What the canaries have told of each pod, and when they are asked again. */
 
+import type { Clock } from '../base/clock.js';
 import type { Canaries, CanaryResult, CanaryTarget } from '../datapath/canary.js';
 import type { PodUid } from '../pods/pod.js';
 import type { Programmed } from './endpoint-installer.js';
@@ -16,11 +17,11 @@ export interface Proof {
 
 export class Proofs {
   readonly #canaries: Pick<Canaries, 'prove' | 'forget'>;
-  readonly #nowMs: () => number;
+  readonly #nowMs: Clock;
   readonly #proofs = new Map<PodUid, Proof>();
   #renewing = false;
 
-  constructor(canaries: Pick<Canaries, 'prove' | 'forget'>, nowMs: () => number) {
+  constructor(canaries: Pick<Canaries, 'prove' | 'forget'>, nowMs: Clock) {
     this.#canaries = canaries;
     this.#nowMs = nowMs;
   }

@@ -5,12 +5,14 @@
  */
 
 import { setImmediate } from 'node:timers/promises';
+import type { Clock } from '../base/clock.js';
+import type { Log } from '../base/log.js';
 import type { EndpointTables } from '../datapath/endpoints.js';
 import type { DatapathPrograms, Role } from '../datapath/manifest.js';
 import type { Attachments } from '../kernel/attachment.js';
 import type { InterfaceSysctls } from '../kernel/sysctls.js';
 import type { Pod, PodUid } from '../pods/pod.js';
-import type { PodStore } from '../pods/pod-store.js';
+import { type PodStore, REMEMBERED_MS } from '../pods/pod-store.js';
 import { type Desired, type DesiredOptions, DesiredStates } from './decisions.js';
 import { EndpointProgrammer } from './endpoint-installer.js';
 import type { NodeState } from './node-state.js';
@@ -18,16 +20,8 @@ import type { Proofs } from './proofs.js';
 import type { Repairs } from './repairs.js';
 import { type EndpointStatus, statusOf } from './status.js';
 
-/** How long a pod that no source knows any more keeps its row. */
-const REMEMBER_MS = 60_000;
 /** So many are looked at before whatever else waits has its turn: a few milliseconds. */
 const PODS_IN_A_ROW = 50;
-
-export interface ReconcilerLog {
-  info(fields: object, message: string): void;
-  warn(fields: object, message: string): void;
-  error(fields: object, message: string): void;
-}
 
 export interface ReconcilerOptions extends Omit<DesiredOptions, 'store' | 'log'> {
   readonly store: PodStore;
@@ -40,8 +34,8 @@ export interface ReconcilerOptions extends Omit<DesiredOptions, 'store' | 'log'>
   readonly repairs: Repairs;
   /** While false, what is pinned is kept even if no source has named it yet. */
   readonly synced: () => boolean;
-  readonly log: ReconcilerLog;
-  readonly now: () => number;
+  readonly log: Log;
+  readonly nowMs: Clock;
 }
 
 export class Reconciler {
@@ -293,15 +287,15 @@ export class Reconciler {
 
   /** Rows of pods that no source has known for a minute. */
   #forget(): void {
-    const { store, tables, now } = this.#options;
+    const { store, tables, nowMs } = this.#options;
     for (const { uid } of tables.rows()) {
       if (store.get(uid) !== undefined) {
         this.#gone.delete(uid);
         continue;
       }
-      const since = this.#gone.get(uid) ?? now();
+      const since = this.#gone.get(uid) ?? nowMs();
       this.#gone.set(uid, since);
-      if (now() - since >= REMEMBER_MS) {
+      if (nowMs() - since >= REMEMBERED_MS) {
         tables.forget(uid);
         this.#gone.delete(uid);
       }

@@ -1,5 +1,7 @@
 /** What was found missing or changed in the kernel and put right: counted for metrics, logged with what it was. */
 
+import type { Log } from '../base/log.js';
+
 /** What a repair concerned; the label of the metric. */
 export const REPAIR_KINDS = [
   'policy-route',
@@ -14,9 +16,9 @@ export type RepairKind = (typeof REPAIR_KINDS)[number];
 
 export class Repairs {
   readonly #counts = new Map<RepairKind, number>(REPAIR_KINDS.map((kind) => [kind, 0]));
-  readonly #log: { warn(fields: object, message: string): void };
+  readonly #log: Pick<Log, 'warn'>;
 
-  constructor(log: { warn(fields: object, message: string): void }) {
+  constructor(log: Pick<Log, 'warn'>) {
     this.#log = log;
   }
 

@@ -1,8 +1,18 @@
-/** From a pod's network namespace to the interface on the host that carries its packets. */
+/**
+ * From a pod's network namespace to the interface on the host that carries its packets. What decides is how the pod is
+ * wired, so one way serves every runtime:
+ *
+ * - runc: the application's sockets live in the host's kernel, inside the pod's namespace.
+ * - runsc (gVisor): its netstack reads frames from the pod's eth0 by AF_PACKET and takes the address off it, so neither
+ *   sockets nor addresses can be learnt inside; the interface pair itself stays in place.
+ * - rund, Kata: a tap beside eth0 in the pod's namespace, mirrored both ways by tc. The tap is the guest's end and is
+ *   skipped here; the veth's peer on the host carries every frame of the guest.
+ * - a handler that nobody has named: as the others, and reported.
+ */
 
 import type { Link } from '../net/link.js';
 import type { Pod } from '../pods/pod.js';
-import type { HostAttachment, LinkReader, Location, RefusalCode, Unreachable } from './runtime.js';
+import type { HostAttachment, LinkReader, Location, RefusalCode, Unreachable } from './location.js';
 
 export function refused(code: RefusalCode, reason: string, retry = false): Location {
   return { kind: 'refused', code, reason, retry };
@@ -146,8 +156,11 @@ function leadsOutside(link: Link): boolean {
   return link.kind === 'veth' ? link.master === 0 : link.kind === '' || link.peerNamespaceId !== undefined;
 }
 
-/** What every runtime starts from: a namespace if one is known, else the interface that was named. */
-export async function locateByEvidence(pod: Pod, links: LinkReader): Promise<Location> {
+/**
+ * By the pod's namespace if one is known, else by the interface that was named. Throws what netlink throws, but where the
+ * namespace has gone.
+ */
+export async function locate(pod: Pod, links: LinkReader): Promise<Location> {
   const outright = refuseOutright(pod);
   if (outright !== undefined) {
     return outright;

@@ -1,20 +1,22 @@
 /** Links of the agent's own namespace and of pods' namespaces, over netlink. */
 
+import type { Clock } from '../base/clock.js';
 import { RouteSocket } from '../kernel/netlink.js';
-import { closeFd, netnsIdentity, openNamespace, withNetns } from '../native/kernel.js';
+import { closeFd } from '../native/descriptors.js';
+import { netnsIdentity, openNamespace, withNetns } from '../native/namespaces.js';
 import type { Link } from '../net/link.js';
-import type { LinkReader } from './runtime.js';
+import type { LinkReader } from './location.js';
 
 /** Events tell which links have changed; what no event told is found at the latest after this time. */
 const WHOLE_LIST_MS = 30_000;
 
 export class PodLinks implements LinkReader {
   readonly #host: RouteSocket;
-  readonly #nowMs: () => number;
+  readonly #nowMs: Clock;
   #links: Promise<Map<number, Link>> | undefined;
   #listedMs = 0;
 
-  constructor(host: RouteSocket, nowMs: () => number = () => performance.now()) {
+  constructor(host: RouteSocket, nowMs: Clock = () => performance.now()) {
     this.#host = host;
     this.#nowMs = nowMs;
   }

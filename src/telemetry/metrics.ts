@@ -1,7 +1,8 @@
 /** What Prometheus may know. Values are read from the stages when somebody scrapes, not kept beside them. */
 
 import { Counter, Gauge, Histogram, Registry } from 'prom-client';
-import type { PodSource, PodStore } from '../pods/pod-store.js';
+import type { PodStore } from '../pods/pod-store.js';
+import type { PodSource } from '../pods/source.js';
 import type { DatapathView } from '../reconcile/datapath-view.js';
 import type { EndpointState } from '../reconcile/status.js';
 

@@ -7,7 +7,7 @@ import type { Attachment, Attachments } from '../../src/kernel/attachment.js';
 import { CLSACT, ClsactFilters } from '../../src/kernel/clsact.js';
 import { TcxLinks } from '../../src/kernel/tcx.js';
 import { attachTcx, type BpfProgram, queryClsact, queryTcx } from '../../src/native/bpf.js';
-import { interfaceIndex } from '../../src/native/kernel.js';
+import { interfaceIndex } from '../../src/native/namespaces.js';
 import { Cleanup, loadProbe, Netns, temporaryBpffs } from '../unit/native-lab.js';
 import { openIn } from './datapath-lab.js';
 

@@ -8,14 +8,14 @@ import {
 } from '../../src/datapath/listeners.js';
 import { u32 } from '../../src/kernel/struct.js';
 import type { BpfMap } from '../../src/native/bpf.js';
+import { closeFd } from '../../src/native/descriptors.js';
 import {
-  closeFd,
   pidfdGetfd,
   pidfdOpen,
   type SocketInfo,
   socketInfo,
   tcpListeners,
-} from '../../src/native/kernel.js';
+} from '../../src/native/sockets.js';
 import { Cleanup, Netns, startProcess, temporaryBpffs } from '../unit/native-lab.js';
 import { openIn } from './datapath-lab.js';
 

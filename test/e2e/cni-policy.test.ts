@@ -14,7 +14,8 @@ import {
   queryTcx,
   type TcxEntry,
 } from '../../src/native/bpf.js';
-import { closeFd, openNamespace, withNetns } from '../../src/native/kernel.js';
+import { closeFd } from '../../src/native/descriptors.js';
+import { openNamespace, withNetns } from '../../src/native/namespaces.js';
 import { createNetwork, type Network } from '../lab/cni.js';
 import { Cleanup, runIn, waitFor } from '../lab/exec.js';
 import { buildApp } from '../lab/image.js';

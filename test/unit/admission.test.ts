@@ -1,7 +1,7 @@
 /** When a pod that is about to start may. The reconciler is a stand-in that a test drives. */
 
 import { beforeEach, describe, expect, test, vi } from 'vitest';
-import { confirmation } from '../../src/agent/sources.js';
+import { confirmation } from '../../src/pods/confirmation.js';
 import type { Pod, PodUid } from '../../src/pods/pod.js';
 import { PodStore } from '../../src/pods/pod-store.js';
 import { KubernetesSource } from '../../src/pods/sources/kubernetes.js';

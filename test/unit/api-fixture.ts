@@ -163,7 +163,7 @@ export function identityParts(state: Fixture['state'], authorities: IdentityOpti
     node: 'node-a',
     synced: () => state.synced,
     authorities,
-    clock: () => state.nowMs,
+    nowMs: () => state.nowMs,
   });
   return { store, datapath, identity };
 }

@@ -11,7 +11,7 @@ import { FlowWatch } from '../../src/api/flow-watch.js';
 import type { FlowMessage } from '../../src/api/messages.js';
 import { removeStaleSocket } from '../../src/api/unix-socket.js';
 import type { FlowEvent } from '../../src/datapath/flows.js';
-import { peerCredentials } from '../../src/native/kernel.js';
+import { peerCredentials } from '../../src/native/sockets.js';
 import { Metrics } from '../../src/telemetry/metrics.js';
 import {
   DST,

@@ -145,7 +145,7 @@ describe('a problem is told, once, and goes away with its cause', () => {
 test('a file that is rewritten all the time is left alone for a minute, and said to be', async () => {
   let now = 1_000_000;
   node.write(CONFLIST, CALICO);
-  const kept = keeper({ maxRepairsPerMinute: 3, now: () => now });
+  const kept = keeper({ maxRepairsPerMinute: 3, nowMs: () => now });
   for (let round = 1; round <= 3; round++) {
     node.write(CONFLIST, CALICO);
     await repaired(kept, round);

@@ -17,7 +17,7 @@ import { type Command, CommandError, runCommand } from '../../src/doctor/system.
 import { CLSACT } from '../../src/kernel/clsact.js';
 import { DEFAULT_OBJECTS } from '../../src/kernel/pins.js';
 import { attachClsact, attachTcx, BpfObject, programInfo, queryTcx } from '../../src/native/bpf.js';
-import { type TcpListener, tcpListeners } from '../../src/native/kernel.js';
+import { type TcpListener, tcpListeners } from '../../src/native/sockets.js';
 import { Cleanup, loadProbe, Netns, startProcess, temporaryBpffs, temporaryFolder } from './native-lab.js';
 
 const MAIN = join(import.meta.dirname, '../../src/cli/main.ts');

@@ -357,7 +357,7 @@ describe('the watch', () => {
 
   test('counts a bookmark as a sign of life', async () => {
     let nowMs = 1_000;
-    const source = await follow({ now: () => nowMs });
+    const source = await follow({ nowMs: () => nowMs });
     expect(source.stats.lastEventAtMs).toBe(1_000);
     nowMs = 5_000;
     server.bookmark('pods');

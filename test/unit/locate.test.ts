@@ -1,8 +1,8 @@
 import { describe, expect, it } from 'vitest';
 import type { Link } from '../../src/net/link.js';
 import type { Pod, PodUid, RuntimeKind } from '../../src/pods/pod.js';
-import { runtimeOf } from '../../src/runtimes/index.js';
-import type { LinkReader } from '../../src/runtimes/runtime.js';
+import * as located from '../../src/runtimes/locate.js';
+import type { LinkReader } from '../../src/runtimes/location.js';
 
 const NETNS = '/run/netns/web-0';
 const NAMESPACE_ID = 3;
@@ -61,7 +61,7 @@ function podOf(rest: Partial<Pod> = {}): Pod {
 }
 
 function locate(world: Partial<World> = {}, pod: Pod = podOf()) {
-  return runtimeOf(pod.runtime).locate(pod, readerOf({ ...WORLD, ...world }));
+  return located.locate(pod, readerOf({ ...WORLD, ...world }));
 }
 
 function found(link: Link, podInterface: string | undefined = 'eth0') {

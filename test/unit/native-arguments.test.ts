@@ -1,7 +1,10 @@
 /** Wrong arguments never reach the kernel: a TypeError names each. */
 import { afterAll, beforeAll, expect, it } from 'vitest';
 import * as bpf from '../../src/native/bpf.js';
-import * as kernel from '../../src/native/kernel.js';
+import * as descriptors from '../../src/native/descriptors.js';
+import * as linkEvents from '../../src/native/link-events.js';
+import * as namespaces from '../../src/native/namespaces.js';
+import * as sockets from '../../src/native/sockets.js';
 import { loadProbe, u32 } from './native-lab.js';
 
 let object: bpf.BpfObject;
@@ -57,26 +60,24 @@ const cases: readonly (readonly [string, string, () => unknown])[] = [
   ],
   ['queryClsact', 'handle must be', () => bpf.queryClsact(1, 'ingress', { priority: 1, handle: 0 })],
   ['detachClsact', 'ifindex must be', () => bpf.detachClsact(-1, 'ingress', place)],
-  ['attachCgroup', 'type must be one of', () => bpf.attachCgroup(stamp, '/sys/fs/cgroup', wrong('device'))],
-  ['attachSkMsg', 'map must be a BpfMap', () => bpf.attachSkMsg(stamp, wrong(undefined))],
   ['attachSkLookup', 'netnsFd must be', () => bpf.attachSkLookup(stamp, wrong('3'))],
   ['programInfo', 'id must be a positive integer', () => bpf.programInfo(1.5)],
   ['openRingBuffer', 'map must be a BpfMap', () => bpf.openRingBuffer(wrong(undefined), () => {})],
   ['openRingBuffer', 'onRecords must be a function', () => bpf.openRingBuffer(numbers, wrong(1))],
   ['openRingBuffer', 'queueLimit must be', () => bpf.openRingBuffer(numbers, () => {}, { queueLimit: 0 })],
   ['mountBpffs', 'path must be', () => bpf.mountBpffs('')],
-  ['openNamespace', 'path must be', () => kernel.openNamespace(wrong(3))],
-  ['withNetns', 'fd must be a non-negative integer', () => kernel.withNetns(wrong('0'), () => 1)],
-  ['withNetns', 'body must be a function', () => kernel.withNetns(0, wrong('x'))],
-  ['netnsIdentity', 'fd must be', () => kernel.netnsIdentity(-1)],
-  ['closeFd', 'fd must be', () => kernel.closeFd(Number.NaN)],
-  ['pidfdOpen', 'pid must be a positive integer', () => kernel.pidfdOpen(0)],
-  ['pidfdGetfd', 'pidfd must be', () => kernel.pidfdGetfd(-1, 0)],
-  ['setTransparent', 'fd must be', () => kernel.setTransparent(2 ** 31)],
-  ['socketInfo', 'fd must be', () => kernel.socketInfo(wrong(null))],
-  ['peerCredentials', 'fd must be', () => kernel.peerCredentials(wrong({}))],
-  ['interfaceIndex', 'name must be', () => kernel.interfaceIndex('')],
-  ['openLinkEvents', 'onResync must be a function', () => kernel.openLinkEvents(() => {}, wrong(0))],
+  ['openNamespace', 'path must be', () => namespaces.openNamespace(wrong(3))],
+  ['withNetns', 'fd must be a non-negative integer', () => namespaces.withNetns(wrong('0'), () => 1)],
+  ['withNetns', 'body must be a function', () => namespaces.withNetns(0, wrong('x'))],
+  ['netnsIdentity', 'fd must be', () => namespaces.netnsIdentity(-1)],
+  ['closeFd', 'fd must be', () => descriptors.closeFd(Number.NaN)],
+  ['pidfdOpen', 'pid must be a positive integer', () => sockets.pidfdOpen(0)],
+  ['pidfdGetfd', 'pidfd must be', () => sockets.pidfdGetfd(-1, 0)],
+  ['setTransparent', 'fd must be', () => sockets.setTransparent(2 ** 31)],
+  ['socketInfo', 'fd must be', () => sockets.socketInfo(wrong(null))],
+  ['peerCredentials', 'fd must be', () => sockets.peerCredentials(wrong({}))],
+  ['interfaceIndex', 'name must be', () => namespaces.interfaceIndex('')],
+  ['openLinkEvents', 'onResync must be a function', () => linkEvents.openLinkEvents(() => {}, wrong(0))],
 ];
 
 it.each(cases)('%s: %s', (_function, message, call) => {

@@ -1,18 +1,14 @@
 import { execFileSync } from 'node:child_process';
-import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import {
-  attachCgroup,
   attachClsact,
   attachSkLookup,
-  attachSkMsg,
   attachTcx,
   BpfLink,
   type BpfObject,
   type BpfProgram,
   detachClsact,
-  detachSkMsg,
   isBpffs,
   mountBpffs,
   queryClsact,
@@ -58,13 +54,6 @@ function runs(): { stamp: number; other: number } {
 function traffic(): void {
   netns.ip('link set pod up');
   netns.ip('link set pod-peer up');
-}
-
-function cgroupRoot(): string {
-  const mounts = readFileSync('/proc/self/mounts', 'utf8').split('\n');
-  const path = mounts.map((line) => line.split(' ')).find(([, , type]) => type === 'cgroup2')?.[1];
-  expect(path, 'a cgroup2 mount').toBeDefined();
-  return path ?? '';
 }
 
 describe('a tcx link', () => {
@@ -243,29 +232,6 @@ describe('a clsact filter', () => {
 });
 
 describe('other places', () => {
-  it('cgroups take sock_ops and skb programs, each as a link of its own', () => {
-    const path = join(cgroupRoot(), `nodesentry-native-${process.pid}`);
-    execFileSync('mkdir', [path]);
-    cleanup.add(path, (it) => execFileSync('rmdir', [it]));
-    const watch = cleanup.owned(object.program('watch'));
-    const leave = cleanup.owned(object.program('leave'));
-    const first = cleanup.owned(attachCgroup(watch, path, 'sock_ops'));
-    const second = cleanup.owned(attachCgroup(leave, path, 'skb_egress'));
-    const third = cleanup.owned(attachCgroup(leave, path, 'skb_egress'));
-    expect([first, second, third].map((link) => link.programId)).toEqual([watch.id, leave.id, leave.id]);
-    expect(() => attachCgroup(watch, `${path}/none`, 'sock_ops')).toThrow(
-      expect.objectContaining({ code: 'ENOENT', syscall: 'open' }),
-    );
-  });
-
-  it('a socket map takes and gives back an sk_msg program', () => {
-    const relay = cleanup.owned(object.program('relay'));
-    const peers = cleanup.owned(object.map('peers'));
-    attachSkMsg(relay, peers);
-    detachSkMsg(relay, peers);
-    expect(() => detachSkMsg(relay, peers)).toThrow(expect.objectContaining({ code: 'ENOENT' }));
-  });
-
   it('a network namespace takes an sk_lookup program', () => {
     const choose = cleanup.owned(object.program('choose'));
     const link = cleanup.owned(attachSkLookup(choose, netns.fd));

@@ -2,7 +2,7 @@ import { createServer, type Server } from 'node:net';
 import { join } from 'node:path';
 import { afterEach, describe, expect, it, vi } from 'vitest';
 import { BpfLink, BpfMap, BpfObject, BpfProgram, possibleCpus, programInfo } from '../../src/native/bpf.js';
-import { socketInfo } from '../../src/native/kernel.js';
+import { socketInfo } from '../../src/native/sockets.js';
 import { Cleanup, fixture, loadProbe, temporaryBpffs, temporaryFolder, u32 } from './native-lab.js';
 
 const FRAME = Buffer.alloc(64);

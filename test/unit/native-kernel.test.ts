@@ -3,19 +3,16 @@ import { readFileSync, readlinkSync, statSync } from 'node:fs';
 import { createConnection, createServer, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { closeFd } from '../../src/native/descriptors.js';
+import { interfaceIndex, netnsIdentity, openNamespace, withNetns } from '../../src/native/namespaces.js';
 import {
-  closeFd,
-  interfaceIndex,
-  netnsIdentity,
-  openNamespace,
   peerCredentials,
   pidfdGetfd,
   pidfdOpen,
   setTransparent,
   socketInfo,
   tcpListeners,
-  withNetns,
-} from '../../src/native/kernel.js';
+} from '../../src/native/sockets.js';
 import { Cleanup, Netns, startProcess, temporaryFolder } from './native-lab.js';
 
 const cleanup = new Cleanup();

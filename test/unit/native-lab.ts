@@ -6,7 +6,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { BpfObject, isBpffs, mountBpffs } from '../../src/native/bpf.js';
-import { closeFd, interfaceIndex, openNamespace, withNetns } from '../../src/native/kernel.js';
+import { closeFd } from '../../src/native/descriptors.js';
+import { interfaceIndex, openNamespace, withNetns } from '../../src/native/namespaces.js';
 
 let serial = 0;
 

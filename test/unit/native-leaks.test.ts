@@ -4,7 +4,7 @@ import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import { afterEach, expect, it, vi } from 'vitest';
 import { attachSkLookup, attachTcx, BpfObject, openRingBuffer } from '../../src/native/bpf.js';
-import { openLinkEvents } from '../../src/native/kernel.js';
+import { openLinkEvents } from '../../src/native/link-events.js';
 import { Cleanup, fixture, loadProbe, Netns } from './native-lab.js';
 
 const ROUNDS = 1000;

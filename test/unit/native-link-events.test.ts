@@ -1,10 +1,6 @@
 import { afterEach, beforeEach, expect, it, vi } from 'vitest';
-import {
-  interfaceIndex,
-  type LinkEvent,
-  type LinkEventOptions,
-  openLinkEvents,
-} from '../../src/native/kernel.js';
+import { type LinkEvent, type LinkEventOptions, openLinkEvents } from '../../src/native/link-events.js';
+import { interfaceIndex } from '../../src/native/namespaces.js';
 import { Cleanup, Netns } from './native-lab.js';
 
 const cleanup = new Cleanup();

@@ -14,15 +14,17 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { join } from 'node:path';
+import type { Log } from '../../base/log.js';
 import type { Pod, PodUid } from '../pod.js';
-import type { PodSource, PodStore, SourceLogger } from '../pod-store.js';
+import type { PodStore } from '../pod-store.js';
+import type { PodSource } from '../source.js';
 import { type CniAttachment, readAttachment } from './cni-attachment.js';
 
 export interface CniSourceOptions {
   /** Folder for the files, such as /run/nodesentry/cni. */
   readonly directory: string;
   readonly store: PodStore;
-  readonly log: SourceLogger;
+  readonly log: Log;
   /** How often attachments are dropped whose namespace has gone without a DEL. Default 30 000. */
   readonly pruneMs?: number;
 }

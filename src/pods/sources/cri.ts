@@ -1,9 +1,11 @@
 /** Pods from a container runtime over its CRI socket: containerd, CRI-O. */
 
 import { isDeepStrictEqual } from 'node:util';
+import type { Log } from '../../base/log.js';
 import type { Pod } from '../pod.js';
-import type { PodSource, PodStore, SourceLogger } from '../pod-store.js';
+import type { PodStore } from '../pod-store.js';
 import type { HandlerTable } from '../runtime-kind.js';
+import type { PodSource } from '../source.js';
 import { CriClient, CriError, type CriVersion, type ListedSandbox } from './cri-client.js';
 import { readSandbox, type SandboxStatus } from './cri-sandbox.js';
 
@@ -13,7 +15,7 @@ export interface CriSourceOptions {
   /** What the configuration adds to the built-in handler names. */
   readonly handlers: HandlerTable;
   readonly store: PodStore;
-  readonly log: SourceLogger;
+  readonly log: Log;
   /** Between two lists where the runtime tells no events. Default 500. */
   readonly pollMs?: number;
   /** Between two lists where it does: what an event that got lost costs at most. Default 10 000. */

@@ -1,6 +1,6 @@
 /** The objects of one resource as last heard of, and which of two that know about one object is believed. */
 
-import type { SourceLogger } from '../pod-store.js';
+import type { Log } from '../../base/log.js';
 import { firstProblem, type ObjectMeta, objectMetaSchema, type Reading } from './kubernetes-objects.js';
 
 export interface ObjectCopyOptions<T> {
@@ -9,7 +9,7 @@ export interface ObjectCopyOptions<T> {
   readonly read: (object: unknown) => Reading<T>;
   /** Something in `values()` may differ from before. */
   readonly onChange: () => void;
-  readonly log: SourceLogger;
+  readonly log: Log;
 }
 
 interface Item<T> {

@@ -5,16 +5,16 @@
 
 import { readFileSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { z } from 'zod';
+import type { Log } from '../../base/log.js';
 import { parseIp } from '../../net/ip.js';
 import { type Pod, RUNTIME_KINDS } from '../pod.js';
-import type { SourceLogger } from '../pod-store.js';
 import { POD_UID_EXPECTED, parsePodUid } from '../uid.js';
 import { firstProblem } from './kubernetes-objects.js';
 
 export interface KubernetesMemoryOptions {
   /** Such as /run/nodesentry/kubernetes.json: gone with the next boot, as the sandboxes are. */
   readonly path: string;
-  readonly log: SourceLogger;
+  readonly log: Log;
   /** The file is written at most this often, in milliseconds. Default 1000. */
   readonly everyMs?: number;
 }

@@ -1,7 +1,8 @@
 /** A copy of what the API server has of one resource, kept by list and watch (Kubernetes API concepts, "Watches"). */
 
 import { setTimeout as delay } from 'node:timers/promises';
-import type { SourceStats } from '../pod-store.js';
+import type { Clock } from '../../base/clock.js';
+import type { SourceStats } from '../source.js';
 import { codeOf, type KubernetesClient, KubernetesError } from './kubernetes-client.js';
 import { ObjectCopy, type ObjectCopyOptions } from './kubernetes-copy.js';
 import {
@@ -28,7 +29,7 @@ export interface ReflectorOptions<T> extends ObjectCopyOptions<T> {
   /** First list done, or first failure being retried. */
   readonly onSettled: () => void;
   readonly times: ReflectorTimes;
-  readonly now: () => number;
+  readonly nowMs: Clock;
 }
 
 /**
@@ -115,7 +116,7 @@ export class Reflector<T> {
 
   /** Every page, or nothing: what is in force stays until the last page is here. */
   async #list(signal: AbortSignal): Promise<string> {
-    const { client, resource, query, times, now } = this.#options;
+    const { client, resource, query, times, nowMs } = this.#options;
     this.#copy.listBegins();
     const objects: unknown[] = [];
     let page: { resourceVersion: string; continue?: string | undefined };
@@ -140,7 +141,7 @@ export class Reflector<T> {
     this.#relists += this.#synced ? 1 : 0;
     this.#synced = true;
     this.#relistDueMs = performance.now() + times.relistMs * (0.8 + 0.4 * Math.random());
-    this.#lastEventAtMs = now();
+    this.#lastEventAtMs = nowMs();
     const changed = this.#copy.replace(objects, page.resourceVersion);
     this.#judgeSilence(changed);
     return page.resourceVersion;
@@ -206,12 +207,12 @@ export class Reflector<T> {
   }
 
   #onEvent(raw: unknown): void {
-    const { resource, now } = this.#options;
+    const { resource, nowMs } = this.#options;
     const event = watchEventSchema.safeParse(raw);
     if (!event.success) {
       throw new KubernetesError('INVALID', `watch ${resource}: ${firstProblem(event.error)}`);
     }
-    this.#lastEventAtMs = now();
+    this.#lastEventAtMs = nowMs();
     const { type, object } = event.data;
     if (type === 'ERROR') {
       const { code, message, reason } = statusSchema.safeParse(object).data ?? {};

@@ -1,8 +1,11 @@
 /** Pods of this node from the Kubernetes API server, with what their namespaces add. */
 
+import type { Clock } from '../../base/clock.js';
+import type { Log } from '../../base/log.js';
 import type { Pod, PodUid } from '../pod.js';
-import type { PodSource, PodStore, SourceLogger, SourceStats } from '../pod-store.js';
+import type { PodStore } from '../pod-store.js';
 import type { HandlerTable } from '../runtime-kind.js';
+import type { PodSource, SourceStats } from '../source.js';
 import { KubernetesClient, KubernetesError } from './kubernetes-client.js';
 import { openApiServerAccess } from './kubernetes-config.js';
 import type { KubernetesMemory } from './kubernetes-memory.js';
@@ -26,11 +29,11 @@ export interface KubernetesSourceOptions extends Partial<ReflectorTimes> {
   readonly store: PodStore;
   /** What is known from before until the API server answers; undefined: nothing is. */
   readonly memory?: Pick<KubernetesMemory, 'recall' | 'note' | 'close'>;
-  readonly log: SourceLogger;
+  readonly log: Log;
   /** Time limit of one call. Default 10 000. */
   readonly deadlineMs?: number;
   /** Unix time, milliseconds. */
-  readonly now?: () => number;
+  readonly nowMs?: Clock;
 }
 
 const DEFAULT_TIMES: ReflectorTimes = {
@@ -87,7 +90,7 @@ export class KubernetesSource implements PodSource {
 
   /** Rejects with KubeconfigError where the access is not configured in a way that can work. */
   async start(signal: AbortSignal): Promise<void> {
-    const { kubeconfig, node, handlers, log, deadlineMs, memory, now = Date.now } = this.#options;
+    const { kubeconfig, node, handlers, log, deadlineMs, memory, nowMs = Date.now } = this.#options;
     if (memory !== undefined) {
       this.#options.store.rememberSource(this.name, memory.recall());
       signal.addEventListener('abort', () => memory.close(), { once: true });
@@ -101,7 +104,7 @@ export class KubernetesSource implements PodSource {
           resolve();
         }
       };
-      const shared = { client, times, log, now, onChange: () => this.#publish(), onSettled };
+      const shared = { client, times, log, nowMs, onChange: () => this.#publish(), onSettled };
       const pods = new Reflector({
         ...shared,
         resource: 'pods',

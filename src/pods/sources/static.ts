@@ -3,7 +3,9 @@
 import { watch } from 'node:fs';
 import { readFile, stat } from 'node:fs/promises';
 import { dirname } from 'node:path';
-import type { PodSource, PodStore, SourceLogger } from '../pod-store.js';
+import type { Log } from '../../base/log.js';
+import type { PodStore } from '../pod-store.js';
+import type { PodSource } from '../source.js';
 import { parseStaticPods, StaticPodsError } from './static-file.js';
 
 /** An editor's truncate, write, rename: read once they are over. */
@@ -12,7 +14,7 @@ const SETTLE_MS = 30;
 export interface StaticSourceOptions {
   readonly file: string;
   readonly store: PodStore;
-  readonly log: SourceLogger;
+  readonly log: Log;
   /** How often the file is looked at besides being watched; network file systems tell nothing. Default 1000. */
   readonly pollMs?: number;
 }

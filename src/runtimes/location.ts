@@ -1,9 +1,8 @@
-/** One interface per container runtime: where a pod's host-side interface is, what may be done there, when to refuse. */
+/** Where a pod's packets pass on the host, and what has to be asked of links to know it. */
 
 import type { Link } from '../net/link.js';
-import type { Pod, RuntimeKind } from '../pods/pod.js';
 
-/** What strategies may ask about links; implemented over netlink by the datapath. */
+/** What locating a pod asks about links; `PodLinks` answers over netlink. */
 export interface LinkReader {
   /** By ifindex. */
   hostLink(index: number): Promise<Link | undefined>;
@@ -55,14 +54,3 @@ export type Location =
       readonly reason: string;
       readonly retry: boolean;
     };
-
-export interface Capabilities {
-  /** Whether a sockops splice can ever see this runtime's sockets: they must live in the host's kernel. */
-  readonly splice: boolean;
-}
-
-export interface Runtime {
-  readonly kind: RuntimeKind;
-  readonly capabilities: Capabilities;
-  locate(pod: Pod, links: LinkReader): Promise<Location>;
-}

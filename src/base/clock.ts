@@ -1,0 +1,2 @@
+/** Milliseconds: Unix time where they are told to somebody, any steady count where only differences matter. */
+export type Clock = () => number;

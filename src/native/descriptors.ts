@@ -1,0 +1,9 @@
+/** Descriptors that came from the addons and are ours to close. */
+
+import { checkFd } from './addon.js';
+import { addon } from './kernel-addon.js';
+
+export function closeFd(fd: number): void {
+  checkFd(fd);
+  addon.closeFd(fd);
+}

@@ -1,0 +1,88 @@
+/** The only loader of the kernel addon, and the signatures of what is in it. Arguments are checked by the callers. */
+
+import { loadAddon } from './addon.js';
+
+export interface SocketInfo {
+  readonly family: 4 | 6;
+  readonly type: 'stream' | 'dgram' | 'other';
+  readonly listening: boolean;
+  /** IP_TRANSPARENT is set. */
+  readonly transparent: boolean;
+  readonly v6only: boolean;
+  readonly address: string;
+  readonly port: number;
+  /** The same that sock_diag and BPF know the socket by. */
+  readonly cookie: bigint;
+}
+
+export interface TcpListener {
+  readonly family: 4 | 6;
+  readonly address: string;
+  readonly port: number;
+  readonly inode: number;
+  readonly uid: number;
+  readonly cookie: bigint;
+  readonly v6only: boolean;
+}
+
+export interface PeerCredentials {
+  readonly pid: number;
+  readonly uid: number;
+  readonly gid: number;
+  /** Where the kernel has SO_PEERPIDFD (6.5) and the peer lives; for the caller to close. */
+  readonly pidfd?: number;
+}
+
+export interface LinkEvent {
+  readonly kind: 'new' | 'del';
+  readonly ifindex: number;
+  readonly name: string;
+  readonly up: boolean;
+  /** ifindex of the bridge or bond it is a port of, 0 without one. */
+  readonly master: number;
+}
+
+export interface TableRoute {
+  /** RTN_*, such as 2 for local: rtnetlink(7). */
+  readonly type: number;
+  readonly protocol: number;
+  readonly prefixLength: number;
+  /** Canonical text; empty for a default route. */
+  readonly destination: string;
+  readonly interfaceIndex?: number;
+  readonly metric?: number;
+}
+
+interface KernelAddon {
+  LinkEvents: new (
+    onEvents: (events: (LinkEvent | null)[]) => void,
+    receiveBytes: number,
+    queueLimit: number,
+  ) => { close(): void };
+  openNamespace(path: string): number;
+  withNetns<T>(fd: number, body: () => T): T;
+  netnsIdentity(fd: number): { dev: bigint; inode: bigint };
+  interfaceIndex(name: string): number | undefined;
+  closeFd(fd: number): void;
+  pidfdOpen(pid: number): number;
+  pidfdGetfd(pidfd: number, fd: number): number;
+  setTransparent(fd: number): void;
+  socketInfo(fd: number): SocketInfo;
+  peerCredentials(fd: number): PeerCredentials;
+  tcpListeners(): TcpListener[];
+  openRoutes(): number;
+  tableRoutes(fd: number, sequence: number, family: 4 | 6, table: number): TableRoute[];
+  openNetfilter(): number;
+  nftGeneration(fd: number, sequence: number): number;
+  nftChangeElements(
+    fd: number,
+    sequence: number,
+    table: string,
+    set: string,
+    keySize: number,
+    add: Uint8Array,
+    remove: Uint8Array,
+  ): void;
+}
+
+export const addon = loadAddon<KernelAddon>('kernel');

@@ -1,0 +1,41 @@
+/** Sockets of this process and of others, and the peers of Unix sockets. */
+
+import { checkFd, checkPositive } from './addon.js';
+import { addon, type PeerCredentials, type SocketInfo, type TcpListener } from './kernel-addon.js';
+
+export type { PeerCredentials, SocketInfo, TcpListener } from './kernel-addon.js';
+
+/** pidfd_open(2). */
+export function pidfdOpen(pid: number): number {
+  checkPositive(pid, 'pid');
+  return addon.pidfdOpen(pid);
+}
+
+/** A copy of another process's descriptor: pidfd_getfd(2); needs CAP_SYS_PTRACE. */
+export function pidfdGetfd(pidfd: number, fd: number): number {
+  checkFd(pidfd, 'pidfd');
+  checkFd(fd);
+  return addon.pidfdGetfd(pidfd, fd);
+}
+
+/** IP_TRANSPARENT, for both families on an IPv6 socket: ip(7). */
+export function setTransparent(fd: number): void {
+  checkFd(fd);
+  addon.setTransparent(fd);
+}
+
+export function socketInfo(fd: number): SocketInfo {
+  checkFd(fd);
+  return addon.socketInfo(fd);
+}
+
+/** Who connected a Unix socket, as of that moment: SO_PEERCRED and SO_PEERPIDFD, unix(7). */
+export function peerCredentials(fd: number): PeerCredentials {
+  checkFd(fd);
+  return addon.peerCredentials(fd);
+}
+
+/** Listening TCP sockets of the current network namespace. */
+export function tcpListeners(): TcpListener[] {
+  return addon.tcpListeners();
+}

@@ -1,0 +1,49 @@
+/**
+ * Whose word a pod needs. Where the API server is asked for pods, what another source knows of one (its network, but
+ * neither its labels nor its service account) decides nothing; a pod that the static file names needs no other word.
+ */
+
+import type { Pod, PodUid, SourceName } from './pod.js';
+import type { PodStore } from './pod-store.js';
+import type { PodSource } from './source.js';
+
+const AUTHORITIES: ReadonlySet<SourceName> = new Set(['kubernetes']);
+
+/** Of these sources, those without whose word nothing is decided. */
+export function authoritiesAmong<S extends Pick<PodSource, 'name'>>(sources: readonly S[]): S[] {
+  return sources.filter(({ name }) => AUTHORITIES.has(name));
+}
+
+export function isConfirmed(pod: Pod, authorities: readonly Pick<PodSource, 'name'>[]): boolean {
+  return (
+    authorities.length === 0 ||
+    pod.sources.includes('static') ||
+    authorities.some(({ name }) => pod.sources.includes(name))
+  );
+}
+
+/**
+ * Asks the authorities for a pod that none of them has told of yet. The function returned gives the reason why it is
+ * not known what the pod is, undefined where it is; it never rejects.
+ */
+export function confirmation(
+  store: Pick<PodStore, 'get'>,
+  sources: readonly PodSource[],
+): (uid: PodUid, signal: AbortSignal) => Promise<string | undefined> {
+  const authorities = authoritiesAmong(sources);
+  return async (uid, signal) => {
+    const pod = store.get(uid);
+    if (pod === undefined || isConfirmed(pod, authorities)) {
+      return undefined;
+    }
+    try {
+      await Promise.all(authorities.map((source) => source.lookup?.(uid, pod.namespace, pod.name, signal)));
+    } catch (error) {
+      return `NOT_SYNCED: ${error instanceof Error ? error.message : String(error)}`;
+    }
+    const now = store.get(uid);
+    return now !== undefined && isConfirmed(now, authorities)
+      ? undefined
+      : 'NOT_SYNCED: the API server has not told of this pod yet';
+  };
+}
