@@ -60,7 +60,7 @@ async function detachAll({ bpffs }: CleanupOptions, socket: RouteSocket): Promis
     `program ${role} at ${names.get(ifindex) ?? `ifindex ${ifindex} (gone)`}`;
   const removed: string[] = [];
   for (const { links } of pinnedVersions(bpffs).map((version) => pinFolders(bpffs, version))) {
-    if (new SocketLookup(links, MANIFEST.programs.reuse.role).detach()) {
+    if (new SocketLookup(links, MANIFEST.programs.socket_lookup.role).detach()) {
       removed.push('program for socket lookup');
     }
     removed.push(...detachEach(new TcxLinks(MANIFEST, links)).map(told));

@@ -8,6 +8,7 @@ import { type DatapathPrograms, MANIFEST, type Role } from '../datapath/manifest
 import { ClsactFilters } from '../kernel/clsact.js';
 import type { RouteSocket } from '../kernel/netlink.js';
 import { NotrackTable } from '../kernel/notrack-table.js';
+import { ensurePolicyRoutes, marksAreDelivered } from '../kernel/policy-routes.js';
 import { SocketLookup } from '../kernel/socket-lookup.js';
 import { InterfaceSysctls } from '../kernel/sysctls.js';
 import { TcxLinks } from '../kernel/tcx.js';
@@ -40,19 +41,23 @@ export function createReconciler(parts: {
   const attachments = tcxSupported()
     ? new TcxLinks<Role>(MANIFEST, programs.linksPath)
     : new ClsactFilters<Role>(MANIFEST);
-  const lookup = new SocketLookup(programs.linksPath, MANIFEST.programs.reuse.role);
+  const lookup = new SocketLookup(programs.linksPath, MANIFEST.programs.socket_lookup.role);
+  const settings = { mark, table, rulePriority };
   const notrack = new NotrackTable(netfilter, mark);
   const canaries = new Canaries(programs.maps.canaries, programs.layouts, programs.programs);
   return new Reconciler({
     store,
     links,
     node: new NodeState({
-      socket,
+      routes: {
+        ensure: (options) => ensurePolicyRoutes(socket, settings, options),
+        areFollowed: () => marksAreDelivered(socket, settings),
+      },
       notrack,
       programs,
       tables,
       lookup,
-      settings: { mark, table, rulePriority },
+      settings,
       repairs,
       log,
     }),

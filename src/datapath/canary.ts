@@ -103,7 +103,7 @@ export class Canaries {
   }
 
   /** Takes the questions of an interface away. */
-  forget(ifindex: number): void {
+  remove(ifindex: number): void {
     for (const family of FAMILIES) {
       this.#map.delete(this.#key(ifindex, family));
     }

@@ -144,7 +144,7 @@ export class EndpointTables {
   }
 
   /** Writes what differs, addresses before the endpoint that refers to them. Returns what did, in words. */
-  program(row: EndpointRow, plan: EndpointPlan): string[] {
+  write(row: EndpointRow, plan: EndpointPlan): string[] {
     const { ifindex } = plan;
     const wanted = new Map(plan.ips.map((ip) => [this.#sourceKey(ifindex, ip).toString('latin1'), ip]));
     const present = this.#sourcesOf(ifindex);
@@ -185,7 +185,7 @@ export class EndpointTables {
   }
 
   /** Takes endpoint and addresses of an interface away; the row stays for those who ask who it was. */
-  withdraw(ifindex: number): void {
+  remove(ifindex: number): void {
     this.#maps.endpoints.delete(u32(ifindex));
     this.#maps.sources.deleteMany([...this.#sourcesOf(ifindex)].map((key) => Buffer.from(key, 'latin1')));
     this.#endpoints.delete(ifindex);

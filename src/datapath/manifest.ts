@@ -12,7 +12,7 @@ export const MANIFEST = {
   main: 'intercept',
   programs: {
     bridge_steer: { object: 'steer', runs: 'per-interface', role: 'steer' },
-    reuse: { object: 'reuse', runs: 'per-namespace', role: 'lookup' },
+    socket_lookup: { object: 'socket-lookup', runs: 'per-namespace', role: 'socket-lookup' },
     pod_egress: { object: 'intercept', runs: 'per-interface', role: 'egress', rowIn: 'endpoints' },
     canary: { object: 'canary', runs: 'on-demand' },
   },

@@ -1,4 +1,4 @@
-/** What every known pod should be in the kernel, or why it is to be left alone. Reads links; changes nothing. */
+/** Of every known pod: that it is to be intercepted, and where, or why it is left alone. Reads links; changes nothing. */
 
 import type { Log } from '../base/log.js';
 import type { EndpointPlan } from '../datapath/endpoints.js';
@@ -15,7 +15,7 @@ import type { PodLinks } from '../runtimes/pod-links.js';
  */
 const LOCATED_ANEW = 10;
 
-export interface DesiredOptions {
+export interface DecisionsOptions {
   readonly store: Pick<PodStore, 'list' | 'get'>;
   readonly links: PodLinks;
   readonly defaults: { readonly enrol: 'labelled' | 'all'; readonly failure: FailurePolicy };
@@ -27,17 +27,17 @@ export interface DesiredOptions {
 }
 
 /** One interface of a pod that is to be intercepted. */
-export interface DesiredEndpoint {
+export interface PlannedEndpoint {
   readonly at: HostAttachment;
   readonly plan: EndpointPlan;
 }
 
 /** A pod that is to be intercepted, and how. */
-export interface Desired {
-  readonly kind: 'desired';
+export interface InterceptDecision {
+  readonly kind: 'intercept';
   readonly pod: Pod;
   /** The pod's first interface, then any further ones. */
-  readonly endpoints: readonly [DesiredEndpoint, ...DesiredEndpoint[]];
+  readonly endpoints: readonly [PlannedEndpoint, ...PlannedEndpoint[]];
   /** Interfaces of the pod by which it gets past us. */
   readonly unreachable: readonly Unreachable[];
   readonly instance: string;
@@ -47,8 +47,8 @@ export interface Desired {
 }
 
 /** A pod that is not, or not yet. */
-export interface LeftAlone {
-  readonly kind: 'left-alone';
+export interface LeaveDecision {
+  readonly kind: 'leave';
   readonly pod: Pod;
   readonly state: 'NOT_ENROLLED' | 'PENDING' | 'REFUSED';
   readonly reason: string | undefined;
@@ -57,32 +57,34 @@ export interface LeftAlone {
   readonly retry: boolean;
 }
 
-export type Outcome = Desired | LeftAlone;
+export type Decision = InterceptDecision | LeaveDecision;
 
-export class DesiredStates {
-  readonly #options: DesiredOptions;
-  readonly #outcomes = new Map<PodUid, Outcome>();
+export class Decisions {
+  readonly #options: DecisionsOptions;
+  readonly #decisions = new Map<PodUid, Decision>();
+  /** The pods decided on, the one whose namespace was looked into longest ago first. */
+  readonly #lookedInto = new Set<PodUid>();
   /** Which pods claim an interface. */
   readonly #claims = new Map<number, Set<PodUid>>();
   /** Pods that may have another interface than those we know of. */
   readonly #doubtful = new Set<PodUid>();
 
-  constructor(options: DesiredOptions) {
+  constructor(options: DecisionsOptions) {
     this.#options = options;
   }
 
   /**
-   * Looks at these pods, or at all. Returns whose outcome may be another now: those, and the pods that claimed an
+   * Looks at these pods, or at all. Returns for whom it may be another one now: those, and the pods that claimed an
    * interface together with one of them.
    */
   async update(uids: 'all' | Iterable<PodUid>): Promise<Set<PodUid>> {
     const { store } = this.#options;
     const touched = new Set<PodUid>(
-      uids === 'all' ? [...this.#outcomes.keys(), ...store.list().map((pod) => pod.uid)] : uids,
+      uids === 'all' ? [...this.#decisions.keys(), ...store.list().map((pod) => pod.uid)] : uids,
     );
     for (const uid of [...touched]) {
       const pod = store.get(uid);
-      const before = this.#outcomes.get(uid);
+      const before = this.#decisions.get(uid);
       const holds = before !== undefined && before.pod === pod && (await this.#holds(before));
       const doubtful = this.#doubtful.delete(uid);
       if (holds && !doubtful) {
@@ -90,11 +92,11 @@ export class DesiredStates {
       }
       const found = pod === undefined ? undefined : await this.#decide(pod);
       // One whose interfaces are all there stays what it was where it cannot be located just now.
-      const next = holds && found?.kind === 'left-alone' && found.retry ? before : found;
-      for (const other of this.#release(uid)) {
+      const next = holds && found?.kind === 'leave' && found.retry ? before : found;
+      for (const other of this.#unclaim(uid)) {
         touched.add(other);
       }
-      for (const other of next === undefined ? [] : this.#take(next)) {
+      for (const other of next === undefined ? [] : this.#claim(next)) {
         touched.add(other);
       }
     }
@@ -106,19 +108,19 @@ export class DesiredStates {
    * others than we know of.
    */
   async changedInside(): Promise<PodUid[]> {
-    const oldest = [...this.#outcomes.values()]
-      .filter((outcome) => outcome.kind === 'desired' || outcome.state === 'REFUSED')
+    const oldest = [...this.#lookedInto]
+      .flatMap((uid) => this.#decisions.get(uid) ?? [])
+      .filter((decision) => decision.kind === 'intercept' || decision.state === 'REFUSED')
       .slice(0, LOCATED_ANEW);
     const changed: PodUid[] = [];
     for (const before of oldest) {
       const { uid } = before.pod;
       const found = await this.#decide(before.pod);
-      if (this.#outcomes.get(uid) !== before) {
+      if (this.#decisions.get(uid) !== before) {
         continue; // a round has just looked at it
       }
-      // Outcomes stand in the order in which they were looked at.
-      this.#outcomes.delete(uid);
-      this.#outcomes.set(uid, before);
+      this.#lookedInto.delete(uid);
+      this.#lookedInto.add(uid);
       if (interfacesOf(found) !== interfacesOf(before)) {
         this.#doubtful.add(uid);
         changed.push(uid);
@@ -128,34 +130,34 @@ export class DesiredStates {
   }
 
   /** An interface is evidence of one pod: all that claim the same one are refused rather than one of them guessed. */
-  outcome(uid: PodUid): Outcome | undefined {
-    const outcome = this.#outcomes.get(uid);
-    if (outcome?.kind !== 'desired') {
-      return outcome;
+  of(uid: PodUid): Decision | undefined {
+    const decision = this.#decisions.get(uid);
+    if (decision?.kind !== 'intercept') {
+      return decision;
     }
-    for (const { at, plan } of outcome.endpoints) {
+    for (const { at, plan } of decision.endpoints) {
       const others = [...(this.#claims.get(plan.ifindex) ?? [])].filter((other) => other !== uid);
       if (others.length > 0) {
-        const names = others.map((other) => nameOf(this.#outcomes.get(other)?.pod));
+        const names = others.map((other) => nameOf(this.#decisions.get(other)?.pod));
         const reason = `INTERFACE_SHARED: ${at.link.name} is also claimed by ${names.join(', ')}`;
         return {
-          kind: 'left-alone',
-          pod: outcome.pod,
+          kind: 'leave',
+          pod: decision.pod,
           state: 'REFUSED',
           reason,
-          failure: outcome.failure,
+          failure: decision.failure,
           retry: false,
         };
       }
     }
-    return outcome;
+    return decision;
   }
 
   /** Every pod that is to be intercepted. */
-  desired(): Desired[] {
-    return [...this.#outcomes.keys()].flatMap((uid) => {
-      const outcome = this.outcome(uid);
-      return outcome?.kind === 'desired' ? [outcome] : [];
+  toIntercept(): InterceptDecision[] {
+    return [...this.#decisions.keys()].flatMap((uid) => {
+      const decision = this.of(uid);
+      return decision?.kind === 'intercept' ? [decision] : [];
     });
   }
 
@@ -172,11 +174,14 @@ export class DesiredStates {
         namespaces.add(link.peerNamespaceId);
       }
     }
-    for (const [uid, outcome] of this.#outcomes) {
-      if (outcome.kind === 'left-alone' && outcome.retry) {
+    for (const [uid, decision] of this.#decisions) {
+      if (decision.kind === 'leave' && decision.retry) {
         found.push(uid);
       }
-      if (outcome.kind === 'desired' && namespaces.has(outcome.endpoints[0].at.link.peerNamespaceId ?? -1)) {
+      if (
+        decision.kind === 'intercept' &&
+        namespaces.has(decision.endpoints[0].at.link.peerNamespaceId ?? -1)
+      ) {
         this.#doubtful.add(uid);
         found.push(uid);
       }
@@ -184,22 +189,24 @@ export class DesiredStates {
     return found;
   }
 
-  #take(outcome: Outcome): PodUid[] {
-    this.#outcomes.set(outcome.pod.uid, outcome);
-    if (outcome.kind !== 'desired') {
+  #claim(decision: Decision): PodUid[] {
+    this.#decisions.set(decision.pod.uid, decision);
+    this.#lookedInto.add(decision.pod.uid);
+    if (decision.kind !== 'intercept') {
       return [];
     }
-    return outcome.endpoints.flatMap(({ plan }) => {
+    return decision.endpoints.flatMap(({ plan }) => {
       const claims = this.#claims.get(plan.ifindex) ?? new Set();
-      this.#claims.set(plan.ifindex, claims.add(outcome.pod.uid));
+      this.#claims.set(plan.ifindex, claims.add(decision.pod.uid));
       return claims.size > 1 ? [...claims] : [];
     });
   }
 
-  #release(uid: PodUid): PodUid[] {
-    const before = this.#outcomes.get(uid);
-    this.#outcomes.delete(uid);
-    if (before?.kind !== 'desired') {
+  #unclaim(uid: PodUid): PodUid[] {
+    const before = this.#decisions.get(uid);
+    this.#decisions.delete(uid);
+    this.#lookedInto.delete(uid);
+    if (before?.kind !== 'intercept') {
       return [];
     }
     return before.endpoints.flatMap(({ plan }) => {
@@ -213,12 +220,12 @@ export class DesiredStates {
     });
   }
 
-  /** An outcome holds until the pod changes or one of its interfaces does. */
-  async #holds(outcome: Outcome): Promise<boolean> {
-    if (outcome.kind === 'left-alone') {
-      return !outcome.retry;
+  /** A decision holds until the pod changes or one of its interfaces does. */
+  async #holds(decision: Decision): Promise<boolean> {
+    if (decision.kind === 'leave') {
+      return !decision.retry;
     }
-    for (const { at } of outcome.endpoints) {
+    for (const { at } of decision.endpoints) {
       const now = await this.#options.links.hostLink(at.link.index);
       if (now === undefined || now.name !== at.link.name || now.master !== at.link.master) {
         return false;
@@ -227,11 +234,15 @@ export class DesiredStates {
     return true;
   }
 
-  async #decide(pod: Pod): Promise<Outcome> {
+  async #decide(pod: Pod): Promise<Decision> {
     const { defaults, instanceFor } = this.#options;
     const { enrolled, failure, problems } = interceptionOf(pod, defaults);
-    const leave = (state: LeftAlone['state'], reason: string | undefined, retry = false): LeftAlone => ({
-      kind: 'left-alone',
+    const leave = (
+      state: LeaveDecision['state'],
+      reason: string | undefined,
+      retry = false,
+    ): LeaveDecision => ({
+      kind: 'leave',
       pod,
       state,
       reason,
@@ -251,7 +262,7 @@ export class DesiredStates {
     if (instance === undefined) {
       return leave('REFUSED', `NO_INSTANCE: no instance is configured for app ${app ?? '(none)'}`);
     }
-    const endpoint = (at: HostAttachment): DesiredEndpoint => ({
+    const endpoint = (at: HostAttachment): PlannedEndpoint => ({
       at,
       plan: {
         ifindex: at.link.index,
@@ -262,7 +273,7 @@ export class DesiredStates {
       },
     });
     return {
-      kind: 'desired',
+      kind: 'intercept',
       pod,
       endpoints: [endpoint(location.primary), ...location.more.map(endpoint)],
       unreachable: location.unreachable,
@@ -283,18 +294,18 @@ export class DesiredStates {
   }
 }
 
-/** What an outcome says of the pod's interfaces, as text that can be compared. */
-function interfacesOf(outcome: Outcome): string {
-  return outcome.kind === 'left-alone'
-    ? `${outcome.state} ${outcome.reason ?? ''}`
+/** What a decision says of the pod's interfaces, as text that can be compared. */
+function interfacesOf(decision: Decision): string {
+  return decision.kind === 'leave'
+    ? `${decision.state} ${decision.reason ?? ''}`
     : JSON.stringify([
-        outcome.endpoints.map(({ at, plan }) => [
+        decision.endpoints.map(({ at, plan }) => [
           at.link.name,
           at.podInterface,
           plan.ifindex,
           plan.bridgeIndex,
         ]),
-        outcome.unreachable,
+        decision.unreachable,
       ]);
 }
 

@@ -7,21 +7,22 @@ import type { Attachment, Attachments } from '../kernel/attachment.js';
 import type { InterfaceSysctls } from '../kernel/sysctls.js';
 import { isGone } from '../native/errors.js';
 import type { PodUid } from '../pods/pod.js';
-import type { Desired, DesiredEndpoint } from './decisions.js';
+import type { InterceptDecision, PlannedEndpoint } from './decisions.js';
 import type { RepairKind, Repairs } from './repairs.js';
 
-export interface ProgrammerOptions {
-  readonly programs: DatapathPrograms;
-  readonly tables: EndpointTables;
-  readonly attachments: Attachments<Role>;
-  readonly sysctls: InterfaceSysctls;
-  readonly repairs: Repairs;
+export interface InstallerOptions {
+  readonly programs: Pick<DatapathPrograms, 'programs'>;
+  readonly tables: Pick<EndpointTables, 'enrol' | 'write' | 'verify'>;
+  readonly attachments: Pick<Attachments<Role>, 'attachAsync' | 'isAttached'>;
+  readonly sysctls: Pick<InterfaceSysctls, 'ensure'>;
+  readonly repairs: Pick<Repairs, 'note'>;
   readonly log: Pick<Log, 'info' | 'error'>;
 }
 
 /** What was reached for a pod, as read back. */
-export interface Programmed {
-  readonly desired: Desired;
+export interface Installed {
+  readonly decision: InterceptDecision;
+  /** Undefined where the pod could not even be given one. */
   readonly row: EndpointRow | undefined;
   /** What is not as it should be; undefined: everything is. */
   readonly missing: string | undefined;
@@ -29,34 +30,34 @@ export interface Programmed {
   readonly changed: boolean;
 }
 
-export class EndpointProgrammer {
-  readonly #options: ProgrammerOptions;
-  readonly #programmed = new Map<PodUid, Programmed>();
+export class EndpointInstaller {
+  readonly #options: InstallerOptions;
+  readonly #installed = new Map<PodUid, Installed>();
 
-  constructor(options: ProgrammerOptions) {
+  constructor(options: InstallerOptions) {
     this.#options = options;
   }
 
-  /** As of the last `program`. */
-  get(uid: PodUid): Programmed | undefined {
-    return this.#programmed.get(uid);
+  /** As of the last `install`. */
+  get(uid: PodUid): Installed | undefined {
+    return this.#installed.get(uid);
   }
 
   forget(uid: PodUid): void {
-    this.#programmed.delete(uid);
+    this.#installed.delete(uid);
   }
 
-  /** Forgets all but these. */
-  keep(uids: ReadonlySet<PodUid>): void {
-    for (const uid of [...this.#programmed.keys()].filter((candidate) => !uids.has(candidate))) {
-      this.#programmed.delete(uid);
+  forgetAllBut(uids: ReadonlySet<PodUid>): void {
+    for (const uid of [...this.#installed.keys()].filter((candidate) => !uids.has(candidate))) {
+      this.#installed.delete(uid);
     }
   }
 
-  async program(desired: Desired): Promise<Programmed> {
-    const { pod, endpoints } = desired;
+  /** Idempotent; repairs what is not as it should be. Never throws: what could not be put in place is `missing`. */
+  async install(decision: InterceptDecision): Promise<Installed> {
+    const { pod, endpoints } = decision;
     const { tables, log } = this.#options;
-    const before = this.#programmed.get(pod.uid);
+    const before = this.#installed.get(pod.uid);
     let row: EndpointRow | undefined;
     let missing: string | undefined;
     let changed = false;
@@ -66,8 +67,8 @@ export class EndpointProgrammer {
       for (const endpoint of endpoints) {
         const expected = changed
           ? undefined
-          : before?.desired.endpoints.find((other) => isSame(other, endpoint));
-        const done = await this.#endpoint(row, desired, endpoint, expected !== undefined);
+          : before?.decision.endpoints.find((other) => isSame(other, endpoint));
+        const done = await this.#endpoint(row, decision, endpoint, expected !== undefined);
         changed ||= done;
         // What was found as it should be has just been read; what was written is read back.
         if (done) {
@@ -77,25 +78,25 @@ export class EndpointProgrammer {
     } catch (error) {
       missing = error instanceof Error ? error.message : String(error);
       if (isGone(error)) {
-        log.info({ pod: nameOf(desired), reason: missing }, 'the interface of the pod has just gone');
+        log.info({ pod: nameOf(decision), reason: missing }, 'the interface of the pod has just gone');
       } else if (before?.missing !== missing) {
-        log.error({ pod: nameOf(desired), err: error }, 'the pod could not be programmed');
+        log.error({ pod: nameOf(decision), err: error }, 'the pod could not be programmed');
       }
     }
-    const result: Programmed = { desired, row, missing, changed };
-    this.#programmed.set(pod.uid, result);
+    const result: Installed = { decision, row, missing, changed };
+    this.#installed.set(pod.uid, result);
     return result;
   }
 
   /** Returns whether anything had to be done. `wasThere`: it should have been in place already. */
   async #endpoint(
     row: EndpointRow,
-    desired: Desired,
-    { at, plan }: DesiredEndpoint,
+    decision: InterceptDecision,
+    { at, plan }: PlannedEndpoint,
     wasThere: boolean,
   ): Promise<boolean> {
     const { tables, attachments, programs, sysctls, log, repairs } = this.#options;
-    const fields = { pod: nameOf(desired), interface: at.link.name };
+    const fields = { pod: nameOf(decision), interface: at.link.name };
     const repaired = (kind: RepairKind, what: string) => {
       if (wasThere) {
         repairs.note(kind, what, fields);
@@ -106,7 +107,7 @@ export class EndpointProgrammer {
     if (sysctls.ensure(entrance.name, entrance.index)) {
       repaired('sysctl', `net.ipv4.conf.${entrance.name}.accept_local was 0`);
     }
-    const changes = tables.program(row, plan);
+    const changes = tables.write(row, plan);
     for (const what of changes) {
       repaired('map', what);
     }
@@ -118,10 +119,8 @@ export class EndpointProgrammer {
         log.info({ bridge: at.bridge.name, ifindex: at.bridge.index }, `steering ${steered}`);
       }
     }
-    const done = await attachments.attachAsync(
-      { role: 'egress', ifindex: plan.ifindex },
-      programs.programs.pod_egress,
-    );
+    const egress: Attachment<Role> = { role: 'egress', ifindex: plan.ifindex };
+    const done = await attachments.attachAsync(egress, programs.programs.pod_egress);
     if (done !== 'kept') {
       repaired(
         'attachment',
@@ -132,14 +131,14 @@ export class EndpointProgrammer {
     if (changed && !wasThere) {
       const { id, generation } = row;
       log.info(
-        { ...fields, runtime: desired.pod.runtime, endpoint: id, generation, attachment: done },
+        { ...fields, runtime: decision.pod.runtime, endpoint: id, generation, attachment: done },
         'pod programmed',
       );
     }
     return changed;
   }
 
-  #missingAttachment({ at, plan }: DesiredEndpoint): string | undefined {
+  #missingAttachment({ at, plan }: PlannedEndpoint): string | undefined {
     const { programs, attachments } = this.#options;
     if (!attachments.isAttached({ role: 'egress', ifindex: plan.ifindex }, programs.programs.pod_egress)) {
       return `the program is not attached to ${at.link.name}`;
@@ -154,7 +153,7 @@ export class EndpointProgrammer {
   }
 }
 
-function isSame(a: DesiredEndpoint, b: DesiredEndpoint): boolean {
+function isSame(a: PlannedEndpoint, b: PlannedEndpoint): boolean {
   return (
     a.plan === b.plan ||
     (a.plan.ifindex === b.plan.ifindex &&
@@ -165,6 +164,6 @@ function isSame(a: DesiredEndpoint, b: DesiredEndpoint): boolean {
   );
 }
 
-function nameOf({ pod }: Desired): string {
+function nameOf({ pod }: InterceptDecision): string {
   return `${pod.namespace}/${pod.name}`;
 }

@@ -3,27 +3,36 @@
 import type { Log } from '../base/log.js';
 import type { EndpointTables } from '../datapath/endpoints.js';
 import type { DatapathPrograms } from '../datapath/manifest.js';
-import type { RouteSocket } from '../kernel/netlink.js';
 import type { NotrackTable } from '../kernel/notrack-table.js';
-import { ensurePolicyRoutes, marksAreDelivered, type PolicyRoutesSettings } from '../kernel/policy-routes.js';
+import type {
+  PolicyRoutesOptions,
+  PolicyRoutesReport,
+  PolicyRoutesSettings,
+} from '../kernel/policy-routes.js';
 import type { SocketLookup } from '../kernel/socket-lookup.js';
 import type { RepairKind, Repairs } from './repairs.js';
 
 export interface NodeStateOptions {
-  readonly socket: RouteSocket;
-  readonly notrack: NotrackTable;
-  readonly programs: DatapathPrograms;
-  readonly tables: EndpointTables;
-  readonly lookup: SocketLookup;
-  readonly settings: PolicyRoutesSettings;
-  readonly repairs: Repairs;
+  readonly routes: {
+    ensure(options: PolicyRoutesOptions): Promise<PolicyRoutesReport>;
+    /** Whether a marked packet is delivered by our table now. */
+    areFollowed(): Promise<boolean>;
+  };
+  readonly notrack: Pick<NotrackTable, 'ensure' | 'change'>;
+  readonly programs: Pick<DatapathPrograms, 'programs' | 'ensurePins'>;
+  readonly tables: Pick<EndpointTables, 'refresh'>;
+  readonly lookup: Pick<SocketLookup, 'attach'>;
+  readonly settings: Pick<PolicyRoutesSettings, 'table' | 'rulePriority'>;
+  readonly repairs: Pick<Repairs, 'note'>;
   readonly log: Pick<Log, 'info' | 'error'>;
 }
 
 export class NodeState {
   readonly #options: NodeStateOptions;
+  /** The routing table was free when we first came to it: what others have put into it since is taken out again. */
+  #tableIsOurs = false;
   /** From the first time that everything was in place, whatever has to be put there is a repair. */
-  #settled = false;
+  #wasComplete = false;
   #problem: string | undefined = 'the first round has not run yet';
   #addresses: ReadonlySet<string> = new Set();
 
@@ -36,36 +45,19 @@ export class NodeState {
     return this.#problem;
   }
 
-  /** Compares everything with what is wanted, and puts right what differs. `addresses`: those of intercepted pods. */
+  /**
+   * Compares everything with what is wanted, and puts right what differs. `addresses`: those of intercepted pods. Never
+   * rejects: what could not be put in place is told by `problem`.
+   */
   async ensure(addresses: ReadonlySet<string>): Promise<void> {
-    const { socket, settings, notrack, programs, tables, lookup, log } = this.#options;
     try {
-      for (const what of programs.ensurePins()) {
-        this.#put('pin', what);
-      }
-      for (const what of tables.refresh()) {
-        this.#put('map', what);
-      }
-      const routes = await ensurePolicyRoutes(socket, settings, { tableIsOurs: this.#settled });
-      for (const what of routes.repaired) {
-        this.#put('policy-route', what);
-      }
-      for (const what of (await notrack.ensure(addresses)).repaired) {
-        this.#put('nftables', what);
-      }
-      this.#addresses = addresses;
-      const done = lookup.attach(programs.programs.reuse);
-      if (done !== 'kept') {
-        this.#put('socket-lookup', `socket lookup ${done}`);
-      }
-      this.#problem = (await marksAreDelivered(socket, settings))
-        ? undefined
-        : `packets with our mark are not delivered by table ${settings.table}: a rule of somebody else's comes before priority ${settings.rulePriority}`;
-      this.#settled ||= this.#problem === undefined;
+      await this.#ensure(addresses);
+      this.#problem = (await this.#options.routes.areFollowed()) ? undefined : this.#notFollowed();
+      this.#wasComplete ||= this.#problem === undefined;
     } catch (error) {
       const message = error instanceof Error ? error.message : String(error);
       if (this.#problem !== message) {
-        log.error({ err: error }, 'the node-wide parts of the datapath are not in place');
+        this.#options.log.error({ err: error }, 'the node-wide parts of the datapath are not in place');
       }
       this.#problem = message;
     }
@@ -83,8 +75,36 @@ export class NodeState {
     }
   }
 
+  async #ensure(addresses: ReadonlySet<string>): Promise<void> {
+    const { routes, notrack, programs, tables, lookup } = this.#options;
+    for (const what of programs.ensurePins()) {
+      this.#put('pin', what);
+    }
+    for (const what of tables.refresh()) {
+      this.#put('map', what);
+    }
+    const { repaired } = await routes.ensure({ tableIsOurs: this.#tableIsOurs });
+    this.#tableIsOurs = true;
+    for (const what of repaired) {
+      this.#put('policy-route', what);
+    }
+    for (const what of (await notrack.ensure(addresses)).repaired) {
+      this.#put('nftables', what);
+    }
+    this.#addresses = addresses;
+    const attached = lookup.attach(programs.programs.socket_lookup);
+    if (attached !== 'kept') {
+      this.#put('socket-lookup', `socket lookup ${attached}`);
+    }
+  }
+
+  #notFollowed(): string {
+    const { table, rulePriority } = this.#options.settings;
+    return `packets with our mark are not delivered by table ${table}: a rule of somebody else's comes before priority ${rulePriority}`;
+  }
+
   #put(kind: RepairKind, what: string): void {
-    if (this.#settled) {
+    if (this.#wasComplete) {
       this.#options.repairs.note(kind, what);
     } else {
       this.#options.log.info({ kind, what }, 'put in place');

@@ -3,7 +3,7 @@
 import type { Clock } from '../base/clock.js';
 import type { Canaries, CanaryResult, CanaryTarget } from '../datapath/canary.js';
 import type { PodUid } from '../pods/pod.js';
-import type { Programmed } from './endpoint-installer.js';
+import type { Installed } from './endpoint-installer.js';
 
 /** Every pod this often, but never more than so many at a time: cost does not grow with pods. */
 const RENEW_MS = 1_000;
@@ -16,12 +16,12 @@ export interface Proof {
 }
 
 export class Proofs {
-  readonly #canaries: Pick<Canaries, 'prove' | 'forget'>;
+  readonly #canaries: Pick<Canaries, 'prove' | 'remove'>;
   readonly #nowMs: Clock;
   readonly #proofs = new Map<PodUid, Proof>();
   #renewing = false;
 
-  constructor(canaries: Pick<Canaries, 'prove' | 'forget'>, nowMs: Clock) {
+  constructor(canaries: Pick<Canaries, 'prove' | 'remove'>, nowMs: Clock) {
     this.#canaries = canaries;
     this.#nowMs = nowMs;
   }
@@ -39,19 +39,19 @@ export class Proofs {
   }
 
   /** The interface is nobody's any more. */
-  withdraw(ifindex: number): void {
-    this.#canaries.forget(ifindex);
+  removeInterface(ifindex: number): void {
+    this.#canaries.remove(ifindex);
   }
 
   /** Asks again where the last answer is old, the oldest first. Returns the pods that were asked. */
-  async renew(pods: readonly Programmed[]): Promise<PodUid[]> {
+  async renew(pods: readonly Installed[]): Promise<PodUid[]> {
     if (this.#renewing) {
       return [];
     }
     this.#renewing = true;
     try {
       const now = this.#nowMs();
-      const age = ({ desired }: Programmed) => now - (this.#proofs.get(desired.pod.uid)?.atMs ?? 0);
+      const age = ({ decision }: Installed) => now - (this.#proofs.get(decision.pod.uid)?.atMs ?? 0);
       const due = pods.filter((pod) => age(pod) >= RENEW_MS * 0.9).sort((a, b) => age(b) - age(a));
       return await this.ask(due.slice(0, AT_A_TIME));
     } finally {
@@ -60,9 +60,9 @@ export class Proofs {
   }
 
   /** Returns the pods that were asked: those whose programs and tables are in place. */
-  async ask(pods: readonly Programmed[]): Promise<PodUid[]> {
-    const questions = pods.flatMap((programmed) =>
-      targetsOf(programmed).map((target) => ({ uid: programmed.desired.pod.uid, target })),
+  async ask(pods: readonly Installed[]): Promise<PodUid[]> {
+    const questions = pods.flatMap((installed) =>
+      targetsOf(installed).map((target) => ({ uid: installed.decision.pod.uid, target })),
     );
     const results = await this.#canaries.prove(questions.map(({ target }) => target));
     const worst = new Map<PodUid, CanaryResult>();
@@ -82,13 +82,13 @@ export class Proofs {
 
 const WEIGHT = { proven: 0, silent: 1, unproven: 2 } as const;
 
-function targetsOf({ desired, row, missing }: Programmed): CanaryTarget[] {
+function targetsOf({ decision, row, missing }: Installed): CanaryTarget[] {
   if (row === undefined || missing !== undefined) {
     return [];
   }
-  return desired.endpoints.map(({ plan }) => ({
+  return decision.endpoints.map(({ plan }) => ({
     ifindex: plan.ifindex,
-    ips: desired.pod.ips,
+    ips: decision.pod.ips,
     endpoint: row.id,
     generation: row.generation,
     instance: plan.instance,

@@ -5,45 +5,40 @@
  */
 
 import { setImmediate } from 'node:timers/promises';
-import type { Clock } from '../base/clock.js';
 import type { Log } from '../base/log.js';
-import type { EndpointTables } from '../datapath/endpoints.js';
-import type { DatapathPrograms, Role } from '../datapath/manifest.js';
-import type { Attachments } from '../kernel/attachment.js';
-import type { InterfaceSysctls } from '../kernel/sysctls.js';
+import type { DatapathPrograms } from '../datapath/manifest.js';
 import type { Pod, PodUid } from '../pods/pod.js';
-import { type PodStore, REMEMBERED_MS } from '../pods/pod-store.js';
-import { type Desired, type DesiredOptions, DesiredStates } from './decisions.js';
-import { EndpointProgrammer } from './endpoint-installer.js';
+import {
+  Decisions,
+  type DecisionsOptions,
+  type InterceptDecision,
+  type PlannedEndpoint,
+} from './decisions.js';
+import { EndpointInstaller, type InstallerOptions } from './endpoint-installer.js';
 import type { NodeState } from './node-state.js';
 import type { Proofs } from './proofs.js';
-import type { Repairs } from './repairs.js';
+import { Removal, type RemovalOptions } from './removal.js';
 import { type EndpointStatus, statusOf } from './status.js';
 
 /** So many are looked at before whatever else waits has its turn: a few milliseconds. */
 const PODS_IN_A_ROW = 50;
 
-export interface ReconcilerOptions extends Omit<DesiredOptions, 'store' | 'log'> {
-  readonly store: PodStore;
-  readonly node: NodeState;
-  readonly programs: DatapathPrograms;
-  readonly tables: EndpointTables;
-  readonly attachments: Attachments<Role>;
-  readonly sysctls: InterfaceSysctls;
-  readonly proofs: Proofs;
-  readonly repairs: Repairs;
+export interface ReconcilerOptions
+  extends Omit<DecisionsOptions & InstallerOptions & RemovalOptions, 'programs' | 'proofs' | 'log'> {
+  readonly node: Pick<NodeState, 'problem' | 'ensure' | 'addresses'>;
+  readonly programs: Pick<DatapathPrograms, 'programs' | 'removeStalePrograms'>;
+  readonly proofs: Pick<Proofs, 'get' | 'has' | 'ask' | 'renew' | 'forget' | 'removeInterface'>;
   /** While false, what is pinned is kept even if no source has named it yet. */
   readonly synced: () => boolean;
   readonly log: Log;
-  readonly nowMs: Clock;
 }
 
 export class Reconciler {
   readonly #options: ReconcilerOptions;
-  readonly #desired: DesiredStates;
-  readonly #programmer: EndpointProgrammer;
+  readonly #decisions: Decisions;
+  readonly #installer: EndpointInstaller;
+  readonly #removal: Removal;
   readonly #statuses = new Map<PodUid, EndpointStatus>();
-  readonly #gone = new Map<PodUid, number>();
   readonly #watchers = new Set<(uid: PodUid) => void>();
   #round: Promise<void> | undefined;
   #wholeDue = false;
@@ -53,8 +48,9 @@ export class Reconciler {
 
   constructor(options: ReconcilerOptions) {
     this.#options = options;
-    this.#desired = new DesiredStates(options);
-    this.#programmer = new EndpointProgrammer(options);
+    this.#decisions = new Decisions(options);
+    this.#installer = new EndpointInstaller(options);
+    this.#removal = new Removal(options);
   }
 
   statuses(): readonly EndpointStatus[] {
@@ -96,7 +92,7 @@ export class Reconciler {
     for (const ifindex of ifindexes) {
       this.#options.links.forget(ifindex);
     }
-    await this.reconcilePods(await this.#desired.affectedBy(ifindexes));
+    await this.reconcilePods(await this.#decisions.affectedBy(ifindexes));
   }
 
   /** Finds interfaces that came or went inside a pod without a word to the host; a few pods at each call. */
@@ -106,7 +102,7 @@ export class Reconciler {
     }
     this.#looking = true;
     try {
-      await this.reconcilePods(await this.#desired.changedInside());
+      await this.reconcilePods(await this.#decisions.changedInside());
     } finally {
       this.#looking = false;
     }
@@ -114,7 +110,7 @@ export class Reconciler {
 
   /** Asks every pod whose proof is old for a new one. */
   async prove(): Promise<void> {
-    const targets = [...this.#statuses.keys()].flatMap((uid) => this.#programmer.get(uid) ?? []);
+    const targets = [...this.#statuses.keys()].flatMap((uid) => this.#installer.get(uid) ?? []);
     for (const uid of await this.#options.proofs.renew(targets)) {
       this.#publish(uid);
     }
@@ -142,14 +138,14 @@ export class Reconciler {
   }
 
   async #few(uids: ReadonlySet<PodUid>): Promise<void> {
-    const touched = await this.#desired.update(uids);
+    const touched = await this.#decisions.update(uids);
     await this.#options.node.addresses(this.#addresses());
     await this.#apply(touched);
   }
 
   async #whole(): Promise<void> {
     const { programs, synced } = this.#options;
-    const touched = await this.#desired.update('all');
+    const touched = await this.#decisions.update('all');
     await this.#options.node.ensure(this.#addresses());
     const all = [...touched];
     for (let from = 0; from < all.length; from += PODS_IN_A_ROW) {
@@ -158,8 +154,7 @@ export class Reconciler {
       await this.#dueInBetween();
     }
     if (synced()) {
-      this.#withdrawUnwanted();
-      this.#forget();
+      this.#removeUnwanted();
       if (this.#stalePrograms) {
         programs.removeStalePrograms();
         this.#stalePrograms = false;
@@ -177,7 +172,7 @@ export class Reconciler {
   }
 
   #addresses(): Set<string> {
-    return new Set(this.#desired.desired().flatMap(({ pod }) => pod.ips));
+    return new Set(this.#decisions.toIntercept().flatMap(({ pod }) => pod.ips));
   }
 
   /** All at once: attaching waits for the kernel, and for several pods it waits no longer than for one. */
@@ -185,9 +180,9 @@ export class Reconciler {
     const fresh: PodUid[] = [];
     await Promise.all(
       [...uids].map(async (uid) => {
-        const outcome = this.#desired.outcome(uid);
-        if (outcome?.kind === 'desired') {
-          await this.#program(outcome);
+        const decision = this.#decisions.of(uid);
+        if (decision?.kind === 'intercept') {
+          await this.#install(decision);
           if (!this.#options.proofs.has(uid)) {
             fresh.push(uid);
           }
@@ -200,13 +195,13 @@ export class Reconciler {
     void this.#proveFresh(fresh);
   }
 
-  async #program(desired: Desired): Promise<void> {
-    const { uid } = desired.pod;
-    const kept = new Set(desired.endpoints.map(({ plan }) => plan.ifindex));
-    const before = this.#programmer.get(uid)?.desired.endpoints ?? [];
-    this.#takeOff(before.filter(({ plan }) => !kept.has(plan.ifindex)));
-    this.#gone.delete(uid);
-    const { changed } = await this.#programmer.program(desired);
+  async #install(decision: InterceptDecision): Promise<void> {
+    const { uid } = decision.pod;
+    const kept = new Set(decision.endpoints.map(({ plan }) => plan.ifindex));
+    const before = this.#installer.get(uid)?.decision.endpoints ?? [];
+    this.#remove(before.filter(({ plan }) => !kept.has(plan.ifindex)));
+    this.#removal.remember(uid);
+    const { changed } = await this.#installer.install(decision);
     if (changed) {
       this.#options.proofs.forget(uid);
     }
@@ -216,7 +211,7 @@ export class Reconciler {
   async #proveFresh(uids: readonly PodUid[]): Promise<void> {
     const { proofs, log } = this.#options;
     try {
-      for (const uid of await proofs.ask(uids.flatMap((uid) => this.#programmer.get(uid) ?? []))) {
+      for (const uid of await proofs.ask(uids.flatMap((uid) => this.#installer.get(uid) ?? []))) {
         this.#publish(uid);
       }
     } catch (error) {
@@ -226,96 +221,41 @@ export class Reconciler {
 
   /** A pod that has just gone from the sources, or is not to be intercepted any more. */
   #leave(uid: PodUid): void {
-    const before = this.#programmer.get(uid);
+    const before = this.#installer.get(uid);
     if (before !== undefined && this.#options.synced()) {
-      this.#takeOff(before.desired.endpoints);
-      this.#programmer.forget(uid);
+      this.#remove(before.decision.endpoints);
+      this.#installer.forget(uid);
     }
     this.#options.proofs.forget(uid);
   }
 
-  #takeOff(endpoints: readonly { readonly plan: { readonly ifindex: number } }[]): void {
-    const { attachments, tables, sysctls, proofs, log } = this.#options;
-    for (const { plan } of endpoints) {
-      // Unless another pod has the interface, or its number, by now.
-      if (
-        this.#desired
-          .desired()
-          .some((other) => other.endpoints.some((at) => at.plan.ifindex === plan.ifindex))
-      ) {
-        continue;
-      }
-      const done = attempt(() => attachments.release({ role: 'egress', ifindex: plan.ifindex }));
-      sysctls.restore(plan.ifindex);
-      tables.withdraw(plan.ifindex);
-      proofs.withdraw(plan.ifindex);
-      log.info(
-        { ifindex: plan.ifindex, ...(done instanceof Error ? { err: done } : {}) },
-        'endpoint withdrawn',
-      );
+  #remove(endpoints: readonly PlannedEndpoint[]): void {
+    if (endpoints.length > 0) {
+      this.#removal.removeEndpoints(endpoints, this.#decisions.toIntercept());
     }
   }
 
-  /** What the kernel holds for nobody: programs come off before the tables that they read. */
-  #withdrawUnwanted(): void {
-    const { tables, attachments, sysctls, proofs, log } = this.#options;
-    const wanted = this.#desired.desired();
-    this.#programmer.keep(new Set(wanted.map(({ pod }) => pod.uid)));
-    const endpoints = new Set<number>();
-    const bridges = new Set<number>();
-    for (const { at, plan } of wanted.flatMap((desired) => desired.endpoints)) {
-      endpoints.add(plan.ifindex);
-      if (at.kind === 'bridge') {
-        bridges.add(at.bridge.index);
-      }
-    }
-    for (const attachment of attachments.list()) {
-      if (!(attachment.role === 'egress' ? endpoints : bridges).has(attachment.ifindex)) {
-        const done = attempt(() => attachments.release(attachment));
-        sysctls.restore(attachment.ifindex);
-        log.info({ ...attachment, ...(done instanceof Error ? { err: done } : {}) }, 'program detached');
-      }
-    }
-    for (const ifindex of tables.liveInterfaces()) {
-      if (!endpoints.has(ifindex)) {
-        tables.withdraw(ifindex);
-        proofs.withdraw(ifindex);
-        log.info({ ifindex }, 'endpoint withdrawn');
-      }
-    }
-  }
-
-  /** Rows of pods that no source has known for a minute. */
-  #forget(): void {
-    const { store, tables, nowMs } = this.#options;
-    for (const { uid } of tables.rows()) {
-      if (store.get(uid) !== undefined) {
-        this.#gone.delete(uid);
-        continue;
-      }
-      const since = this.#gone.get(uid) ?? nowMs();
-      this.#gone.set(uid, since);
-      if (nowMs() - since >= REMEMBERED_MS) {
-        tables.forget(uid);
-        this.#gone.delete(uid);
-      }
-    }
+  #removeUnwanted(): void {
+    const wanted = this.#decisions.toIntercept();
+    this.#installer.forgetAllBut(new Set(wanted.map(({ pod }) => pod.uid)));
+    this.#removal.removeUnwanted(wanted);
+    this.#removal.forgetGone();
   }
 
   #publish(uid: PodUid): void {
     const before = this.#statuses.get(uid);
-    const outcome = this.#desired.outcome(uid);
-    if (outcome === undefined) {
+    const decision = this.#decisions.of(uid);
+    if (decision === undefined) {
       this.#statuses.delete(uid);
     } else {
-      const status = statusOf(outcome, {
-        programmed: this.#programmer.get(uid),
+      const status = statusOf(decision, {
+        installed: this.#installer.get(uid),
         nodeProblem: this.#options.node.problem(),
         proof: this.#options.proofs.get(uid),
         before,
       });
       this.#statuses.set(uid, status);
-      this.#tell(outcome.pod, before, status);
+      this.#tell(decision.pod, before, status);
     }
     for (const watcher of [...this.#watchers]) {
       watcher(uid);
@@ -329,15 +269,5 @@ export class Reconciler {
     const level = state === 'REFUSED' || state === 'DEGRADED' ? 'warn' : 'info';
     const { namespace, name, runtime } = pod;
     this.#options.log[level]({ pod: `${namespace}/${name}`, runtime, state, reason }, 'pod state');
-  }
-}
-
-/** One interface's failure must not keep the others from being looked at. */
-function attempt(step: () => void): Error | undefined {
-  try {
-    step();
-    return undefined;
-  } catch (error) {
-    return error instanceof Error ? error : new Error(String(error));
   }
 }

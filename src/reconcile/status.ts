@@ -2,8 +2,8 @@
 
 import type { CanaryResult } from '../datapath/canary.js';
 import type { FailurePolicy, PodUid } from '../pods/pod.js';
-import type { Outcome } from './decisions.js';
-import type { Programmed } from './endpoint-installer.js';
+import type { Decision } from './decisions.js';
+import type { Installed } from './endpoint-installer.js';
 import type { Proof } from './proofs.js';
 
 /**
@@ -31,6 +31,7 @@ export interface EndpointStatus {
   readonly generation?: number;
   readonly instance?: string;
   readonly failure: FailurePolicy;
+  /** It is enrolled: labels, annotations and configuration say so, whether or not it can be intercepted. */
   readonly desired: boolean;
   /** Everything was put in place, as far as reading it back tells. */
   readonly programmed: boolean;
@@ -39,7 +40,7 @@ export interface EndpointStatus {
 }
 
 export interface Observation {
-  readonly programmed: Programmed | undefined;
+  readonly installed: Installed | undefined;
   readonly nodeProblem: string | undefined;
   readonly proof: Proof | undefined;
   /** The status before this one. */
@@ -47,21 +48,21 @@ export interface Observation {
 }
 
 /** The one place where a pod's state is decided. */
-export function statusOf(outcome: Outcome, observed: Observation): EndpointStatus {
-  const { pod, failure } = outcome;
-  if (outcome.kind === 'left-alone') {
-    const { state, reason } = outcome;
+export function statusOf(decision: Decision, observed: Observation): EndpointStatus {
+  const { pod, failure } = decision;
+  if (decision.kind === 'leave') {
+    const { state, reason } = decision;
     const nothing = { interfaces: [], programmed: false, verified: false };
     return { podUid: pod.uid, state, reason, failure, desired: state !== 'NOT_ENROLLED', ...nothing };
   }
-  const { programmed, nodeProblem, proof, before } = observed;
-  const missing = programmed === undefined ? 'not programmed yet' : programmed.missing;
+  const { installed, nodeProblem, proof, before } = observed;
+  const missing = installed === undefined ? 'not programmed yet' : installed.missing;
   const unproven = proof === undefined ? 'not proven yet' : reasonOf(proof.result, before);
-  const escapes = outcome.unreachable.map(({ reason }) => `not intercepted: ${reason}`);
+  const escapes = decision.unreachable.map(({ reason }) => `not intercepted: ${reason}`);
   const wrong = [missing ?? nodeProblem ?? unproven, ...escapes].filter((text) => text !== undefined);
   const notes = proof?.result.kind === 'silent' ? [`last canary: ${proof.result.reason}`] : [];
-  const told = [...wrong, ...outcome.problems, ...(wrong.length === 0 ? notes : [])];
-  const row = programmed?.row;
+  const told = [...wrong, ...decision.problems, ...(wrong.length === 0 ? notes : [])];
+  const row = installed?.row;
   return {
     podUid: pod.uid,
     state:
@@ -71,17 +72,17 @@ export function statusOf(outcome: Outcome, observed: Observation): EndpointStatu
           ? 'DEGRADED'
           : 'PENDING',
     reason: told.length === 0 ? undefined : told.join('; '),
-    interfaces: outcome.endpoints.map(({ at, plan }) => ({
+    interfaces: decision.endpoints.map(({ at, plan }) => ({
       name: at.link.name,
       ifindex: plan.ifindex,
       topology: at.kind,
       podInterface: at.podInterface ?? '',
     })),
     ...(row === undefined ? {} : { endpointId: row.id, generation: row.generation }),
-    instance: outcome.instance,
+    instance: decision.instance,
     failure,
     desired: true,
-    programmed: programmed !== undefined && missing === undefined,
+    programmed: installed !== undefined && missing === undefined,
     verified: wrong.length === 0,
   };
 }

@@ -48,7 +48,7 @@ function sourceOf(ifindex: number, ip: string): string {
 
 function enrol(uid: PodUid, plan: EndpointPlan = PLAN, wasEnrolled = false) {
   const row = tables.enrol(uid, plan.ifindex, wasEnrolled);
-  tables.program(row, plan);
+  tables.write(row, plan);
   return row;
 }
 
@@ -97,15 +97,15 @@ describe('the generation', () => {
     expect(tables.rowOf(WEB)).toEqual(row);
     expect(tables.isLive(row)).toBe(true);
     expect(tables.enrol(WEB, 40, false)).toEqual(row);
-    expect(tables.program(row, PLAN)).toEqual([]);
+    expect(tables.write(row, PLAN)).toEqual([]);
   });
 
   it('grows when the pod is enrolled anew', () => {
     const { id } = enrol(WEB);
-    tables.withdraw(PLAN.ifindex);
+    tables.remove(PLAN.ifindex);
     expect(enrol(WEB)).toEqual({ uid: WEB, id, generation: 2, ifindex: 40 });
     tables = restarted();
-    tables.withdraw(PLAN.ifindex);
+    tables.remove(PLAN.ifindex);
     expect(enrol(WEB)).toEqual({ uid: WEB, id, generation: 3, ifindex: 40 });
   });
 
@@ -127,9 +127,9 @@ describe('an endpoint', () => {
   it('is in the kernel as planned, and only then verified', () => {
     const row = tables.enrol(WEB, PLAN.ifindex, false);
     expect(tables.verify(row, PLAN)).toBe('the endpoint of ifindex 40 is not in the kernel as programmed');
-    expect(tables.program(row, PLAN)).not.toEqual([]);
+    expect(tables.write(row, PLAN)).not.toEqual([]);
     expect(tables.verify(row, PLAN)).toBeUndefined();
-    expect(tables.program(row, PLAN)).toEqual([]);
+    expect(tables.write(row, PLAN)).toEqual([]);
     const value = datapath.maps.endpoints.get(u32(40));
     expect(value).toEqual(
       datapath.layouts.endpoint.encode({ id: 1, generation: 1, instance: 2, flags: 0, bridge_ifindex: 0 }),
@@ -145,7 +145,7 @@ describe('an endpoint', () => {
     const row = enrol(WEB);
     const plan = { ...PLAN, ...change };
     expect(tables.verify(row, plan)).toBeDefined();
-    expect(tables.program(row, plan)).not.toEqual([]);
+    expect(tables.write(row, plan)).not.toEqual([]);
     expect(tables.verify(row, plan)).toBeUndefined();
     expect(datapath.maps.endpoints.get(u32(40))).toEqual(
       datapath.layouts.endpoint.encode({ id: 1, generation: 1, ...written }),
@@ -156,9 +156,9 @@ describe('an endpoint', () => {
     const row = enrol(WEB);
     const more = { ...PLAN, ips: [...PLAN.ips, '10.66.0.4'] };
     expect(tables.verify(row, more)).toBe('the source address 10.66.0.4 is not in the kernel');
-    expect(tables.program(row, more)).not.toEqual([]);
+    expect(tables.write(row, more)).not.toEqual([]);
     expect(sources()).toContain(sourceOf(40, '10.66.0.4'));
-    expect(tables.program(row, { ...PLAN, ips: ['10.66.0.4'] })).not.toEqual([]);
+    expect(tables.write(row, { ...PLAN, ips: ['10.66.0.4'] })).not.toEqual([]);
     expect(sources()).toEqual([sourceOf(40, '10.66.0.4')]);
   });
 
@@ -167,7 +167,7 @@ describe('an endpoint', () => {
     enrol(SHOP, { ...PLAN, ifindex: 41 });
     tables = restarted();
     const row = tables.enrol(WEB, 40, false);
-    tables.program(row, { ...PLAN, ips: ['fd00:66::3'] });
+    tables.write(row, { ...PLAN, ips: ['fd00:66::3'] });
     expect(sources()).toEqual(
       [sourceOf(40, 'fd00:66::3'), sourceOf(41, '10.66.0.3'), sourceOf(41, 'fd00:66::3')].sort(),
     );
@@ -180,7 +180,7 @@ describe('an endpoint', () => {
     datapath.maps.sources.delete(key);
     tables.refresh();
     expect(tables.verify(row, PLAN)).toBeDefined();
-    expect(tables.program(row, PLAN)).not.toEqual([]);
+    expect(tables.write(row, PLAN)).not.toEqual([]);
     expect(tables.verify(row, PLAN)).toBeUndefined();
   });
 
@@ -188,13 +188,13 @@ describe('an endpoint', () => {
     const row = enrol(WEB);
     enrol(SHOP, { ...PLAN, ifindex: 41 });
     expect(tables.liveInterfaces().sort()).toEqual([40, 41]);
-    tables.withdraw(40);
+    tables.remove(40);
     expect(datapath.maps.endpoints.get(u32(40))).toBeUndefined();
     expect(sources()).toEqual([sourceOf(41, '10.66.0.3'), sourceOf(41, 'fd00:66::3')].sort());
     expect(tables.liveInterfaces()).toEqual([41]);
     expect(tables.rowById(row.id)).toEqual(row);
     expect(tables.isLive(row)).toBe(false);
-    tables.withdraw(40);
+    tables.remove(40);
   });
 
   it('of the agent before is known by its interface, even where only its addresses are left', () => {
@@ -202,7 +202,7 @@ describe('an endpoint', () => {
     datapath.maps.endpoints.delete(u32(40));
     tables = restarted();
     expect(tables.liveInterfaces()).toEqual([40]);
-    tables.withdraw(40);
+    tables.remove(40);
     expect(sources()).toEqual([]);
   });
 });
@@ -242,7 +242,7 @@ describe('counters', () => {
     enrol(WEB);
     count(1, 'NOT_TCP', [5]);
     tables = restarted();
-    tables.withdraw(40);
+    tables.remove(40);
     enrol(WEB);
     const ofWeb = () => tables.counters().find(({ podUid }) => podUid === WEB);
     expect(ofWeb()?.packets.NOT_TCP).toBe(5);

@@ -81,11 +81,11 @@ function leaveOlder(objects = OBJECTS): { readonly linkIds: number[]; readonly p
     pods.forEach((ifindex, index) => {
       const row = tables.enrol(uid(index), ifindex, false);
       const ips = [`10.66.0.${index + 2}`];
-      tables.program(row, { ifindex, instance: 5, failureOpen: true, bridgeIndex: 0, ips });
+      tables.write(row, { ifindex, instance: 5, failureOpen: true, bridgeIndex: 0, ips });
       links.attach({ role: 'egress', ifindex }, programs.programs.pod_egress);
     });
     links.attach({ role: 'steer', ifindex: bridge }, programs.programs.bridge_steer);
-    new SocketLookup(programs.linksPath, 'lookup').attach(programs.programs.reuse);
+    new SocketLookup(programs.linksPath, 'socket-lookup').attach(programs.programs.socket_lookup);
   });
   record(programs, 1000, 111);
   return { linkIds: linkIds(), programs };
@@ -104,7 +104,7 @@ function running(): number[] {
 }
 
 function linkNames(): string[] {
-  return ['lookup', `steer-${bridge}`, ...pods.map((ifindex) => `egress-${ifindex}`)].sort();
+  return ['socket-lookup', `steer-${bridge}`, ...pods.map((ifindex) => `egress-${ifindex}`)].sort();
 }
 
 /** All that the older agent knew is known to `programs`, and every link runs the new programs. */
@@ -125,12 +125,12 @@ function expectTakenOver(programs: DatapathPrograms, links: readonly number[]): 
     expect(row && tables.verify(row, plan)).toBeUndefined();
   });
   expect(startedNs(programs, 1000)).toBe(111);
-  const { pod_egress, bridge_steer, reuse } = programs.programs;
+  const { pod_egress, bridge_steer, socket_lookup } = programs.programs;
   expect(running()).toEqual([pod_egress.id, pod_egress.id, bridge_steer.id]);
   expect(linkIds()).toEqual(links);
   expect(readdirSync(programs.linksPath).sort()).toEqual(linkNames());
-  const lookup = cleanup.owned(BpfLink.openPinned(join(programs.linksPath, 'lookup')));
-  expect(lookup.programId).toBe(reuse.id);
+  const lookup = cleanup.owned(BpfLink.openPinned(join(programs.linksPath, 'socket-lookup')));
+  expect(lookup.programId).toBe(socket_lookup.id);
   expect(readdirSync(bpffs)).toEqual(['v2']);
   expect(programs.finishMigration()).toBeUndefined();
 }
@@ -233,7 +233,7 @@ describe('an agent of a newer layout', () => {
     const [ifindex = 0] = pods;
     const tables = new EndpointTables(programs.maps, programs.layouts);
     const plan = { ifindex, instance: 0, failureOpen: false, bridgeIndex: 0, ips: [] };
-    tables.program(tables.enrol(uid(0), ifindex, false), plan);
+    tables.write(tables.enrol(uid(0), ifindex, false), plan);
     const links = new ClsactFilters(MANIFEST);
     netns.run(() => links.attach({ role: 'egress', ifindex }, programs.programs.pod_egress));
     const newer = open(V2);
@@ -397,7 +397,7 @@ describe('within one layout', () => {
 
   it('the two builds of layout 1 have other instructions', () => {
     const [a, b] = [open(OBJECTS), open(V1B)];
-    for (const name of ['pod_egress', 'bridge_steer', 'reuse'] as const) {
+    for (const name of ['pod_egress', 'bridge_steer', 'socket_lookup'] as const) {
       expect(a.programs[name].tag).not.toBe(b.programs[name].tag);
     }
   });

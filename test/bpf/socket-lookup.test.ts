@@ -29,7 +29,7 @@ describe('socket lookup', () => {
   let lookup: SocketLookup;
 
   beforeEach(() => {
-    lookup = new SocketLookup(linksPath, 'lookup');
+    lookup = new SocketLookup(linksPath, 'socket-lookup');
   });
 
   const attach = (program: BpfProgram) => netns.run(() => lookup.attach(program));
@@ -45,29 +45,29 @@ describe('socket lookup', () => {
   };
 
   it('is attached to the namespace of the agent, kept, exchanged and taken off', () => {
-    expect(attach(before.reuse)).toBe('attached');
-    expect(attach(before.reuse)).toBe('kept');
-    expect(attached()).toEqual([before.reuse.id]);
-    expect(attach(after.reuse)).toBe('updated');
-    expect(attached()).toEqual([after.reuse.id]);
+    expect(attach(before.socket_lookup)).toBe('attached');
+    expect(attach(before.socket_lookup)).toBe('kept');
+    expect(attached()).toEqual([before.socket_lookup.id]);
+    expect(attach(after.socket_lookup)).toBe('updated');
+    expect(attached()).toEqual([after.socket_lookup.id]);
     expect(lookup.detach()).toBe(true);
     expect(attached()).toEqual([]);
     expect(lookup.detach()).toBe(false);
   });
 
   it('outlives its agent, and the next one takes it over', () => {
-    attach(before.reuse);
-    lookup = new SocketLookup(linksPath, 'lookup');
-    expect(attached()).toEqual([before.reuse.id]);
-    expect(attach(before.reuse)).toBe('kept');
+    attach(before.socket_lookup);
+    lookup = new SocketLookup(linksPath, 'socket-lookup');
+    expect(attached()).toEqual([before.socket_lookup.id]);
+    expect(attach(before.socket_lookup)).toBe('kept');
     expect(lookup.detach()).toBe(true);
   });
 
   it('that somebody detached is attached again', () => {
-    attach(before.reuse);
-    execFileSync('bpftool', ['link', 'detach', 'pinned', join(linksPath, 'lookup')]);
+    attach(before.socket_lookup);
+    execFileSync('bpftool', ['link', 'detach', 'pinned', join(linksPath, 'socket-lookup')]);
     expect(attached()).toEqual([]);
-    expect(attach(before.reuse)).toBe('attached');
-    expect(attached()).toEqual([before.reuse.id]);
+    expect(attach(before.socket_lookup)).toBe('attached');
+    expect(attached()).toEqual([before.socket_lookup.id]);
   });
 });

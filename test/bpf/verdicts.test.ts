@@ -66,7 +66,7 @@ beforeEach(() => {
 
 function enrol(failureOpen = false) {
   const row = tables.enrol('pod-uid' as PodUid, ifindex, true);
-  tables.program(row, { ifindex, instance: 0, failureOpen, bridgeIndex: 0, ips: [POD[4], POD[6]] });
+  tables.write(row, { ifindex, instance: 0, failureOpen, bridgeIndex: 0, ips: [POD[4], POD[6]] });
   return row;
 }
 
@@ -404,7 +404,7 @@ describe.each([4, 6] as const)('with a listener, a packet of IPv%i', (family) =>
   function ready(bridged: boolean) {
     const row = tables.enrol('pod-uid' as PodUid, ifindex, true);
     const plan = { ifindex, instance: 0, failureOpen: false, bridgeIndex: bridged ? ifindex : 0 };
-    tables.program(row, { ...plan, ips: [POD[4], POD[6]] });
+    tables.write(row, { ...plan, ips: [POD[4], POD[6]] });
     const wanted = { host: '::', port: connection.port, family: 6 } as const;
     const instances = [{ name: 'default', outbound: [wanted], inbound: [] }];
     const log = { info: () => undefined, warn: () => undefined };

@@ -55,7 +55,7 @@ async function node(): Promise<Record<string, string>> {
     programs: await show(
       'sh',
       '-c',
-      'bpftool prog | grep -E "pod_egress|bridge_steer|reuse" | cut -d" " -f2-6',
+      'bpftool prog | grep -E "pod_egress|bridge_steer|socket_lookup" | cut -d" " -f2-6',
     ),
     maps: await show(
       'sh',

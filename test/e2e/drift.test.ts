@@ -244,7 +244,7 @@ const DAMAGES: readonly Damage[] = [
     kind: 'attachment',
     does: () => detach(readdirSync(pinned('links')).find((name) => name.startsWith('steer-')) ?? ''),
   },
-  { what: 'the socket lookup detached', kind: 'socket-lookup', does: () => detach('lookup') },
+  { what: 'the socket lookup detached', kind: 'socket-lookup', does: () => detach('socket-lookup') },
   { what: 'every endpoint deleted', kind: 'map', does: () => everyKey('endpoints') },
   {
     what: 'an endpoint made another pod’s',

@@ -33,7 +33,7 @@ describe('an agent that is killed', () => {
     const links = await runIn(lab.node, 'ip', ['-o', 'link']);
     const rules = await runIn(lab.node, 'ip', ['rule']);
     const table = await runIn(lab.node, 'nft', ['-a', 'list', 'table', 'inet', 'nodesentry']);
-    const pinned = ['pod_egress', 'bridge_steer', 'reuse'].map(async (name) => {
+    const pinned = ['pod_egress', 'bridge_steer', 'socket_lookup'].map(async (name) => {
       const { stdout } = await tryRun('sh', ['-c', `ls ${agent.bpffs}/v1/programs | grep ^${name}-`]);
       const path = `${agent.bpffs}/v1/programs/${stdout.trim()}`;
       return runIn(lab.node, 'bpftool', ['-j', 'prog', 'show', 'pinned', path]);

@@ -1,7 +1,7 @@
 import { expect, it } from 'vitest';
 import type { Link } from '../../src/net/link.js';
 import type { Pod, PodUid } from '../../src/pods/pod.js';
-import { DesiredStates } from '../../src/reconcile/decisions.js';
+import { Decisions } from '../../src/reconcile/decisions.js';
 import type { PodLinks } from '../../src/runtimes/pod-links.js';
 
 function link(index: number, name: string, rest: Partial<Link> = {}): Link {
@@ -48,40 +48,40 @@ function world(count: number) {
     namespaceId: async (netns: string) => Number(netns.split('/').at(-1)),
     isHost: async () => false,
   };
-  const desired = new DesiredStates({
+  const decisions = new Decisions({
     store: { list: () => pods, get: (uid) => pods.find((pod) => pod.uid === uid) },
     links: links as unknown as PodLinks,
     defaults: { enrol: 'all', failure: 'closed' },
     instanceFor: () => ({ name: 'default', index: 0 }),
     log: { error: () => undefined },
   });
-  return { desired, pods, inside, host, gone, looked };
+  return { decisions, pods, inside, host, gone, looked };
 }
 
 const MACVLAN = link(3, 'net1', { kind: 'macvlan', peerIndex: 9, peerNamespaceId: 0 });
 
 it('an interface that came inside a pod is found, and one that went', async () => {
-  const { desired, pods, inside } = world(1);
+  const { decisions, pods, inside } = world(1);
   const uid = pods[0]?.uid as PodUid;
-  await desired.update('all');
-  expect(await desired.changedInside()).toEqual([]);
+  await decisions.update('all');
+  expect(await decisions.changedInside()).toEqual([]);
   inside[0]?.push(MACVLAN);
-  expect(await desired.changedInside()).toEqual([uid]);
-  await desired.update([uid]);
-  expect(desired.outcome(uid)).toMatchObject({ kind: 'desired', unreachable: [{ name: 'net1' }] });
+  expect(await decisions.changedInside()).toEqual([uid]);
+  await decisions.update([uid]);
+  expect(decisions.of(uid)).toMatchObject({ kind: 'intercept', unreachable: [{ name: 'net1' }] });
   inside[0]?.pop();
-  expect(await desired.changedInside()).toEqual([uid]);
-  await desired.update([uid]);
-  expect(desired.outcome(uid)).toMatchObject({ kind: 'desired', unreachable: [] });
+  expect(await decisions.changedInside()).toEqual([uid]);
+  await decisions.update([uid]);
+  expect(decisions.of(uid)).toMatchObject({ kind: 'intercept', unreachable: [] });
 });
 
 it('ten pods are looked into at a time, and all of 25 in three', async () => {
-  const { desired, looked } = world(25);
-  await desired.update('all');
+  const { decisions, looked } = world(25);
+  await decisions.update('all');
   const seen = new Set<string>();
   for (let look = 0; look < 3; look++) {
     looked.length = 0;
-    await desired.changedInside();
+    await decisions.changedInside();
     expect(looked).toHaveLength(10);
     for (const netns of looked) {
       seen.add(netns);
@@ -91,25 +91,25 @@ it('ten pods are looked into at a time, and all of 25 in three', async () => {
 });
 
 it('a second veth is located as soon as its host end is heard of', async () => {
-  const { desired, pods, inside, host } = world(2);
-  await desired.update('all');
+  const { decisions, pods, inside, host } = world(2);
+  await decisions.update('all');
   inside[1]?.push(link(3, 'net1', { peerIndex: 300, peerNamespaceId: 0 }));
   host.set(300, link(300, 'veth300', { peerIndex: 3, peerNamespaceId: 1 }));
-  const affected = await desired.affectedBy(new Set([300]));
+  const affected = await decisions.affectedBy(new Set([300]));
   expect(affected).toEqual([pods[1]?.uid]);
-  await desired.update(affected);
-  const outcome = desired.outcome(pods[1]?.uid as PodUid);
-  expect(outcome).toMatchObject({ endpoints: [{ plan: { ifindex: 101 } }, { plan: { ifindex: 300 } }] });
+  await decisions.update(affected);
+  const decision = decisions.of(pods[1]?.uid as PodUid);
+  expect(decision).toMatchObject({ endpoints: [{ plan: { ifindex: 101 } }, { plan: { ifindex: 300 } }] });
 });
 
 it('a pod whose namespace cannot be entered any more stays intercepted while its interface is there', async () => {
-  const { desired, pods, gone, host } = world(1);
+  const { decisions, pods, gone, host } = world(1);
   const uid = pods[0]?.uid as PodUid;
-  await desired.update('all');
+  await decisions.update('all');
   gone.add('/run/netns/0');
-  await desired.update(await desired.changedInside());
-  expect(desired.outcome(uid)).toMatchObject({ kind: 'desired' });
+  await decisions.update(await decisions.changedInside());
+  expect(decisions.of(uid)).toMatchObject({ kind: 'intercept' });
   host.delete(100);
-  await desired.update('all');
-  expect(desired.outcome(uid)).toMatchObject({ kind: 'left-alone', state: 'PENDING' });
+  await decisions.update('all');
+  expect(decisions.of(uid)).toMatchObject({ kind: 'leave', state: 'PENDING' });
 });

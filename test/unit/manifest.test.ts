@@ -39,7 +39,10 @@ it('the name of a pin says which program its link runs, and where', () => {
     role: 'egress',
     ifindex: 12,
   });
-  expect(parseLinkPin(MANIFEST, linkPin('lookup'))).toMatchObject({ role: 'lookup', ifindex: undefined });
+  expect(parseLinkPin(MANIFEST, linkPin('socket-lookup'))).toMatchObject({
+    role: 'socket-lookup',
+    ifindex: undefined,
+  });
   for (const other of ['egress', 'egress-', 'egress-12x', 'lookup-3', 'ingress-3', 'steer', '']) {
     expect(parseLinkPin(MANIFEST, other)).toBeUndefined();
   }

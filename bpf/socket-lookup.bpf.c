@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
-/* reuse: sk_lookup of the node's network namespace. A pod that opens a connection from a port whose last
+/* socket_lookup: sk_lookup of the node's network namespace. A pod that opens a connection from a port whose last
  * connection is still in TIME_WAIT at the proxy sends a SYN that belongs to that socket; the kernel then looks for
  * a listener at the packet's own destination (RFC 6191), where there is none. This program names ours, for flows
  * that pod_egress has recorded and only for those. */
@@ -8,7 +8,7 @@
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
 SEC("sk_lookup")
-int reuse(struct bpf_sk_lookup *context) {
+int socket_lookup(struct bpf_sk_lookup *context) {
     struct flow_key key = {.protocol = IPPROTO_TCP};
     struct endpoint *endpoint;
     struct bpf_sock *listener;
