@@ -1,163 +1,136 @@
 /**
- * Our own nftables table, beside everybody else's. Intercepted packets and their replies are left out of connection
- * tracking, so that a DNAT rule in `nat PREROUTING` (kube-proxy's) does not change the destination that the proxy
- * sees. Replies are found by what they are: they go to an enrolled pod's address, from a transparent socket of this
- * node. The same goes for a pod's packets whose connection is at such a socket already: should our program be missing
- * for a moment, they are marked here and go on to the proxy, instead of to a destination that knows nothing of them.
- *
- * While the raw chains of others run, intercepted packets do not bear our mark: a reverse-path check by mark (Calico's
- * `rpfilter --validmark`) would find our local route and drop them all. They get it back by the socket that they were
- * given; one that did not would be dropped by the stack, which forwards no packet that has a socket (ip_forward).
+ * Keeps our nftables table as notrack-rules.ts has it: looked at as a whole where anybody has changed the ruleset, and
+ * replaced in one transaction where it differs.
  */
 
-import { execFile } from 'node:child_process';
-import { promisify } from 'node:util';
+import { isDeepStrictEqual } from 'node:util';
 import { isKernelError } from '../native/errors.js';
 import type { Netfilter } from '../native/netfilter.js';
 import { familyOf } from '../net/family.js';
 import { ipToNetworkBytes } from '../net/ip.js';
 import { DatapathError } from './errors.js';
-
-const run = promisify(execFile);
+import { type Json, nftApply, nftTable } from './nft.js';
+import { CHAINS, type Mark, notrackRules } from './notrack-rules.js';
 
 export const TABLE = 'nodesentry';
 
 export interface NftSettings {
-  readonly mark: { readonly value: number; readonly mask: number };
+  readonly mark: Mark;
   readonly pods4: readonly string[];
   readonly pods6: readonly string[];
 }
 
-interface NftObject {
+/** Of a listing: the shape of each object as far as it is looked at here. */
+interface Listed {
   readonly chain?: { name: string; hook?: string; prio?: number; policy?: string };
-  readonly rule?: { chain: string; comment?: string };
-  readonly set?: { name: string; elem?: unknown[] };
+  readonly rule?: { chain: string; comment?: string; expr?: readonly Json[] };
+  readonly set?: { name: string; elem?: readonly unknown[] };
 }
 
-interface Observed {
-  readonly chains: string;
-  readonly rules: string;
-  readonly elements: Readonly<Record<string, string>>;
+/** A table in a form that can be compared. */
+interface Contents {
+  readonly chains: readonly string[];
+  /** In their order in each chain. */
+  readonly rules: readonly {
+    readonly chain: string;
+    readonly comment: string;
+    readonly expr: readonly Json[];
+  }[];
+  readonly sets: Readonly<Record<string, readonly string[]>>;
 }
 
-const CHAINS = 'after_raw/prerouting/-290/accept output/output/-300/accept prerouting/prerouting/-310/accept';
-
-function hex(value: number): string {
-  return `0x${value.toString(16)}`;
+export interface EnsuredTable {
+  /** What was put in place, in words. */
+  readonly repaired: readonly string[];
+  /** The rules as this nft lists them, seen right after they were written or found. */
+  readonly rules: Contents['rules'];
 }
 
-/** Rule comments double as fingerprints: they name all that the rule depends on. */
-function ruleComments(settings: NftSettings): string[] {
-  const mark = `${hex(settings.mark.value)}/${hex(settings.mark.mask)}`;
-  return [
-    'output replies IPv4',
-    'output replies IPv6',
-    `prerouting connected IPv4 ${mark}`,
-    `prerouting connected IPv6 ${mark}`,
-    `prerouting intercepted ${mark}`,
-    `prerouting marked again ${mark}`,
-  ];
+/**
+ * Compares the table with what is wanted and, where it differs, replaces it in one transaction. `seen`: the rules as they
+ * were listed after the last such write. Another nft than the ones we know may write an expression otherwise: then one
+ * look replaces the table, and from there on its own listing is what counts. DatapathError NFT_FAILED.
+ */
+export async function ensureTable(
+  settings: NftSettings,
+  seen: Contents['rules'] = notrackRules(settings.mark).map(({ chain, comment, expr }) => ({
+    chain,
+    comment,
+    expr,
+  })),
+): Promise<EnsuredTable> {
+  const before = await read();
+  if (
+    before !== undefined &&
+    isAsWanted(before, settings) &&
+    isDeepStrictEqual(before.rules, inOrder(seen))
+  ) {
+    return { repaired: [], rules: before.rules };
+  }
+  await nftApply(replacement(settings));
+  const after = await read();
+  if (after === undefined || !isAsWanted(after, settings)) {
+    throw new DatapathError('NFT_FAILED', `the table inet ${TABLE} was accepted but does not read back`);
+  }
+  const what = before === undefined ? `table inet ${TABLE}` : `contents of table inet ${TABLE}`;
+  return { repaired: [what], rules: after.rules };
 }
 
-function ruleset(settings: NftSettings): string {
-  const [replies4, replies6, connected4, connected6, intercepted, again] = ruleComments(settings);
-  const { value, mask } = settings.mark;
-  // A wildcard socket is a listener: a new connection is never marked here.
-  const connected = 'meta l4proto tcp socket transparent 1 socket wildcard 0';
-  const setMark = `meta mark set meta mark and ${hex(~mask >>> 0)} or ${hex(value)}`;
+/** All but the expressions of the rules, whose listing is nft's own. */
+function isAsWanted(contents: Contents, { mark, pods4, pods6 }: NftSettings): boolean {
+  const named = (rules: Contents['rules']) => rules.map(({ chain, comment }) => `${chain}: ${comment}`);
+  return (
+    isDeepStrictEqual(
+      contents.chains,
+      CHAINS.map(({ name, hook, prio }) => `${name} ${hook} ${prio} accept`).sort(),
+    ) &&
+    isDeepStrictEqual(named(contents.rules), named(inOrder(notrackRules(mark)))) &&
+    isDeepStrictEqual(contents.sets, { pods4: [...pods4].sort(), pods6: [...pods6].sort() })
+  );
+}
+
+function replacement({ mark, pods4, pods6 }: NftSettings): string {
   const elements = (ips: readonly string[]) => (ips.length === 0 ? '' : `elements = { ${ips.join(', ')} };`);
+  const chains = CHAINS.map(({ name, hook, prio }) => {
+    const rules = notrackRules(mark).filter(({ chain }) => chain === name);
+    return `  chain ${name} {
+    type filter hook ${hook} priority ${prio}; policy accept;
+${rules.map(({ text, comment }) => `    ${text} comment "${comment}"`).join('\n')}
+  }`;
+  });
   return `
 add table inet ${TABLE}
 delete table inet ${TABLE}
 table inet ${TABLE} {
-  set pods4 { type ipv4_addr; ${elements(settings.pods4)} }
-  set pods6 { type ipv6_addr; ${elements(settings.pods6)} }
-  chain prerouting {
-    type filter hook prerouting priority -310; policy accept;
-    ip saddr @pods4 ${connected} ${setMark} comment "${connected4}"
-    ip6 saddr @pods6 ${connected} ${setMark} comment "${connected6}"
-    meta mark and ${hex(mask)} == ${hex(value)} notrack meta mark set meta mark and ${hex(~mask >>> 0)} comment "${intercepted}"
-  }
-  chain after_raw {
-    type filter hook prerouting priority -290; policy accept;
-    ct state untracked meta l4proto tcp socket transparent 1 ${setMark} comment "${again}"
-  }
-  chain output {
-    type filter hook output priority -300; policy accept;
-    meta l4proto tcp ip daddr @pods4 socket transparent 1 notrack comment "${replies4}"
-    meta l4proto tcp ip6 daddr @pods6 socket transparent 1 notrack comment "${replies6}"
-  }
+  set pods4 { type ipv4_addr; ${elements(pods4)} }
+  set pods6 { type ipv6_addr; ${elements(pods6)} }
+${chains.join('\n')}
 }
 `;
 }
 
-async function nft(args: readonly string[], input?: string): Promise<string> {
-  try {
-    const child = run('nft', [...args], { maxBuffer: 64 << 20, timeout: 10_000 });
-    // nft may end before it has read everything (EPIPE); its exit status and stderr say why.
-    child.child.stdin?.on('error', () => undefined).end(input ?? '');
-    return (await child).stdout;
-  } catch (error) {
-    const { stderr, code } = error as { stderr?: string; code?: string | number };
-    const why =
-      code === 'ENOENT'
-        ? 'the nft command is not installed (Debian package nftables)'
-        : (stderr ?? '').trim();
-    throw new DatapathError('NFT_FAILED', `nft ${args.join(' ')}: ${why || String(error)}`, error);
+async function read(): Promise<Contents | undefined> {
+  const listed = (await nftTable('inet', TABLE)) as readonly Listed[] | undefined;
+  if (listed === undefined) {
+    return undefined;
   }
-}
-
-function observe(listing: string): Observed {
-  const objects = (JSON.parse(listing) as { nftables: NftObject[] }).nftables;
-  const chains: string[] = [];
-  const rules: string[] = [];
-  const elements: Record<string, string> = {};
-  for (const { chain, rule, set } of objects) {
-    if (chain !== undefined) {
-      chains.push(`${chain.name}/${chain.hook ?? ''}/${chain.prio ?? ''}/${chain.policy ?? ''}`);
-    }
-    if (rule !== undefined) {
-      rules.push(rule.comment ?? `unknown rule in ${rule.chain}`);
-    }
-    if (set !== undefined) {
-      elements[set.name] = (set.elem ?? []).map(String).sort().join(' ');
-    }
-  }
-  return { chains: chains.sort().join(' '), rules: rules.sort().join('\n'), elements };
-}
-
-async function read(): Promise<Observed | undefined> {
-  try {
-    return observe(await nft(['-j', 'list', 'table', 'inet', TABLE]));
-  } catch (error) {
-    if (error instanceof DatapathError && /No such file or directory/.test(error.message)) {
-      return undefined;
-    }
-    throw error;
-  }
-}
-
-function matches(observed: Observed | undefined, settings: NftSettings): boolean {
-  return (
-    observed !== undefined &&
-    observed.chains === CHAINS &&
-    observed.rules === ruleComments(settings).sort().join('\n') &&
-    observed.elements.pods4 === [...settings.pods4].sort().join(' ') &&
-    observed.elements.pods6 === [...settings.pods6].sort().join(' ')
+  const chains = listed.flatMap(({ chain }) =>
+    chain === undefined
+      ? []
+      : [`${chain.name} ${chain.hook ?? ''} ${chain.prio ?? ''} ${chain.policy ?? ''}`],
   );
+  const rules = listed.flatMap(({ rule }) =>
+    rule === undefined ? [] : [{ chain: rule.chain, comment: rule.comment ?? '', expr: rule.expr ?? [] }],
+  );
+  const sets = listed.flatMap(({ set }) =>
+    set === undefined ? [] : [[set.name, (set.elem ?? []).map(String).sort()] as const],
+  );
+  return { chains: chains.sort(), rules: inOrder(rules), sets: Object.fromEntries(sets) };
 }
 
-/** Compares the table with what is wanted and, where it differs, replaces it in one transaction. */
-export async function ensureTable(settings: NftSettings): Promise<{ readonly repaired: readonly string[] }> {
-  const before = await read();
-  if (matches(before, settings)) {
-    return { repaired: [] };
-  }
-  await nft(['-f', '-'], ruleset(settings));
-  if (!matches(await read(), settings)) {
-    throw new DatapathError('NFT_FAILED', `the table inet ${TABLE} was accepted but does not read back`);
-  }
-  return { repaired: [before === undefined ? `table inet ${TABLE}` : `contents of table inet ${TABLE}`] };
+/** By chain; within one the order is what runs. */
+function inOrder(rules: Contents['rules']): Contents['rules'] {
+  return [...rules].sort((a, b) => a.chain.localeCompare(b.chain));
 }
 
 /**
@@ -166,10 +139,12 @@ export async function ensureTable(settings: NftSettings): Promise<{ readonly rep
  */
 export class NotrackTable {
   readonly #netfilter: Netfilter;
-  readonly #mark: NftSettings['mark'];
+  readonly #mark: Mark;
   #verified: { generation: number; readonly pods: Set<string> } | undefined;
+  /** As this nft lists them; the mark stays the same as long as the agent runs. */
+  #rules: Contents['rules'] | undefined;
 
-  constructor(netfilter: Netfilter, mark: NftSettings['mark']) {
+  constructor(netfilter: Netfilter, mark: Mark) {
     this.#netfilter = netfilter;
     this.#mark = mark;
   }
@@ -188,11 +163,13 @@ export class NotrackTable {
     // Before the look: a change during it makes the next one look again.
     const generation = this.#netfilter.generation();
     const ips = [...pods];
-    const { repaired } = await ensureTable({
+    const settings = {
       mark: this.#mark,
       pods4: ips.filter((ip) => familyOf(ip) === 4),
       pods6: ips.filter((ip) => familyOf(ip) === 6),
-    });
+    };
+    const { repaired, rules } = await ensureTable(settings, this.#rules);
+    this.#rules = rules;
     const own = repaired.length > 0 ? 1 : 0;
     this.#verified = { generation: generation + own, pods: new Set(pods) };
     return { repaired };
@@ -237,10 +214,11 @@ const SETS = [
   ['pods6', 16, (ip: string) => familyOf(ip) === 6],
 ] as const;
 
+/** Returns what was taken away, in words. DatapathError NFT_FAILED. */
 export async function removeTable(): Promise<string[]> {
   if ((await read()) === undefined) {
     return [];
   }
-  await nft(['delete', 'table', 'inet', TABLE]);
+  await nftApply(`delete table inet ${TABLE}`);
   return [`table inet ${TABLE}`];
 }

@@ -3,11 +3,17 @@
 import { type ChildProcess, fork } from 'node:child_process';
 import { once } from 'node:events';
 import { fileURLToPath } from 'node:url';
-import { ensureTable, type NftSettings, removeTable } from '../../src/kernel/notrack-table.js';
+import {
+  type EnsuredTable,
+  ensureTable,
+  type NftSettings,
+  removeTable,
+} from '../../src/kernel/notrack-table.js';
 
 interface Request {
   readonly id: number;
   readonly settings: NftSettings | undefined;
+  readonly seen: EnsuredTable['rules'] | undefined;
 }
 
 type Reply = { readonly id: number } & (
@@ -36,7 +42,11 @@ export class NftInside {
   }
 
   async ensure(settings: NftSettings): Promise<readonly string[]> {
-    return ((await this.#call(settings)) as Awaited<ReturnType<typeof ensureTable>>).repaired;
+    return (await this.look(settings)).repaired;
+  }
+
+  async look(settings: NftSettings, seen?: EnsuredTable['rules']): Promise<EnsuredTable> {
+    return (await this.#call(settings, seen)) as EnsuredTable;
   }
 
   async remove(): Promise<string[]> {
@@ -51,11 +61,11 @@ export class NftInside {
     }
   }
 
-  #call(settings: NftSettings | undefined): Promise<unknown> {
+  #call(settings: NftSettings | undefined, seen?: EnsuredTable['rules']): Promise<unknown> {
     return new Promise((resolve, reject) => {
       const id = ++this.#lastId;
       this.#waiting.set(id, { resolve, reject });
-      this.#child.send({ id, settings } satisfies Request);
+      this.#child.send({ id, settings, seen } satisfies Request);
     });
   }
 
@@ -71,9 +81,9 @@ export class NftInside {
 }
 
 if (process.argv[2] === 'serve' && process.send !== undefined) {
-  const answer = async ({ id, settings }: Request): Promise<Reply> => {
+  const answer = async ({ id, settings, seen }: Request): Promise<Reply> => {
     try {
-      return { id, value: settings === undefined ? await removeTable() : await ensureTable(settings) };
+      return { id, value: settings === undefined ? await removeTable() : await ensureTable(settings, seen) };
     } catch (error) {
       const { code, message } = error as { code?: string; message: string };
       return { id, error: { code, message } };

@@ -122,6 +122,31 @@ describe('what somebody did to the table is undone', () => {
       'a rule added with a comment',
       () => nft('add', 'rule', ...inet, 'output', 'drop', 'comment', '"output replies IPv4"'),
     ],
+    [
+      'a rule replaced under the same comment',
+      () => {
+        const comment = /comment ("output replies IPv4[^"]*")/.exec(handles())?.[1] ?? '';
+        nft(
+          'replace',
+          'rule',
+          ...inet,
+          'output',
+          'handle',
+          handleOf('output replies'),
+          'drop',
+          'comment',
+          comment,
+        );
+      },
+    ],
+    [
+      'two rules in the other order',
+      () => {
+        const [, rule = '', handle = ''] = /(ip saddr @pods4 .*) # handle (\d+)/.exec(handles()) ?? [];
+        nft('delete', 'rule', ...inet, 'prerouting', 'handle', handle);
+        nft(`add rule inet nodesentry prerouting ${rule}`);
+      },
+    ],
     ['the rules flushed', () => nft('flush', 'table', ...inet)],
     ['a chain added', () => nft('add', 'chain', ...inet, 'input')],
     ['a policy changed', () => nft('add', 'chain', ...inet, 'output', '{ policy drop; }')],
@@ -145,6 +170,29 @@ describe('what somebody did to the table is undone', () => {
     expect(await inside.ensure(SETTINGS)).toEqual(CREATED);
     expect(table()).toBe(before);
   });
+});
+
+it.each([
+  ['one bit', { value: 0x40, mask: 0x40 }],
+  ['one of four', { value: 0x400, mask: 0xf00 }],
+  ['all of four', { value: 0xf00, mask: 0xf00 }],
+  ['a high bit', { value: 0x20000000, mask: 0x20000000 }],
+])('this nft lists the rules as they are compared, with a mark of %s', async (_what, mark) => {
+  await inside.ensure({ ...SETTINGS, mark });
+  const before = handles();
+  expect(await inside.ensure({ ...SETTINGS, mark })).toEqual([]);
+  expect(handles()).toBe(before);
+});
+
+it('rules that nft lists otherwise than we do are written once, and then known by that listing', async () => {
+  // A mask that begins with the highest bit is listed as a prefix.
+  const settings = { ...SETTINGS, mark: { value: 0x80000000, mask: 0xc0000000 } };
+  await inside.ensure(settings);
+  const { repaired, rules } = await inside.look(settings);
+  expect(repaired).toEqual(REPAIRED);
+  const before = handles();
+  expect(await inside.look(settings, rules)).toEqual({ repaired: [], rules });
+  expect(handles()).toBe(before);
 });
 
 describe('the tables of others', () => {

@@ -225,6 +225,20 @@ const DAMAGES: readonly Damage[] = [
       inNode('nft', 'insert', 'rule', 'inet', 'nodesentry', 'prerouting', 'tcp', 'dport', '9', 'drop'),
   },
   {
+    what: 'a rule replaced under its own comment',
+    kind: 'nftables',
+    does: async () => {
+      const listing = await inNode('nft', '-a', 'list', 'table', 'inet', 'nodesentry');
+      const [, comment = '', handle = ''] =
+        /comment ("output replies IPv6[^"]*") # handle (\d+)/.exec(listing) ?? [];
+      await inNode(
+        'sh',
+        '-c',
+        `nft 'replace rule inet nodesentry output handle ${handle} counter comment ${comment}'`,
+      );
+    },
+  },
+  {
     what: 'the program of a routed pod detached',
     kind: 'attachment',
     does: async () => detach(`egress-${await interfaceOf('routed')}`),
