@@ -9,5 +9,6 @@ void define_sockets(Napi::Env env, Napi::Object exports);
 void define_listeners(Napi::Env env, Napi::Object exports);
 void define_routes(Napi::Env env, Napi::Object exports);
 void define_nftables(Napi::Env env, Napi::Object exports);
+void define_locks(Napi::Env env, Napi::Object exports);
 
 } // namespace ns

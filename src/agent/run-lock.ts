@@ -1,14 +1,78 @@
-/** One agent per run directory: a lock file that names its holder, and does not outlive it. */
+/** One agent per run directory: a locked file that names its holder. The lock ends with its process, the name may stay. */
 
-import { mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  closeSync,
+  fstatSync,
+  ftruncateSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeSync,
+} from 'node:fs';
 import { join } from 'node:path';
+import { tryLock } from '../native/locks.js';
 
 export class AlreadyRunningError extends Error {
   override readonly name = 'AlreadyRunningError';
   readonly code = 'ALREADY_RUNNING';
-  constructor(runDir: string, pid: number) {
-    super(`an agent is already running on ${runDir} (pid ${pid})`);
+  constructor(runDir: string, pid: number | undefined) {
+    super(`an agent is already running on ${runDir}${pid === undefined ? '' : ` (pid ${pid})`}`);
   }
+}
+
+/** The pid of the live agent that holds `runDir`; undefined where there is none. */
+export function lockHolder(runDir: string): number | undefined {
+  const named = namedIn(join(runDir, 'agent.pid'));
+  return named !== undefined && startTime(named.pid) === named.started ? named.pid : undefined;
+}
+
+/** Throws AlreadyRunningError while another agent has the lock, and what the file system throws. */
+export function takeLock(runDir: string): { release(): void } {
+  mkdirSync(runDir, { recursive: true, mode: 0o755 });
+  const path = join(runDir, 'agent.pid');
+  for (;;) {
+    const fd = openSync(path, 'a+', 0o644);
+    try {
+      const isLocked = tryLock(fd);
+      if (isLocked && !isFileAt(path, fd)) {
+        closeSync(fd); // its holder took it away while we waited for nothing: another file is the lock now
+        continue;
+      }
+      // An agent of before this lock names itself, and holds none.
+      const holder = lockHolder(runDir);
+      if (!isLocked || holder !== undefined) {
+        throw new AlreadyRunningError(runDir, holder ?? namedIn(path)?.pid);
+      }
+      ftruncateSync(fd);
+      writeSync(fd, `${process.pid} ${startTime(process.pid) ?? ''}\n`);
+    } catch (error) {
+      closeSync(fd);
+      throw error;
+    }
+    return {
+      release: () => {
+        rmSync(path, { force: true });
+        closeSync(fd);
+      },
+    };
+  }
+}
+
+function namedIn(path: string): { readonly pid: number; readonly started: string } | undefined {
+  try {
+    const [pid, started] = readFileSync(path, 'utf8').trim().split(' ');
+    return pid === undefined || started === undefined ? undefined : { pid: Number(pid), started };
+  } catch {
+    return undefined;
+  }
+}
+
+function isFileAt(path: string, fd: number): boolean {
+  const there = statSync(path, { throwIfNoEntry: false });
+  const { dev, ino } = fstatSync(fd);
+  return there?.dev === dev && there.ino === ino;
 }
 
 /** Start time in clock ticks since boot tells a process from a later one with its pid (proc(5), field 22). */
@@ -18,36 +82,5 @@ function startTime(pid: number): string | undefined {
     return stat.slice(stat.lastIndexOf(')') + 2).split(' ')[19];
   } catch {
     return undefined;
-  }
-}
-
-/** The pid of the live agent that holds `runDir`, if any. */
-export function lockHolder(runDir: string): number | undefined {
-  try {
-    const [pid, started] = readFileSync(join(runDir, 'agent.pid'), 'utf8').trim().split(' ');
-    return started !== undefined && startTime(Number(pid)) === started ? Number(pid) : undefined;
-  } catch {
-    return undefined;
-  }
-}
-
-export function takeLock(runDir: string): { release(): void } {
-  mkdirSync(runDir, { recursive: true, mode: 0o755 });
-  const path = join(runDir, 'agent.pid');
-  const line = `${process.pid} ${startTime(process.pid) ?? ''}\n`;
-  for (let attempt = 0; ; attempt++) {
-    try {
-      writeFileSync(path, line, { flag: 'wx', mode: 0o644 });
-      return { release: () => rmSync(path, { force: true }) };
-    } catch (error) {
-      if ((error as { code?: string }).code !== 'EEXIST' || attempt > 3) {
-        throw error;
-      }
-      const holder = lockHolder(runDir);
-      if (holder !== undefined) {
-        throw new AlreadyRunningError(runDir, holder);
-      }
-      rmSync(path, { force: true }); // of an agent that was killed
-    }
   }
 }

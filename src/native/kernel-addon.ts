@@ -70,6 +70,7 @@ interface KernelAddon {
   socketInfo(fd: number): SocketInfo;
   peerCredentials(fd: number): PeerCredentials;
   tcpListeners(): TcpListener[];
+  tryLock(fd: number): boolean;
   openRoutes(): number;
   tableRoutes(fd: number, sequence: number, family: 4 | 6, table: number): TableRoute[];
   openNetfilter(): number;

@@ -3,6 +3,7 @@ import { afterAll, beforeAll, expect, it } from 'vitest';
 import * as bpf from '../../src/native/bpf.js';
 import * as descriptors from '../../src/native/descriptors.js';
 import * as linkEvents from '../../src/native/link-events.js';
+import * as locks from '../../src/native/locks.js';
 import * as namespaces from '../../src/native/namespaces.js';
 import * as sockets from '../../src/native/sockets.js';
 import { loadProbe, u32 } from './native-lab.js';
@@ -70,6 +71,7 @@ const cases: readonly (readonly [string, string, () => unknown])[] = [
   ['withNetns', 'fd must be a non-negative integer', () => namespaces.withNetns(wrong('0'), () => 1)],
   ['withNetns', 'body must be a function', () => namespaces.withNetns(0, wrong('x'))],
   ['netnsIdentity', 'fd must be', () => namespaces.netnsIdentity(-1)],
+  ['tryLock', 'fd must be', () => locks.tryLock(-1)],
   ['closeFd', 'fd must be', () => descriptors.closeFd(Number.NaN)],
   ['pidfdOpen', 'pid must be a positive integer', () => sockets.pidfdOpen(0)],
   ['pidfdGetfd', 'pidfd must be', () => sockets.pidfdGetfd(-1, 0)],
