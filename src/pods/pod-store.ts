@@ -3,6 +3,8 @@
 import { randomUUID } from 'node:crypto';
 import { isDeepStrictEqual } from 'node:util';
 import type { Clock } from '../base/clock.js';
+import { type GonePod, GonePods } from './gone-pods.js';
+import { joinPods } from './join.js';
 import type { Pod, PodUid, SourceName } from './pod.js';
 
 export interface Revision {
@@ -12,38 +14,24 @@ export interface Revision {
 
 export type PodChange = { readonly kind: 'upsert' | 'remove'; readonly pod: Pod };
 
-export interface RemovedPod {
-  readonly pod: Pod;
-  /** Unix time, milliseconds. */
-  readonly atMs: number;
-}
-
-/** How long a pod that has gone is remembered: its name here, its row in the kernel, its flows by identity. */
-export const REMEMBERED_MS = 60_000;
-
-/** Where no source is asked that would know. */
-const UNKNOWN_SERVICE_ACCOUNT = 'default';
-
-/** Weakest first: where two sources disagree about a field, the later one is believed. */
-const PRECEDENCE: readonly SourceName[] = ['static', 'cni', 'cri', 'kubernetes'];
+/** What one source tells. `before`: told before this start of the agent, and not yet again. */
+type Told =
+  | { readonly kind: 'before'; readonly pods: ReadonlyMap<PodUid, Pod> }
+  | { readonly kind: 'now'; readonly pods: Map<PodUid, Pod> };
 
 export class PodStore {
   /** Random per store, that is per start of the agent. */
   readonly epoch: string;
-  readonly #nowMs: Clock;
-  readonly #sources = new Map<SourceName, Map<PodUid, Pod>>();
-  /** What a source told before this start, until it tells again. */
-  readonly #remembered = new Map<SourceName, ReadonlyMap<PodUid, Pod>>();
+  readonly #told = new Map<SourceName, Told>();
   readonly #pods = new Map<PodUid, Pod>();
   readonly #byIp = new Map<string, Pod[]>();
-  readonly #tombstones = new Map<PodUid, RemovedPod>();
-  readonly #departures = new Map<PodUid, RemovedPod>();
+  readonly #gone: GonePods;
   readonly #listeners = new Set<(changes: readonly PodChange[]) => void>();
   #revision = 0;
 
-  /** `nowMs` is the clock that tombstones run by. */
+  /** `nowMs` is the clock that pods which went are forgotten by. */
   constructor(options: { nowMs?: Clock; epoch?: string } = {}) {
-    this.#nowMs = options.nowMs ?? Date.now;
+    this.#gone = new GonePods(options.nowMs ?? Date.now);
     this.epoch = options.epoch ?? randomUUID();
   }
 
@@ -60,13 +48,12 @@ export class PodStore {
     if (next.size !== pods.length) {
       throw new RangeError(`source ${source} lists one pod UID twice`);
     }
-    const before = this.#sources.get(source) ?? this.#remembered.get(source) ?? new Map<PodUid, Pod>();
+    const before = this.#told.get(source)?.pods ?? new Map<PodUid, Pod>();
     // A source hands the same object over again where nothing has changed: most pods, most of the time.
     const uids = [...new Set([...before.keys(), ...next.keys()])].filter(
       (uid) => before.get(uid) !== next.get(uid),
     );
-    this.#sources.set(source, next);
-    this.#remembered.delete(source);
+    this.#tell(source, next);
     this.#publish(uids);
   }
 
@@ -81,33 +68,41 @@ export class PodStore {
     if (remembered.size !== pods.length) {
       throw new RangeError(`source ${source} remembers one pod UID twice`);
     }
-    if (this.#sources.has(source)) {
+    const before = this.#told.get(source);
+    if (before?.kind === 'now') {
       return;
     }
-    const before = this.#remembered.get(source);
-    this.#remembered.set(source, remembered);
-    this.#publish([...new Set([...(before?.keys() ?? []), ...remembered.keys()])]);
+    this.#told.set(source, { kind: 'before', pods: remembered });
+    this.#publish([...new Set([...(before?.pods.keys() ?? []), ...remembered.keys()])]);
   }
 
   /** What has changed at one source that has delivered its whole before, or delivers it bit by bit. */
   updateSource(source: SourceName, changes: { upsert?: readonly Pod[]; remove?: readonly PodUid[] }): void {
     const { upsert = [], remove = [] } = changes;
-    const pods = this.#sources.get(source) ?? new Map<PodUid, Pod>();
-    const remembered = this.#remembered.get(source)?.keys() ?? [];
-    this.#remembered.delete(source);
+    const told = this.#told.get(source);
+    const pods = told?.kind === 'now' ? told.pods : new Map<PodUid, Pod>();
+    const before = told?.kind === 'before' ? told.pods.keys() : [];
     for (const pod of upsert) {
       pods.set(pod.uid, pod);
     }
     for (const uid of remove) {
       pods.delete(uid);
     }
-    this.#sources.set(source, pods);
-    this.#publish([...new Set([...upsert.map((pod) => pod.uid), ...remove, ...remembered])]);
+    this.#tell(source, pods);
+    this.#publish([...new Set([...upsert.map((pod) => pod.uid), ...remove, ...before])]);
+  }
+
+  /** In the order in which sources first told something themselves. */
+  #tell(source: SourceName, pods: Map<PodUid, Pod>): void {
+    if (this.#told.get(source)?.kind === 'before') {
+      this.#told.delete(source);
+    }
+    this.#told.set(source, { kind: 'now', pods });
   }
 
   #publish(uids: readonly PodUid[]): void {
     const changes = uids.flatMap((uid) => this.#rejoin(uid) ?? []);
-    this.#forgetOldTombstones();
+    this.#gone.forgetOld();
     if (changes.length === 0) {
       return;
     }
@@ -119,7 +114,7 @@ export class PodStore {
 
   /** Sources that have delivered a snapshot. */
   syncedSources(): ReadonlySet<SourceName> {
-    return new Set(this.#sources.keys());
+    return new Set([...this.#told].filter(([, { kind }]) => kind === 'now').map(([source]) => source));
   }
 
   get(uid: PodUid): Pod | undefined {
@@ -136,15 +131,13 @@ export class PodStore {
   }
 
   /** A pod that went less than 60 s ago and did not come back. */
-  removed(uid: PodUid): RemovedPod | undefined {
-    this.#forgetOldTombstones();
-    return this.#tombstones.get(uid);
+  removed(uid: PodUid): GonePod | undefined {
+    return this.#gone.removed(uid);
   }
 
   /** A live pod as it was before one of its sources dropped it, less than 60 s ago. */
-  departed(uid: PodUid): RemovedPod | undefined {
-    this.#forgetOldTombstones();
-    return this.#departures.get(uid);
+  departed(uid: PodUid): GonePod | undefined {
+    return this.#gone.departed(uid);
   }
 
   /** Called once per revision, in order. The function returned ends it. */
@@ -158,10 +151,11 @@ export class PodStore {
 
   #rejoin(uid: PodUid): PodChange | undefined {
     const before = this.#pods.get(uid);
-    const after = joinPods(this.#partsOf(uid));
+    const after = joinPods(this.#saidOf(uid));
     if (isDeepStrictEqual(before, after)) {
       return undefined;
     }
+    this.#gone.note(uid, before, after);
     if (before !== undefined) {
       this.#unindex(before);
       this.#pods.delete(uid);
@@ -169,41 +163,21 @@ export class PodStore {
     if (after !== undefined) {
       this.#index(after);
       this.#pods.set(uid, after);
-      this.#tombstones.delete(uid);
-      this.#noteDeparture(before, after);
       return { kind: 'upsert', pod: after };
     }
-    if (before !== undefined) {
-      // What the last source to let go of it knew can be the least: the network, and no name.
-      const pod = this.#departures.get(uid)?.pod ?? before;
-      this.#departures.delete(uid);
-      this.#tombstones.set(uid, { pod, atMs: this.#nowMs() });
-      return { kind: 'remove', pod: before };
-    }
-    return undefined;
+    return before === undefined ? undefined : { kind: 'remove', pod: before };
   }
 
-  /** What every source says of the pod, weakest first. What is only remembered names no pod by itself. */
-  #partsOf(uid: PodUid): { source: SourceName; pod: Pod }[] {
-    const isLive = [...this.#sources.values()].some((pods) => pods.has(uid));
-    return PRECEDENCE.flatMap((source) => {
-      const pod =
-        this.#sources.get(source)?.get(uid) ?? (isLive ? this.#remembered.get(source)?.get(uid) : undefined);
-      return pod === undefined ? [] : [{ source, pod }];
-    });
-  }
-
-  #noteDeparture(before: Pod | undefined, after: Pod): void {
-    const back = this.#departures.get(after.uid)?.pod.sources.every((name) => after.sources.includes(name));
-    if (back === true) {
-      this.#departures.delete(after.uid);
-      return;
-    }
-    const dropped = before?.sources.some((name) => !after.sources.includes(name)) === true;
-    // The first departure has most to say; it is forgotten when all are back.
-    if (before !== undefined && dropped && !this.#departures.has(after.uid)) {
-      this.#departures.set(after.uid, { pod: before, atMs: this.#nowMs() });
-    }
+  /** What was only told before this start names no pod by itself. */
+  #saidOf(uid: PodUid): ReadonlyMap<SourceName, Pod> {
+    const told = [...this.#told];
+    const isLive = told.some(([, { kind, pods }]) => kind === 'now' && pods.has(uid));
+    return new Map(
+      told.flatMap(([source, { pods }]): [SourceName, Pod][] => {
+        const pod = isLive ? pods.get(uid) : undefined;
+        return pod === undefined ? [] : [[source, pod]];
+      }),
+    );
   }
 
   #index(pod: Pod): void {
@@ -222,68 +196,4 @@ export class PodStore {
       }
     }
   }
-
-  /** They stand in the order of their removal, so the first young one ends the search. */
-  #forgetOldTombstones(): void {
-    const oldest = this.#nowMs() - REMEMBERED_MS;
-    for (const removed of [this.#tombstones, this.#departures]) {
-      for (const [uid, { atMs }] of removed) {
-        if (atMs > oldest) {
-          break;
-        }
-        removed.delete(uid);
-      }
-    }
-  }
-}
-
-/**
- * One frozen pod out of what several sources say, weakest first. An empty field is one the source does not know;
- * addresses are united, the strongest source's first; a pod is on the host's network if any source says so.
- */
-function joinPods(parts: readonly { source: SourceName; pod: Pod }[]): Pod | undefined {
-  const strongest = parts.at(-1)?.pod;
-  if (strongest === undefined) {
-    return undefined;
-  }
-  const strongestFirst = parts.map((part) => part.pod).reverse();
-  const text = (pick: (pod: Pod) => string | undefined): string | undefined =>
-    strongestFirst.map(pick).find((value) => value !== undefined && value !== '');
-  // Kubernetes knows all labels: none there means that the last one was taken away, and the copy in the CRI is old.
-  const mapsFrom = parts.at(-1)?.source === 'kubernetes' ? [strongest] : strongestFirst;
-  const map = (pick: (pod: Pod) => Readonly<Record<string, string>>): Readonly<Record<string, string>> =>
-    Object.freeze({ ...mapsFrom.map(pick).find((value) => Object.keys(value).length > 0) });
-  const netns = text((pod) => pod.netns);
-  const hostInterface = text((pod) => pod.interface);
-  const owner = strongestFirst.find((pod) => pod.owner !== undefined)?.owner;
-  return Object.freeze({
-    uid: strongest.uid,
-    namespace: text((pod) => pod.namespace) ?? '',
-    name: text((pod) => pod.name) ?? '',
-    serviceAccount: serviceAccountOf(parts),
-    labels: map((pod) => pod.labels),
-    annotations: map((pod) => pod.annotations),
-    ips: Object.freeze([...new Set(strongestFirst.flatMap((pod) => pod.ips))]),
-    runtime: strongestFirst.find((pod) => pod.runtime !== 'unknown')?.runtime ?? 'unknown',
-    runtimeHandler: text((pod) => pod.runtimeHandler) ?? '',
-    sandboxId: text((pod) => pod.sandboxId) ?? '',
-    hostNetwork: strongestFirst.some((pod) => pod.hostNetwork),
-    ...(netns === undefined ? {} : { netns }),
-    ...(hostInterface === undefined ? {} : { interface: hostInterface }),
-    ...(owner === undefined ? {} : { owner: Object.freeze({ ...owner }) }),
-    sources: Object.freeze(parts.map((part) => part.source)),
-  });
-}
-
-/**
- * What Kubernetes says of a pod that it knows, even that it has none: the API server writes `default` where a pod names
- * none, but not into mirror pods, which it forbids to have any (plugin/pkg/admission/serviceaccount). A label that the
- * runtime was given does not change that; the administrator's static file does.
- */
-function serviceAccountOf(parts: readonly { source: SourceName; pod: Pod }[]): string {
-  const isKnown = parts.some(({ source }) => source === 'kubernetes');
-  const told = parts
-    .filter(({ source }) => !isKnown || source === 'kubernetes' || source === 'static')
-    .findLast(({ pod }) => pod.serviceAccount !== '');
-  return told?.pod.serviceAccount ?? (isKnown ? '' : UNKNOWN_SERVICE_ACCOUNT);
 }

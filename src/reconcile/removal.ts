@@ -10,8 +10,9 @@ import type { EndpointTables } from '../datapath/endpoints.js';
 import type { Role } from '../datapath/manifest.js';
 import type { Attachment, Attachments } from '../kernel/attachment.js';
 import type { InterfaceSysctls } from '../kernel/sysctls.js';
+import { REMEMBERED_MS } from '../pods/gone-pods.js';
 import type { PodUid } from '../pods/pod.js';
-import { type PodStore, REMEMBERED_MS } from '../pods/pod-store.js';
+import type { PodStore } from '../pods/pod-store.js';
 import type { InterceptDecision, PlannedEndpoint } from './decisions.js';
 import type { Proofs } from './proofs.js';
 

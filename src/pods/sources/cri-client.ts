@@ -87,7 +87,7 @@ export class CriClient {
     return this.#call('PodSandboxStatus', { podSandboxId: id, verbose: true }, sandboxStatusSchema);
   }
 
-  /** Without a time limit. `onEnd` comes once, with the reason; not after the function returned was called. */
+  /** Without a time limit. `onEnd` comes once, with the reason. Neither is called after the function returned was. */
   containerEvents(onEvent: () => void, onEnd: (error: CriError) => void): () => void {
     const { path, requestSerialize, responseDeserialize } = this.#method('GetContainerEvents');
     const stream: ClientReadableStream<unknown> = this.#client.makeServerStreamRequest(
@@ -103,7 +103,11 @@ export class CriClient {
         onEnd(error);
       }
     };
-    stream.on('data', onEvent);
+    stream.on('data', () => {
+      if (!ended) {
+        onEvent();
+      }
+    });
     stream.on('error', (error: ServiceError) => end(this.#explain('GetContainerEvents', error)));
     stream.on('end', () => end(new CriError('UNAVAILABLE', `${this.#endpoint}: the stream of events ended`)));
     return () => {

@@ -6,8 +6,10 @@ import type { Pod } from '../pod.js';
 import type { PodStore } from '../pod-store.js';
 import type { HandlerTable } from '../runtime-kind.js';
 import type { PodSource } from '../source.js';
-import { CriClient, CriError, type CriVersion, type ListedSandbox } from './cri-client.js';
+import { CriClient, CriError, type ListedSandbox } from './cri-client.js';
+import { CriConnection } from './cri-connection.js';
 import { readSandbox, type SandboxStatus } from './cri-sandbox.js';
+import { PokedPause } from './poked-pause.js';
 
 export interface CriSourceOptions {
   /** As in `unix:///run/containerd/containerd.sock`. */
@@ -29,8 +31,6 @@ const BACKOFF_MAX_MS = 5000;
 const STATUS_CALLS_AT_ONCE = 8;
 /** How often a first snapshot is tried before one without the sandboxes that fail is taken. */
 const INCOMPLETE_ROUNDS = 3;
-/** Pokes come in bursts; one list answers those of this long. */
-const POKE_GAP_MS = 20;
 
 /** A sandbox of the last list, and what its status came to. */
 interface Known {
@@ -42,21 +42,17 @@ interface Known {
 export class CriSource implements PodSource {
   readonly name = 'cri';
   readonly #options: CriSourceOptions;
+  readonly #connection: CriConnection;
+  readonly #pause = new PokedPause();
   #known: ReadonlyMap<string, Known> = new Map();
   #lastError: string | undefined;
-  #version: CriVersion | undefined;
-  #eventsFlow = false;
-  #eventsRefused = false;
-  #stopEvents: (() => void) | undefined;
-  #eventsMissed = false;
-  #hurry: (() => void) | undefined;
-  #poked = false;
   #published = false;
   #incompleteRounds = 0;
   readonly #unknownHandlers = new Set<string>();
 
   constructor(options: CriSourceOptions) {
     this.#options = options;
+    this.#connection = new CriConnection(options.log, () => this.poke());
   }
 
   get lastError(): string | undefined {
@@ -65,14 +61,13 @@ export class CriSource implements PodSource {
 
   /** Lists again at once, or right after the list under way: something happened on the node. */
   poke(): void {
-    this.#poked = true;
-    this.#hurry?.();
+    this.#pause.poke();
   }
 
   async start(signal: AbortSignal): Promise<void> {
     const client = new CriClient(this.#options.endpoint, this.#options.deadlineMs ?? 5000);
     const stop = (): void => {
-      this.#endEvents();
+      this.#connection.lose();
       client.close();
     };
     if (signal.aborted) {
@@ -83,7 +78,7 @@ export class CriSource implements PodSource {
     let failures = (await this.#round(client, signal)) ? 0 : 1;
     const follow = async (): Promise<void> => {
       while (!signal.aborted) {
-        await this.#pause(this.#delayMs(failures), signal);
+        await this.#pause.wait(this.#delayMs(failures), signal);
         if (!signal.aborted) {
           failures = (await this.#round(client, signal)) ? 0 : failures + 1;
         }
@@ -96,67 +91,24 @@ export class CriSource implements PodSource {
     if (failures > 0) {
       return Math.min(BACKOFF_FIRST_MS * 2 ** (failures - 1), BACKOFF_MAX_MS);
     }
-    return this.#eventsFlow ? (this.#options.resyncMs ?? 10_000) : (this.#options.pollMs ?? 500);
+    return this.#connection.eventsFlow ? (this.#options.resyncMs ?? 10_000) : (this.#options.pollMs ?? 500);
   }
 
   /** One list, from the runtime to the store; false if the store is behind afterwards. Never throws. */
   async #round(client: CriClient, signal: AbortSignal): Promise<boolean> {
-    this.#poked = false;
+    this.#pause.answer();
     try {
-      this.#version ??= await this.#greet(client);
-      this.#listen(client, this.#version, signal);
+      await this.#connection.open(client, signal);
       const failed = await this.#sync(client, signal);
       if (failed === undefined && this.#lastError !== undefined) {
         this.#options.log.info({ endpoint: this.#options.endpoint }, 'cri: following again');
       }
       this.#setError(failed, signal);
     } catch (error) {
-      // The runtime that answers next may be another one, upgraded.
-      this.#version = undefined;
-      this.#endEvents();
+      this.#connection.lose();
       this.#setError(error, signal);
     }
     return this.#lastError === undefined;
-  }
-
-  async #greet(client: CriClient): Promise<CriVersion> {
-    const version = await client.version();
-    this.#eventsRefused = !tellsEveryone(version);
-    this.#options.log.info(version, 'cri: connected');
-    return version;
-  }
-
-  /** An event is only a reason to list again: its content is not read. */
-  #listen(client: CriClient, version: CriVersion, signal: AbortSignal): void {
-    if (this.#eventsRefused || this.#stopEvents !== undefined || signal.aborted) {
-      return;
-    }
-    this.#stopEvents = client.containerEvents(
-      () => {
-        this.#eventsFlow = true;
-        this.#eventsMissed = false;
-        this.poke();
-      },
-      (error) => {
-        const flowed = this.#eventsFlow;
-        this.#stopEvents = undefined;
-        this.#eventsFlow = false;
-        this.#eventsRefused = error.code === 'UNIMPLEMENTED';
-        if (!this.#eventsRefused && !this.#eventsMissed) {
-          this.#eventsMissed = true;
-          this.#options.log.warn({ err: error, ...version }, 'cri: no events, polling until they come back');
-        }
-        if (flowed) {
-          this.poke();
-        }
-      },
-    );
-  }
-
-  #endEvents(): void {
-    this.#stopEvents?.();
-    this.#stopEvents = undefined;
-    this.#eventsFlow = false;
   }
 
   /**
@@ -245,33 +197,6 @@ export class CriSource implements PodSource {
     }
     this.#lastError = message;
   }
-
-  #pause(delayMs: number, signal: AbortSignal): Promise<void> {
-    return new Promise((resolve) => {
-      const soonMs = Math.min(delayMs, POKE_GAP_MS);
-      const done = (): void => {
-        clearTimeout(timer);
-        signal.removeEventListener('abort', done);
-        this.#hurry = undefined;
-        resolve();
-      };
-      let timer = setTimeout(done, this.#poked ? soonMs : delayMs);
-      this.#hurry = () => {
-        this.#hurry = undefined;
-        clearTimeout(timer);
-        timer = setTimeout(done, soonMs);
-      };
-      signal.addEventListener('abort', done, { once: true });
-    });
-  }
-}
-
-/**
- * Before containerd 2 all callers of GetContainerEvents share one queue, and each event reaches one of them
- * (containerd issue 7318): listening would take events from the kubelet.
- */
-function tellsEveryone({ runtimeName, runtimeVersion }: CriVersion): boolean {
-  return runtimeName === 'containerd' && Number(/^v?(\d+)\./.exec(runtimeVersion)?.[1] ?? 0) >= 2;
 }
 
 /** Nothing more to ask: the list says the same as before, and the network was complete then. */

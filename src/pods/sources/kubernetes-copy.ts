@@ -7,8 +7,6 @@ export interface ObjectCopyOptions<T> {
   /** As the API writes it: `pods`. */
   readonly resource: string;
   readonly read: (object: unknown) => Reading<T>;
-  /** Something in `values()` may differ from before. */
-  readonly onChange: () => void;
   readonly log: Log;
 }
 
@@ -95,7 +93,6 @@ export class ObjectCopy<T> {
       }
     }
     this.#items = next;
-    this.#options.onChange();
     for (const uid of [...this.#told.keys()].filter((key) => !listed.has(key))) {
       this.#told.delete(uid);
     }
@@ -110,7 +107,6 @@ export class ObjectCopy<T> {
     const value = this.#read(meta, object);
     if (value !== undefined) {
       this.#items.set(meta.uid, { meta, value });
-      this.#options.onChange();
     }
     return value;
   }
@@ -119,9 +115,7 @@ export class ObjectCopy<T> {
     this.#noteGone(uid);
     this.#askedMeanwhile.delete(uid);
     this.#told.delete(uid);
-    if (this.#items.delete(uid)) {
-      this.#options.onChange();
-    }
+    this.#items.delete(uid);
   }
 
   /** Undefined for an object that cannot be told from others; said once. */

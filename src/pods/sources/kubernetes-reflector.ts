@@ -5,13 +5,8 @@ import type { Clock } from '../../base/clock.js';
 import type { SourceStats } from '../source.js';
 import { codeOf, type KubernetesClient, KubernetesError } from './kubernetes-client.js';
 import { ObjectCopy, type ObjectCopyOptions } from './kubernetes-copy.js';
-import {
-  bookmarkSchema,
-  firstProblem,
-  listSchema,
-  statusSchema,
-  watchEventSchema,
-} from './kubernetes-objects.js';
+import { listAll } from './kubernetes-list.js';
+import { bookmarkSchema, firstProblem, statusSchema, watchEventSchema } from './kubernetes-objects.js';
 
 export interface ReflectorTimes {
   /** A watch without a byte for this long counts as dead: the API server sends a bookmark about once a minute. */
@@ -26,8 +21,8 @@ export interface ReflectorOptions<T> extends ObjectCopyOptions<T> {
   readonly client: KubernetesClient;
   /** Such as a field selector. */
   readonly query: Readonly<Record<string, string>>;
-  /** First list done, or first failure being retried. */
-  readonly onSettled: () => void;
+  /** Something in `values()` may differ from before, or everything was listed for the first time. */
+  readonly onChange: () => void;
   readonly times: ReflectorTimes;
   readonly nowMs: Clock;
 }
@@ -39,7 +34,6 @@ export interface ReflectorOptions<T> extends ObjectCopyOptions<T> {
  */
 export type RestartReason = 'ended' | 'failed' | 'stalled' | 'silent' | 'expired' | 'relist' | 'invalid';
 
-const PAGE_SIZE = '500';
 /** So many lists in a row whose watch is refused as too old are more than bad luck. */
 const GONE_IN_A_ROW = 4;
 /** The API server ends the watch itself after this, so that none lives for ever: 4 to 6 minutes. */
@@ -58,6 +52,8 @@ export class Reflector<T> {
   /** Nothing came for `stallMs`; the next list tells what that meant. */
   #wasSilent = false;
   readonly #restarts = new Map<RestartReason, number>();
+  /** Settles what `start` returned; only its first call counts. */
+  #settle: (error?: unknown) => void = () => undefined;
 
   constructor(options: ReflectorOptions<T>) {
     this.#options = options;
@@ -86,8 +82,19 @@ export class Reflector<T> {
     return this.#copy.values();
   }
 
-  /** Until `signal` aborts. Never rejects. */
-  async run(signal: AbortSignal): Promise<void> {
+  /**
+   * Follows until `signal` aborts. Resolves once it does, or when it is aborted. Rejects with the first failure where
+   * that comes first: it is logged, stands in `lastError`, and is being retried.
+   */
+  start(signal: AbortSignal): Promise<void> {
+    return new Promise((resolve, reject) => {
+      this.#settle = (error) => (error === undefined ? resolve() : reject(error));
+      void this.#run(signal);
+    });
+  }
+
+  /** Never rejects. */
+  async #run(signal: AbortSignal): Promise<void> {
     while (!signal.aborted) {
       try {
         this.#resourceVersion ??= await this.#list(signal);
@@ -97,15 +104,19 @@ export class Reflector<T> {
           this.#failed(error);
         }
       }
-      this.#options.onSettled();
+      // What is no failure is as good as following: a watch that was too old, or silent.
+      this.#settle();
       await pause(this.#backoffMs(), signal);
     }
+    this.#settle();
   }
 
   /** One object by its path, taken into the copy as if the watch had brought it. Throws KubernetesError. */
   async lookup(path: string, what: string, signal: AbortSignal): Promise<T | undefined> {
     try {
-      return await this.#copy.ask(() => this.#options.client.get({ what, path }, signal));
+      const value = await this.#copy.ask(() => this.#options.client.get({ what, path }, signal));
+      this.#options.onChange();
+      return value;
     } catch (error) {
       if (error instanceof KubernetesError && error.code === 'NOT_FOUND') {
         return undefined;
@@ -114,37 +125,18 @@ export class Reflector<T> {
     }
   }
 
-  /** Every page, or nothing: what is in force stays until the last page is here. */
   async #list(signal: AbortSignal): Promise<string> {
     const { client, resource, query, times, nowMs } = this.#options;
     this.#copy.listBegins();
-    const objects: unknown[] = [];
-    let page: { resourceVersion: string; continue?: string | undefined };
-    let token = '';
-    do {
-      const answer = await client.get(
-        {
-          what: `list ${resource}`,
-          path: `/api/v1/${resource}`,
-          query: { ...query, limit: PAGE_SIZE, ...(token === '' ? {} : { continue: token }) },
-        },
-        signal,
-      );
-      const parsed = listSchema.safeParse(answer);
-      if (!parsed.success) {
-        throw new KubernetesError('INVALID', `list ${resource}: ${firstProblem(parsed.error)}`);
-      }
-      objects.push(...(parsed.data.items ?? []));
-      page = parsed.data.metadata;
-      token = page.continue ?? '';
-    } while (token !== '');
+    const { objects, resourceVersion } = await listAll(client, resource, query, signal);
     this.#relists += this.#synced ? 1 : 0;
     this.#synced = true;
     this.#relistDueMs = performance.now() + times.relistMs * (0.8 + 0.4 * Math.random());
     this.#lastEventAtMs = nowMs();
-    const changed = this.#copy.replace(objects, page.resourceVersion);
+    const changed = this.#copy.replace(objects, resourceVersion);
+    this.#options.onChange();
     this.#judgeSilence(changed);
-    return page.resourceVersion;
+    return resourceVersion;
   }
 
   /** An API server whose etcd is idle has no bookmark to send: silence alone is no fault. */
@@ -179,7 +171,7 @@ export class Reflector<T> {
     let openedMs: number | undefined;
     const onOpen = (): void => {
       openedMs = performance.now();
-      this.#following();
+      this.#follows();
     };
     const handlers = { onOpen, onEvent: (event: unknown) => this.#onEvent(event) };
     try {
@@ -198,12 +190,12 @@ export class Reflector<T> {
     }
   }
 
-  #following(): void {
+  #follows(): void {
     if (this.#lastError !== undefined) {
       this.#options.log.info({ resource: this.#options.resource }, 'kubernetes: following again');
     }
     this.#lastError = undefined;
-    this.#options.onSettled();
+    this.#settle();
   }
 
   #onEvent(raw: unknown): void {
@@ -238,6 +230,7 @@ export class Reflector<T> {
     } else {
       this.#copy.upsert(meta, object);
     }
+    this.#options.onChange();
   }
 
   #failed(error: unknown): void {
@@ -271,6 +264,7 @@ export class Reflector<T> {
       );
     }
     this.#lastError = message;
+    this.#settle(error);
   }
 
   #restarted(reason: RestartReason): void {

@@ -43,10 +43,16 @@ const DEFAULT_TIMES: ReflectorTimes = {
   backoffMaxMs: 10_000,
 };
 
-interface Following {
-  readonly pods: Reflector<ApiPod>;
-  readonly namespaces: Reflector<ApiNamespace>;
-}
+type State =
+  /** Not started, or without an access that can work. */
+  | { readonly kind: 'idle' }
+  /** Until `signal` aborts, and whether or not the API server answers. */
+  | {
+      readonly kind: 'following';
+      readonly pods: Reflector<ApiPod>;
+      readonly namespaces: Reflector<ApiNamespace>;
+      readonly signal: AbortSignal;
+    };
 
 /** A pod as it was put together last: the same object again while nothing of it changed. */
 interface Made {
@@ -58,8 +64,7 @@ interface Made {
 export class KubernetesSource implements PodSource {
   readonly name = 'kubernetes';
   readonly #options: KubernetesSourceOptions;
-  #following: Following | undefined;
-  #signal: AbortSignal | undefined;
+  #state: State = { kind: 'idle' };
   #made: ReadonlyMap<ApiPod, Made> = new Map();
   /** By name, those that the pods above have. */
   #namespacesInUse: ReadonlyMap<string, ApiNamespace> = new Map();
@@ -70,21 +75,21 @@ export class KubernetesSource implements PodSource {
   }
 
   get lastError(): string | undefined {
-    return this.#following?.pods.lastError ?? this.#following?.namespaces.lastError;
+    return this.#reflectors().find(({ lastError }) => lastError !== undefined)?.lastError;
   }
 
   get stats(): SourceStats {
-    const [pods, namespaces] = [this.#following?.pods.stats, this.#following?.namespaces.stats];
-    const times = [pods?.lastEventAtMs, namespaces?.lastEventAtMs].filter((time) => time !== undefined);
-    const restarts: Record<string, number> = { ...pods?.watchRestarts };
-    for (const [reason, count] of Object.entries(namespaces?.watchRestarts ?? {})) {
-      restarts[reason] = (restarts[reason] ?? 0) + count;
+    const stats = this.#reflectors().map((reflector) => reflector.stats);
+    const times = stats.map(({ lastEventAtMs }) => lastEventAtMs).filter((time) => time !== undefined);
+    const watchRestarts: Record<string, number> = {};
+    for (const [reason, count] of stats.flatMap((one) => Object.entries(one.watchRestarts))) {
+      watchRestarts[reason] = (watchRestarts[reason] ?? 0) + count;
     }
     return {
       // Of the two watches the one that has been silent for longer.
       lastEventAtMs: times.length < 2 ? undefined : Math.min(...times),
-      relists: (pods?.relists ?? 0) + (namespaces?.relists ?? 0),
-      watchRestarts: restarts,
+      relists: stats.reduce((sum, { relists }) => sum + relists, 0),
+      watchRestarts,
     };
   }
 
@@ -98,31 +103,21 @@ export class KubernetesSource implements PodSource {
     const access = await openApiServerAccess(kubeconfig);
     const client = new KubernetesClient(access, deadlineMs ?? 10_000);
     const times = { ...DEFAULT_TIMES, ...definedOnly(this.#options) };
-    await new Promise<void>((resolve) => {
-      const onSettled = (): void => {
-        if (this.#synced() || this.lastError !== undefined) {
-          resolve();
-        }
-      };
-      const shared = { client, times, log, nowMs, onChange: () => this.#publish(), onSettled };
-      const pods = new Reflector({
-        ...shared,
-        resource: 'pods',
-        query: { fieldSelector: `spec.nodeName=${escapeSelector(node)}` },
-        read: (object) => readPod(object, handlers),
-      });
-      const namespaces = new Reflector({ ...shared, resource: 'namespaces', query: {}, read: readNamespace });
-      this.#following = { pods, namespaces };
-      this.#signal = signal;
-      signal.addEventListener('abort', () => resolve(), { once: true });
-      if (signal.aborted) {
-        resolve();
-        return;
-      }
-      log.info({ server: access.server, node }, 'kubernetes: following pods of this node, and namespaces');
-      void pods.run(signal);
-      void namespaces.run(signal);
+    const shared = { client, times, log, nowMs, onChange: () => this.#publish() };
+    const pods = new Reflector({
+      ...shared,
+      resource: 'pods',
+      query: { fieldSelector: `spec.nodeName=${escapeSelector(node)}` },
+      read: (object) => readPod(object, handlers),
     });
+    const namespaces = new Reflector({ ...shared, resource: 'namespaces', query: {}, read: readNamespace });
+    this.#state = { kind: 'following', pods, namespaces, signal };
+    if (signal.aborted) {
+      return;
+    }
+    log.info({ server: access.server, node }, 'kubernetes: following pods of this node, and namespaces');
+    // The first failure ends the wait, not the following: see `lastError`.
+    await Promise.all([pods.start(signal), namespaces.start(signal)]).catch(() => undefined);
   }
 
   /**
@@ -130,13 +125,13 @@ export class KubernetesSource implements PodSource {
    * a snapshot of one pod would take all others for gone.
    */
   async lookup(uid: PodUid, namespace: string, name: string, signal: AbortSignal): Promise<Pod | undefined> {
-    const following = this.#following;
-    if (following === undefined) {
+    const state = this.#state;
+    if (state.kind === 'idle') {
       throw new KubernetesError('UNAVAILABLE', 'the Kubernetes source has not started yet');
     }
     const [ns, pod] = [namespace, name].map(encodeURIComponent);
-    const scope = this.#signal === undefined ? signal : AbortSignal.any([signal, this.#signal]);
-    const found = await following.pods.lookup(
+    const scope = AbortSignal.any([signal, state.signal]);
+    const found = await state.pods.lookup(
       `/api/v1/namespaces/${ns}/pods/${pod}`,
       `get pods ${namespace}/${name}`,
       scope,
@@ -145,22 +140,23 @@ export class KubernetesSource implements PodSource {
       return undefined;
     }
     const place =
-      this.#namespaceOf(found) ??
-      (await following.namespaces.lookup(`/api/v1/namespaces/${ns}`, `get namespaces ${namespace}`, scope));
+      state.namespaces.values().find((known) => known.name === found.pod.namespace) ??
+      (await state.namespaces.lookup(`/api/v1/namespaces/${ns}`, `get namespaces ${namespace}`, scope));
     return place === undefined || this.#contested.has(uid) ? undefined : this.#make(found, place).pod;
   }
 
-  #synced(): boolean {
-    return this.#following?.pods.synced === true && this.#following.namespaces.synced;
+  #reflectors(): readonly Pick<Reflector<unknown>, 'lastError' | 'stats'>[] {
+    return this.#state.kind === 'idle' ? [] : [this.#state.pods, this.#state.namespaces];
   }
 
   /** The pods as of now, into the store: each with its namespace, or not at all. */
   #publish(): void {
-    if (!this.#synced() || this.#signal?.aborted === true || this.#following === undefined) {
+    const state = this.#state;
+    if (state.kind === 'idle' || state.signal.aborted || !state.pods.synced || !state.namespaces.synced) {
       return;
     }
-    const namespaces = new Map(this.#following.namespaces.values().map((value) => [value.name, value]));
-    const made = this.#following.pods.values().flatMap((value) => {
+    const namespaces = new Map(state.namespaces.values().map((value) => [value.name, value]));
+    const made = state.pods.values().flatMap((value) => {
       // A namespace goes last of all: where the news of that came first, its last form still holds for its pods.
       const namespace = namespaces.get(value.pod.namespace) ?? this.#namespacesInUse.get(value.pod.namespace);
       return namespace === undefined || !this.#isOurs(value) ? [] : [this.#make(value, namespace)];
@@ -174,10 +170,6 @@ export class KubernetesSource implements PodSource {
 
   #isOurs({ nodeName, over }: ApiPod): boolean {
     return nodeName === this.#options.node && !over;
-  }
-
-  #namespaceOf({ pod }: ApiPod): ApiNamespace | undefined {
-    return this.#following?.namespaces.values().find(({ name }) => name === pod.namespace);
   }
 
   #make(from: ApiPod, namespace: ApiNamespace): Made {

@@ -1,0 +1,70 @@
+/** How what several sources say of one pod becomes that pod. */
+
+import type { Pod, SourceName } from './pod.js';
+
+/** Where no source is asked that would know. */
+const UNKNOWN_SERVICE_ACCOUNT = 'default';
+
+/** Weakest first: where two sources disagree about a field, the later one is believed. */
+const PRECEDENCE: readonly SourceName[] = ['static', 'cni', 'cri', 'kubernetes'];
+
+interface Part {
+  readonly source: SourceName;
+  readonly pod: Pod;
+}
+
+/**
+ * One frozen pod out of what each source says of it; undefined where none says anything. An empty field is one the
+ * source does not know; addresses are united, the strongest source's first; a pod is on the host's network if any
+ * source says so.
+ */
+export function joinPods(said: ReadonlyMap<SourceName, Pod>): Pod | undefined {
+  const parts = PRECEDENCE.flatMap((source): Part[] => {
+    const pod = said.get(source);
+    return pod === undefined ? [] : [{ source, pod }];
+  });
+  const strongest = parts.at(-1)?.pod;
+  if (strongest === undefined) {
+    return undefined;
+  }
+  const strongestFirst = parts.map((part) => part.pod).reverse();
+  const text = (pick: (pod: Pod) => string | undefined): string | undefined =>
+    strongestFirst.map(pick).find((value) => value !== undefined && value !== '');
+  // Kubernetes knows all labels: none there means that the last one was taken away, and the copy in the CRI is old.
+  const mapsFrom = parts.at(-1)?.source === 'kubernetes' ? [strongest] : strongestFirst;
+  const map = (pick: (pod: Pod) => Readonly<Record<string, string>>): Readonly<Record<string, string>> =>
+    Object.freeze({ ...mapsFrom.map(pick).find((value) => Object.keys(value).length > 0) });
+  const netns = text((pod) => pod.netns);
+  const hostInterface = text((pod) => pod.interface);
+  const owner = strongestFirst.find((pod) => pod.owner !== undefined)?.owner;
+  return Object.freeze({
+    uid: strongest.uid,
+    namespace: text((pod) => pod.namespace) ?? '',
+    name: text((pod) => pod.name) ?? '',
+    serviceAccount: serviceAccountOf(parts),
+    labels: map((pod) => pod.labels),
+    annotations: map((pod) => pod.annotations),
+    ips: Object.freeze([...new Set(strongestFirst.flatMap((pod) => pod.ips))]),
+    runtime: strongestFirst.find((pod) => pod.runtime !== 'unknown')?.runtime ?? 'unknown',
+    runtimeHandler: text((pod) => pod.runtimeHandler) ?? '',
+    sandboxId: text((pod) => pod.sandboxId) ?? '',
+    hostNetwork: strongestFirst.some((pod) => pod.hostNetwork),
+    ...(netns === undefined ? {} : { netns }),
+    ...(hostInterface === undefined ? {} : { interface: hostInterface }),
+    ...(owner === undefined ? {} : { owner: Object.freeze({ ...owner }) }),
+    sources: Object.freeze(parts.map((part) => part.source)),
+  });
+}
+
+/**
+ * What Kubernetes says of a pod that it knows, even that it has none: the API server writes `default` where a pod names
+ * none, but not into mirror pods, which it forbids to have any (plugin/pkg/admission/serviceaccount). A label that the
+ * runtime was given does not change that; the administrator's static file does.
+ */
+function serviceAccountOf(parts: readonly Part[]): string {
+  const isKnown = parts.some(({ source }) => source === 'kubernetes');
+  const told = parts
+    .filter(({ source }) => !isKnown || source === 'kubernetes' || source === 'static')
+    .findLast(({ pod }) => pod.serviceAccount !== '');
+  return told?.pod.serviceAccount ?? (isKnown ? '' : UNKNOWN_SERVICE_ACCOUNT);
+}
