@@ -187,6 +187,9 @@ async function start(
     ...[...expected]
       .filter((name) => !store.syncedSources().has(name))
       .map((name) => `source ${name} has not synced`),
+    ...(synced() && !reconciler.caughtUp()
+      ? ['the pods that the sources named are not all seen to yet']
+      : []),
     ...(reconciler.nodeProblem() === undefined ? [] : [`datapath: ${reconciler.nodeProblem()}`]),
   ];
   const identity = new IdentityService({

@@ -51,6 +51,9 @@ const LISTENER_HEADER = ['INSTANCE', 'DIRECTION', 'FAMILY', 'ADDRESS', 'ADOPTED'
 
 function listenerRow(listener: ListenerMessage): string[] {
   const { instance, direction, family, address, adopted, pid, process: name, failure } = listener;
+  if (direction === 'inbound') {
+    return [instance, direction, `IPv${family}`, address, adopted ? 'yes' : 'NO', 'are not intercepted yet'];
+  }
   const without =
     failure === 'open' ? 'pass, not intercepted (failure: open)' : 'are reset (failure: closed)';
   const owner = [name ?? '', pid === undefined ? '' : `pid ${pid}`].filter((text) => text !== '').join(', ');

@@ -43,7 +43,8 @@ export class Reconciler {
   #round: Promise<void> | undefined;
   #wholeDue = false;
   #due = new Set<PodUid>();
-  #stalePrograms = true;
+  /** A whole round that began when every source had delivered has ended. */
+  #caughtUp = false;
   #looking = false;
 
   constructor(options: ReconcilerOptions) {
@@ -63,6 +64,11 @@ export class Reconciler {
 
   nodeProblem(): string | undefined {
     return this.#options.node.problem();
+  }
+
+  /** Whether the pods that the sources named when they had all delivered have been seen to: in place, or told why not. */
+  caughtUp(): boolean {
+    return this.#caughtUp;
   }
 
   /** Calls `listener` whenever the status of a pod is another. The function returned ends it. */
@@ -145,6 +151,8 @@ export class Reconciler {
 
   async #whole(): Promise<void> {
     const { programs, synced } = this.#options;
+    // A source that delivers during the round names pods that this round has not decided on: nothing of them may go.
+    const knewAll = synced();
     const touched = await this.#decisions.update('all');
     await this.#options.node.ensure(this.#addresses());
     const all = [...touched];
@@ -153,12 +161,13 @@ export class Reconciler {
       await setImmediate();
       await this.#dueInBetween();
     }
-    if (synced()) {
-      this.#removeUnwanted();
-      if (this.#stalePrograms) {
-        programs.removeStalePrograms();
-        this.#stalePrograms = false;
-      }
+    if (!knewAll) {
+      return;
+    }
+    this.#removeUnwanted();
+    if (!this.#caughtUp) {
+      programs.removeStalePrograms();
+      this.#caughtUp = true;
     }
   }
 

@@ -171,6 +171,7 @@ describe('with an agent', () => {
         process: 'envoy',
       },
       { instance: 'default', direction: 'outbound', family: 6, address: 'not configured', adopted: false },
+      { instance: 'default', direction: 'inbound', family: 4, address: '127.0.0.1:15006', adopted: false },
     ];
     fixture.datapath.packets = [
       { endpointId: 1, podUid: uid('uid-web-0'), packets: { FLOW_STARTED: 3, MALFORMED: 0 } },
@@ -186,6 +187,7 @@ describe('with an agent', () => {
       /^ {2}static +yes +-$/m,
       /^ {2}default +outbound +IPv4 +127\.0\.0\.1:15001 +yes +reach envoy, pid 77$/m,
       /^ {2}default +outbound +IPv6 +not configured +NO +are reset \(failure: closed\)$/m,
+      /^ {2}default +inbound +IPv4 +127\.0\.0\.1:15006 +NO +are not intercepted yet$/m,
       /^ {2}DEGRADED +1$/m,
       /^ {2}FLOW_STARTED +3$/m,
     ]) {
