@@ -69,7 +69,12 @@ struct workload {
     __u32 ifindex;
 };
 
-/* listeners (SOCKMAP): instance * 4 + direction * 2 + (IPv6 ? 1 : 0) -> a listening socket */
+/* listeners (SOCKMAP): instance * SLOTS_PER_INSTANCE, plus those of these that hold -> a listening socket */
+enum slot {
+    SLOT_IPV6 = 1,
+    SLOT_INBOUND = 2,
+    SLOTS_PER_INSTANCE = 4,
+};
 
 /* flows: as the initiator sent the first packet -> who sent it. Ports in host byte order. */
 struct flow_key {

@@ -74,6 +74,7 @@ struct layouts {
     enum verdict verdict;
     enum endpoint_flag endpoint_flag;
     enum direction direction;
+    enum slot slot;
     enum layout layout;
 };
 const struct layouts *const volatile layouts_in_btf = NULL;

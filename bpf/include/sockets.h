@@ -44,12 +44,17 @@ static __always_inline struct bpf_sock *connection_socket(struct __sk_buff *skb,
 
 /* The listener of an instance. Release it. */
 static __always_inline struct bpf_sock *listener_socket(__u32 instance, enum direction direction, __u8 family) {
-    __u32 slot = instance * 4 + direction * 2 + (family == AF_INET6);
+    __u32 slot = instance * SLOTS_PER_INSTANCE;
 
+    if (direction == DIRECTION_INGRESS)
+        slot += SLOT_INBOUND;
+    if (family == AF_INET6)
+        slot += SLOT_IPV6;
     return bpf_map_lookup_elem(&listeners, &slot);
 }
 
-/* Takes the reference on `sk`. The mark follows only where the assignment was made: see "must never happen". */
+/* Takes the reference on `sk`. False where the kernel refuses the assignment: then there is no mark either, for a
+ * marked packet without a socket would reach any wildcard listener of the node (docs/datapath.md). */
 static __always_inline bool give(struct __sk_buff *skb, struct bpf_sock *sk) {
     long error = bpf_sk_assign(skb, sk, 0);
 

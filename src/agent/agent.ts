@@ -106,11 +106,12 @@ async function start(
   const synced = () => [...expected].every((name) => store.syncedSources().has(name));
 
   const tables = new EndpointTables(programs.maps, programs.layouts);
-  const listeners = new Listeners(
-    programs.maps.listeners,
-    config.instances,
-    log.child({ part: 'listeners' }),
-  );
+  const listeners = new Listeners({
+    map: programs.maps.listeners,
+    slots: programs.layouts.slots,
+    instances: config.instances,
+    log: log.child({ part: 'listeners' }),
+  });
   const links = new PodLinks(socket);
   const netfilter = opened.add(new Netfilter(), (handle) => handle.close());
   const repairs = new Repairs(log.child({ part: 'datapath' }));

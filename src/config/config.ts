@@ -1,6 +1,7 @@
 /** The configuration as the rest of the program reads it: complete, checked, addresses parsed. */
 
 import type { Family } from '../net/family.js';
+import type { Mark } from '../net/mark.js';
 import type { EnrolMode } from '../pods/annotations.js';
 import type { FailurePolicy, RuntimeKind } from '../pods/pod.js';
 
@@ -41,12 +42,6 @@ export interface CniConfig {
   readonly failure: FailurePolicy;
   /** For a whole ADD. */
   readonly timeoutMs: number;
-}
-
-export interface Mark {
-  readonly value: number;
-  /** Contains every bit of `value`. */
-  readonly mask: number;
 }
 
 export interface Instance {

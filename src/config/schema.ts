@@ -1,8 +1,9 @@
 /** The configuration file: every key, its default, and what a wrong value is told. */
 
 import { z } from 'zod';
+import { type Mark, parseMark } from '../net/mark.js';
 import { RUNTIME_KINDS } from '../pods/pod.js';
-import { type ListenerAddress, LOG_LEVELS, type Mark } from './config.js';
+import { type ListenerAddress, LOG_LEVELS } from './config.js';
 import { parseListenerAddress } from './listeners.js';
 
 /** 1024 listener slots in the kernel map, four per instance: two directions, two families. */
@@ -18,20 +19,16 @@ const integer = (min: number, max: number) => {
   return z.int({ error }).min(min, { error }).max(max, { error });
 };
 
-const MARK = /^(0x[0-9a-fA-F]{1,8}|\d{1,10})\/(0x[0-9a-fA-F]{1,8}|\d{1,10})$/;
 const MARK_EXPECTED = 'value/mask such as 0x40/0x40, both of 1 to 32 bits and the value within the mask';
 
-const mark = z
-  .string({ error: MARK_EXPECTED })
-  .regex(MARK, { error: MARK_EXPECTED, abort: true })
-  .transform((text, context): Mark => {
-    const [value = 0, mask = 0] = text.split('/').map(Number);
-    if (value === 0 || value > 0xffff_ffff || mask > 0xffff_ffff || (value & ~mask) !== 0) {
-      context.addIssue({ code: 'custom', message: MARK_EXPECTED });
-      return z.NEVER;
-    }
-    return { value, mask };
-  });
+const mark = z.string({ error: MARK_EXPECTED }).transform((text, context): Mark => {
+  const mark = text.includes('/') ? parseMark(text) : undefined;
+  if (mark === undefined || mark.value === 0 || (mark.value & ~mark.mask) !== 0) {
+    context.addIssue({ code: 'custom', message: MARK_EXPECTED });
+    return z.NEVER;
+  }
+  return mark;
+});
 
 const TABLE_EXPECTED =
   'a routing table from 1 to 4294967295 that is none of the kernel’s own (253, 254, 255)';

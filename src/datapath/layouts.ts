@@ -3,6 +3,13 @@
 import { enumValue, Struct } from '../kernel/struct.js';
 import type { BpfObject } from '../native/bpf.js';
 
+/** How the slots of `listeners` are numbered: an instance's first one, and what is added for each that holds. */
+export interface SlotLayout {
+  readonly perInstance: number;
+  readonly inbound: number;
+  readonly ipv6: number;
+}
+
 export interface Layouts {
   readonly endpoint: Struct;
   readonly sourceKey: Struct;
@@ -15,6 +22,7 @@ export interface Layouts {
   /** `enum verdict`, index to name without its prefix. */
   readonly verdicts: readonly string[];
   readonly flags: { readonly failureOpen: number; readonly bridged: number };
+  readonly slots: SlotLayout;
 }
 
 /** DatapathError LAYOUT_MISMATCH where the objects have other structs than this agent. */
@@ -28,6 +36,7 @@ export function readLayouts(object: BpfObject): Layouts {
     }
   }
   const flags = object.enumValues('endpoint_flag');
+  const slots = object.enumValues('slot');
   return {
     endpoint: struct('endpoint', ['id', 'generation', 'instance', 'flags', 'bridge_ifindex']),
     sourceKey: struct('source_key', ['ifindex', 'address']),
@@ -50,6 +59,11 @@ export function readLayouts(object: BpfObject): Layouts {
     flags: {
       failureOpen: enumValue(flags, 'ENDPOINT_FAILURE_OPEN'),
       bridged: enumValue(flags, 'ENDPOINT_BRIDGED'),
+    },
+    slots: {
+      perInstance: enumValue(slots, 'SLOTS_PER_INSTANCE'),
+      inbound: enumValue(slots, 'SLOT_INBOUND'),
+      ipv6: enumValue(slots, 'SLOT_IPV6'),
     },
   };
 }

@@ -4,15 +4,14 @@
  * the next look adopts its successor.
  */
 
-import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
 import type { Log } from '../base/log.js';
 import { DatapathError } from '../kernel/errors.js';
 import { u32 } from '../kernel/struct.js';
 import type { BpfMap } from '../native/bpf.js';
-import { closeFd } from '../native/descriptors.js';
-import { isKernelError } from '../native/errors.js';
-import { pidfdGetfd, pidfdOpen, setTransparent, socketInfo, tcpListeners } from '../native/sockets.js';
+import { type TcpListener, tcpListeners } from '../native/sockets.js';
 import { FAMILIES, type Family } from '../net/family.js';
+import type { SlotLayout } from './layouts.js';
+import { isHeld, processName, putInto, type SocketOwner, socketOwners } from './proxy-sockets.js';
 
 export interface WantedListener {
   readonly host: string;
@@ -36,8 +35,6 @@ export interface ListenerStatus {
   readonly process?: string;
 }
 
-type Socket = ReturnType<typeof tcpListeners>[number];
-
 interface Slot {
   readonly index: number;
   readonly instance: string;
@@ -47,28 +44,31 @@ interface Slot {
   readonly wanted: WantedListener | undefined;
 }
 
-interface Adopted {
+interface Adopted extends SocketOwner {
   readonly inode: number;
-  readonly pid: number;
-  readonly fd: number;
   readonly process: string;
 }
 
 const RETRY_MS = 1_000;
 const WILDCARD: Readonly<Record<Family, string>> = { 4: '0.0.0.0', 6: '::' };
 
-export function slotIndex(instance: number, direction: 'outbound' | 'inbound', family: Family): number {
-  return instance * 4 + (direction === 'inbound' ? 2 : 0) + (family === 6 ? 1 : 0);
+export function slotIndex(
+  { perInstance, inbound, ipv6 }: SlotLayout,
+  instance: number,
+  direction: 'outbound' | 'inbound',
+  family: Family,
+): number {
+  return instance * perInstance + (direction === 'inbound' ? inbound : 0) + (family === 6 ? ipv6 : 0);
 }
 
-function slotsOf(instance: WantedInstance, position: number): Slot[] {
+function slotsOf(layout: SlotLayout, instance: WantedInstance, position: number): Slot[] {
   const slots: Slot[] = [];
   for (const direction of ['outbound', 'inbound'] as const) {
     const addresses = instance[direction];
     for (const family of FAMILIES) {
       const wanted = addressFor(addresses, family);
       slots.push({
-        index: slotIndex(position, direction, family),
+        index: slotIndex(layout, position, direction, family),
         instance: instance.name,
         direction,
         family,
@@ -88,9 +88,17 @@ export function addressFor<T extends WantedListener>(addresses: readonly T[], fa
 }
 
 /** Whether `socket` is the one that was asked for, and takes `family`. */
-export function serves(socket: Socket, wanted: WantedListener, family: Family): boolean {
+export function serves(socket: TcpListener, wanted: WantedListener, family: Family): boolean {
   const isThere = socket.port === wanted.port && socket.address === wanted.host;
   return isThere && (socket.family === family || (family === 4 && socket.family === 6 && !socket.v6only));
+}
+
+export interface ListenersOptions {
+  /** The SOCKMAP. */
+  readonly map: BpfMap;
+  readonly slots: SlotLayout;
+  readonly instances: readonly WantedInstance[];
+  readonly log: Pick<Log, 'info' | 'warn'>;
 }
 
 /** Keeps the SOCKMAP in step with the sockets that listen in the current network namespace. */
@@ -104,16 +112,18 @@ export class Listeners {
   readonly #vain = new Map<number, { signature: string; untilMs: number }>();
   #first = true;
 
-  constructor(map: BpfMap, instances: readonly WantedInstance[], log: Pick<Log, 'info' | 'warn'>) {
-    if (instances.length * 4 > map.maxEntries) {
+  /** DatapathError LISTENER_LIMIT where the map has no room for so many instances. */
+  constructor({ map, slots, instances, log }: ListenersOptions) {
+    const most = Math.floor(map.maxEntries / slots.perInstance);
+    if (instances.length > most) {
       throw new DatapathError(
         'LISTENER_LIMIT',
-        `instances: at most ${map.maxEntries / 4} are possible, ${instances.length} are configured`,
+        `instances: at most ${most} are possible, ${instances.length} are configured`,
       );
     }
     this.#map = map;
     this.#log = log;
-    this.#slots = instances.flatMap(slotsOf);
+    this.#slots = instances.flatMap((instance, position) => slotsOf(slots, instance, position));
   }
 
   /** One look: drops what is not wanted, adopts what is there and not adopted. Returns true if anything changed. */
@@ -121,7 +131,7 @@ export class Listeners {
     const sockets = tcpListeners();
     let changed = this.#first && this.#dropForeignSlots();
     this.#first = false;
-    let owners: ReadonlyMap<number, { pid: number; fd: number }> | undefined;
+    let owners: ReadonlyMap<number, SocketOwner> | undefined;
     for (const slot of this.#slots) {
       const candidates = sockets.filter(
         (socket) => slot.wanted !== undefined && serves(socket, slot.wanted, slot.family),
@@ -191,9 +201,9 @@ export class Listeners {
 
   #adoptAny(
     slot: Slot,
-    candidates: readonly Socket[],
+    candidates: readonly TcpListener[],
     inMap: bigint | undefined,
-    owners: ReadonlyMap<number, { pid: number; fd: number }>,
+    owners: ReadonlyMap<number, SocketOwner>,
   ): boolean {
     // Taken over from the agent before us, or handed on by its process: only its owner's name is not known yet.
     const ordered = [...candidates].sort((a, b) => Number(b.cookie === inMap) - Number(a.cookie === inMap));
@@ -204,7 +214,7 @@ export class Listeners {
       }
       try {
         if (socket.cookie !== inMap) {
-          adopt(this.#map, slot.index, socket, owner);
+          putInto(this.#map, slot.index, socket, owner);
         }
         const adopted = { inode: socket.inode, ...owner, process: processName(owner.pid) };
         this.#adopted.set(slot.index, adopted);
@@ -253,69 +263,4 @@ export class Listeners {
 
 function textOf(listener: WantedListener): string {
   return listener.family === 6 ? `[${listener.host}]:${listener.port}` : `${listener.host}:${listener.port}`;
-}
-
-/**
- * Copies the socket out of its owner, makes it transparent and puts it into the map. The copy is closed at once:
- * kept, it would hold the listener open after its owner has died.
- */
-function adopt(map: BpfMap, index: number, socket: Socket, owner: { pid: number; fd: number }): void {
-  const pidfd = pidfdOpen(owner.pid);
-  try {
-    const fd = pidfdGetfd(pidfd, owner.fd);
-    try {
-      const info = socketInfo(fd);
-      if (!info.listening || info.cookie !== socket.cookie) {
-        throw new Error(`descriptor ${owner.fd} of process ${owner.pid} is not the listener any more`);
-      }
-      if (!info.transparent) {
-        setTransparent(fd);
-      }
-      map.setSocket(u32(index), fd);
-    } finally {
-      closeFd(fd);
-    }
-  } finally {
-    closeFd(pidfd);
-  }
-}
-
-/** Which process and descriptor hold each of these socket inodes. Walks /proc: done only when a listener is new. */
-function socketOwners(inodes: ReadonlySet<number>): Map<number, { pid: number; fd: number }> {
-  const owners = new Map<number, { pid: number; fd: number }>();
-  for (const pid of readdirSync('/proc')) {
-    if (!/^\d+$/.test(pid)) {
-      continue;
-    }
-    for (const fd of readable(() => readdirSync(`/proc/${pid}/fd`)) ?? []) {
-      const target = readable(() => readlinkSync(`/proc/${pid}/fd/${fd}`)) ?? '';
-      const inode = Number(/^socket:\[(\d+)\]$/.exec(target)?.[1] ?? Number.NaN);
-      if (inodes.has(inode) && !owners.has(inode)) {
-        owners.set(inode, { pid: Number(pid), fd: Number(fd) });
-      }
-    }
-  }
-  return owners;
-}
-
-/** Whether the process still has the socket: a reload may have handed it on (HAProxy, systemd). */
-function isHeld({ pid, fd, inode }: Adopted): boolean {
-  return readable(() => readlinkSync(`/proc/${pid}/fd/${fd}`)) === `socket:[${inode}]`;
-}
-
-function processName(pid: number): string {
-  return readable(() => readFileSync(`/proc/${pid}/comm`, 'utf8').trim()) ?? 'unknown';
-}
-
-/** Processes and descriptors vanish while /proc is read; that is no error. */
-function readable<T>(read: () => T): T | undefined {
-  try {
-    return read();
-  } catch (error) {
-    const { code } = error as { code?: string };
-    if (code === 'ENOENT' || code === 'ESRCH' || code === 'EACCES' || isKernelError(error)) {
-      return undefined;
-    }
-    throw error;
-  }
 }

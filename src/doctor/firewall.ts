@@ -3,6 +3,7 @@
  * to a pod on output. Conditions that cannot be told in advance, such as an address, are taken as not met.
  */
 
+import { parseMark } from '../net/mark.js';
 import type { IptablesTable, Nftables, Rulesets } from './rulesets.js';
 
 export type Hook = 'input' | 'output';
@@ -29,7 +30,6 @@ type Chains = ReadonlyMap<string, readonly Rule[]>;
 
 /** The kernel follows no deeper (NFT_JUMP_STACK_SIZE). */
 const DEPTH = 16;
-const ALL_BITS = 0xffffffff;
 const CONTINUE: Verdict = { kind: 'continue' };
 
 const HOOKS = ['input', 'output'] as const;
@@ -202,8 +202,8 @@ function iptablesRule(words: readonly string[], mark: number): Rule {
     } else if (option === '--ctstate' || option === '--state') {
       met &&= value.split(',').includes('UNTRACKED') !== negated;
     } else if (option === '--mark' && words[index - (negated ? 2 : 1)] === 'mark') {
-      const [wanted, mask = ALL_BITS] = value.split('/').map(Number);
-      met &&= ((mark & mask) >>> 0 === wanted) !== negated;
+      const wanted = parseMark(value);
+      met &&= wanted !== undefined && ((mark & wanted.mask) >>> 0 === wanted.value) !== negated;
     } else if (option !== '-m' && option !== '--comment') {
       met = false;
     }

@@ -1,5 +1,6 @@
 /** Which rules of others set, overwrite or match the bits of our mark. Masks are respected. */
 
+import { type Mark, parseMark } from '../net/mark.js';
 import type { IptablesTable, NftRule, NftSet, Rulesets } from './rulesets.js';
 
 export interface MarkUse {
@@ -240,7 +241,7 @@ function inIptablesRule(
   });
 }
 
-function valueAndMask(text: string): { value: number; mask: number } {
-  const [value, mask = ALL] = text.split('/').map(Number);
-  return { value: value ?? 0, mask };
+/** What is no mark at all decides by every bit. */
+function valueAndMask(text: string): Mark {
+  return parseMark(text) ?? { value: 0, mask: ALL };
 }

@@ -2,6 +2,7 @@
 
 import { ROUTE_PROTOCOL, RouteSocket } from '../kernel/netlink.js';
 import type { Family } from '../net/family.js';
+import { formatMark, type Mark } from '../net/mark.js';
 import { endpointToHostDrops } from './calico.js';
 import { type Check, type Finding, fail, ok, warn } from './check.js';
 import { refusals } from './firewall.js';
@@ -13,7 +14,7 @@ import { type Command, runCommand, some } from './system.js';
 const FAMILIES: readonly Family[] = [4, 6];
 
 export interface Place {
-  readonly mark: { readonly value: number; readonly mask: number };
+  readonly mark: Mark;
   readonly table: number;
   readonly rulePriority: number;
 }
@@ -60,7 +61,7 @@ function rules({ mark, table, rulePriority }: Place): Promise<Finding[]> {
         if ((rule.mask & mark.mask) !== 0) {
           found.push(
             warn(
-              `${what} matches ${hex(rule.mark)}/${hex(rule.mask)}, which has bits of our ${markText(mark)}`,
+              `${what} matches ${formatMark({ value: rule.mark, mask: rule.mask })}, which has bits of our ${formatMark(mark)}`,
               (rule.mark & mark.mask) === 0
                 ? 'see that its packets never come from pods, or set interception.mark to bits nobody uses'
                 : 'packets that bear its mark would be delivered to this node: set interception.mark to bits nobody uses',
@@ -73,7 +74,7 @@ function rules({ mark, table, rulePriority }: Place): Promise<Finding[]> {
       }
     }
     return found.length === 0
-      ? [ok(`nobody else uses priority ${rulePriority}, table ${table} or mark ${markText(mark)}`)]
+      ? [ok(`nobody else uses priority ${rulePriority}, table ${table} or mark ${formatMark(mark)}`)]
       : found;
   });
 }
@@ -120,11 +121,11 @@ function marks({ mark }: Place, rulesets: Rulesets): Finding[] {
   const uses = markUses(rulesets, mark.mask);
   const found = CONSEQUENCES.flatMap(({ does, verb, advice }) => {
     const places = uses.filter((use) => use.does === does).map(({ where }) => where);
-    return places.length === 0 ? [] : [warn(`rules in ${some(places)} ${verb} ${markText(mark)}`, advice)];
+    return places.length === 0 ? [] : [warn(`rules in ${some(places)} ${verb} ${formatMark(mark)}`, advice)];
   });
   return [
     ...(found.length === 0 && rulesets.unread.length === 0
-      ? [ok(`no nftables or iptables rule touches ${markText(mark)}`)]
+      ? [ok(`no nftables or iptables rule touches ${formatMark(mark)}`)]
       : found),
     ...unread(rulesets),
   ];
@@ -160,12 +161,4 @@ function unread({ unread: reasons }: Rulesets): Finding[] {
   return reasons.length === 0
     ? []
     : [fail(`could not be checked: ${some(reasons, 1)}`, 'run as root, or repair the command')];
-}
-
-function markText({ value, mask }: Place['mark']): string {
-  return `${hex(value)}/${hex(mask)}`;
-}
-
-function hex(value: number): string {
-  return `0x${(value >>> 0).toString(16)}`;
 }

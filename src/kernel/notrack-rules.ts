@@ -4,12 +4,8 @@
  * proxy sees. Who relies on what of it: docs/datapath.md, "Who relies on whom".
  */
 
+import { formatMark, hex, type Mark } from '../net/mark.js';
 import type { Json } from './nft.js';
-
-export interface Mark {
-  readonly value: number;
-  readonly mask: number;
-}
 
 export interface Chain {
   readonly name: string;
@@ -36,7 +32,7 @@ export const CHAINS: readonly Chain[] = [
 
 /** In the order in which they run. */
 export function notrackRules(mark: Mark): readonly Rule[] {
-  const marked = `${hex(mark.value)}/${hex(mark.mask)}`;
+  const marked = formatMark(mark);
   const [others, ours] = [hex(~mark.mask >>> 0), hex(mark.value)];
   const setMark = `meta mark set meta mark and ${others} or ${ours}`;
   // A wildcard socket is a listener: a new connection is never marked here.
@@ -112,8 +108,4 @@ function markIsSet({ value, mask }: Mark): Json {
 
 function markIsCleared({ mask }: Mark): Json {
   return { mangle: { key: META_MARK, value: { '&': [META_MARK, ~mask >>> 0] } } };
-}
-
-function hex(value: number): string {
-  return `0x${value.toString(16)}`;
 }

@@ -8,9 +8,10 @@ import { isKernelError } from '../native/errors.js';
 import type { Netfilter } from '../native/netfilter.js';
 import { familyOf } from '../net/family.js';
 import { ipToNetworkBytes } from '../net/ip.js';
+import type { Mark } from '../net/mark.js';
 import { DatapathError } from './errors.js';
 import { type Json, nftApply, nftTable } from './nft.js';
-import { CHAINS, type Mark, notrackRules } from './notrack-rules.js';
+import { CHAINS, notrackRules } from './notrack-rules.js';
 
 export const TABLE = 'nodesentry';
 

@@ -10,11 +10,12 @@
 
 import type { TableRoute } from '../native/routes.js';
 import { FAMILIES, type Family } from '../net/family.js';
+import type { Mark } from '../net/mark.js';
 import { DatapathError } from './errors.js';
 import { ROUTE_PROTOCOL, type RouteSocket, type Rule } from './netlink.js';
 
 export interface PolicyRoutesSettings {
-  readonly mark: { readonly value: number; readonly mask: number };
+  readonly mark: Mark;
   readonly table: number;
   readonly rulePriority: number;
 }

@@ -11,6 +11,7 @@ import { join } from 'node:path';
 import { Opened } from '../base/opened.js';
 import { BpfMap, type BpfObject, BpfProgram } from '../native/bpf.js';
 import { isKernelError } from '../native/errors.js';
+import type { Mark } from '../net/mark.js';
 import { DatapathError } from './errors.js';
 import { type CopiedMigration, findMigration, type MigrationReport } from './migration.js';
 import { type MapName, mapNames, type ObjectSet, type ProgramName, programNames } from './object-set.js';
@@ -22,7 +23,7 @@ export interface ProgramsOptions<S extends ObjectSet = ObjectSet> {
   readonly bpffs: string;
   /** Folder with the compiled objects, `<name>.bpf.o`. */
   readonly objects: string;
-  readonly mark: { readonly value: number; readonly mask: number };
+  readonly mark: Mark;
 }
 
 export interface Programs<S extends ObjectSet = ObjectSet> {
@@ -242,7 +243,7 @@ function withObject<T>(objects: string, name: string, use: (object: BpfObject) =
   }
 }
 
-function programPin(program: BpfProgram, name: string, mark: ProgramsOptions['mark']): string {
+function programPin(program: BpfProgram, name: string, mark: Mark): string {
   return `${name}-${program.tag}-${mark.value.toString(16)}-${mark.mask.toString(16)}`;
 }
 

@@ -1,5 +1,6 @@
 import { readdirSync, readlinkSync } from 'node:fs';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import type { SlotLayout } from '../../src/datapath/layouts.js';
 import {
   Listeners,
   slotIndex,
@@ -19,17 +20,20 @@ import {
 import { Cleanup, Netns, startProcess, temporaryBpffs } from '../unit/native-lab.js';
 import { openIn } from './datapath-lab.js';
 
-const V4 = slotIndex(0, 'outbound', 4);
-const V6 = slotIndex(0, 'outbound', 6);
-
 const cleanup = new Cleanup();
 let netns: Netns;
 let map: BpfMap;
+let slots: SlotLayout;
+let V4: number;
+let V6: number;
 let log: { level: 'info' | 'warn'; message: string; fields: object }[];
 
 beforeEach(() => {
   netns = cleanup.owned(new Netns());
-  map = openIn(cleanup, temporaryBpffs(cleanup)).maps.listeners;
+  const programs = openIn(cleanup, temporaryBpffs(cleanup));
+  map = programs.maps.listeners;
+  slots = programs.layouts.slots;
+  [V4, V6] = [slotIndex(slots, 0, 'outbound', 4), slotIndex(slots, 0, 'outbound', 6)];
   log = [];
 });
 
@@ -76,9 +80,14 @@ function listenersOf(...instances: { outbound?: WantedListener[]; inbound?: Want
     outbound,
     inbound,
   }));
-  return new Listeners(map, wanted, {
-    info: (fields, message) => void log.push({ level: 'info', message, fields }),
-    warn: (fields, message) => void log.push({ level: 'warn', message, fields }),
+  return new Listeners({
+    map,
+    slots,
+    instances: wanted,
+    log: {
+      info: (fields, message) => void log.push({ level: 'info', message, fields }),
+      warn: (fields, message) => void log.push({ level: 'warn', message, fields }),
+    },
   });
 }
 
@@ -118,10 +127,11 @@ function socketOf(pid: number): SocketInfo {
 
 describe('a listener is adopted by its address', () => {
   it.each([
-    ['of IPv4', '127.0.0.1', V4],
-    ['of IPv6', '::1', V6],
-    ['of all of IPv4', '0.0.0.0', V4],
-  ])('%s, from whichever process owns it, and becomes transparent', async (_what, host, slot) => {
+    ['of IPv4', '127.0.0.1', 4],
+    ['of IPv6', '::1', 6],
+    ['of all of IPv4', '0.0.0.0', 4],
+  ] as const)('%s, from whichever process owns it, and becomes transparent', async (_what, host, family) => {
+    const slot = slotIndex(slots, 0, 'outbound', family);
     const proxy = await startProxy({ host, port: 0 });
     expect(socketOf(proxy.pid).transparent).toBe(false);
     const listeners = listenersOf({ outbound: [at(host, proxy.port)] });
@@ -131,7 +141,7 @@ describe('a listener is adopted by its address', () => {
     expect(listeners.status().find(({ adopted }) => adopted)).toEqual({
       instance: 'proxy0',
       direction: 'outbound',
-      family: slot === V4 ? 4 : 6,
+      family,
       address: host.includes(':') ? `[${host}]:${proxy.port}` : `${host}:${proxy.port}`,
       adopted: true,
       pid: proxy.pid,
@@ -185,8 +195,8 @@ describe('a listener is adopted by its address', () => {
     const second = await startProxy({ host: '::1', port: 0 });
     refresh(listenersOf({}, { outbound: [at('127.0.0.1', first.port)], inbound: [at('::1', second.port)] }));
     expect(map.entries().map(([key]) => key.readUInt32LE(0))).toEqual([4, 7]);
-    expect(cookieIn(slotIndex(1, 'outbound', 4))).toBe(cookieOf('127.0.0.1', first.port));
-    expect(cookieIn(slotIndex(1, 'inbound', 6))).toBe(cookieOf('::1', second.port));
+    expect(cookieIn(slotIndex(slots, 1, 'outbound', 4))).toBe(cookieOf('127.0.0.1', first.port));
+    expect(cookieIn(slotIndex(slots, 1, 'inbound', 6))).toBe(cookieOf('::1', second.port));
   });
 });
 

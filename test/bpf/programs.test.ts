@@ -214,4 +214,5 @@ it('the layouts are those of the objects', () => {
   expect(layouts.verdicts).toEqual(declared.filter((name) => name !== 'COUNT'));
   expect(layouts.flags).toEqual({ failureOpen: 1, bridged: 2 });
   expect(layouts.endpoint.size).toBe(20);
+  expect(layouts.slots).toEqual({ perInstance: 4, inbound: 2, ipv6: 1 });
 });

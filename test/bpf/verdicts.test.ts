@@ -408,7 +408,8 @@ describe.each([4, 6] as const)('with a listener, a packet of IPv%i', (family) =>
     const wanted = { host: '::', port: connection.port, family: 6 } as const;
     const instances = [{ name: 'default', outbound: [wanted], inbound: [] }];
     const log = { info: () => undefined, warn: () => undefined };
-    withNetns(netns, () => new Listeners(object.map('listeners'), instances, log).refresh());
+    const { slots } = layouts;
+    withNetns(netns, () => new Listeners({ map: object.map('listeners'), slots, instances, log }).refresh());
     return row;
   }
 

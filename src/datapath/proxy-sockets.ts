@@ -1,0 +1,80 @@
+/** Listening sockets of other processes: whose they are, and how they get into the map. */
+
+import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
+import { u32 } from '../kernel/struct.js';
+import type { BpfMap } from '../native/bpf.js';
+import { closeFd } from '../native/descriptors.js';
+import { isKernelError } from '../native/errors.js';
+import { pidfdGetfd, pidfdOpen, setTransparent, socketInfo, type TcpListener } from '../native/sockets.js';
+
+/** A process that has a socket open, and under which descriptor. */
+export interface SocketOwner {
+  readonly pid: number;
+  readonly fd: number;
+}
+
+/**
+ * Copies the socket out of its owner, makes it transparent and puts it into the map. The copy is closed at once:
+ * kept, it would hold the listener open after its owner has died. KernelError where the kernel refuses; Error where the
+ * descriptor is another socket by now.
+ */
+export function putInto(map: BpfMap, index: number, socket: TcpListener, owner: SocketOwner): void {
+  const pidfd = pidfdOpen(owner.pid);
+  try {
+    const fd = pidfdGetfd(pidfd, owner.fd);
+    try {
+      const info = socketInfo(fd);
+      if (!info.listening || info.cookie !== socket.cookie) {
+        throw new Error(`descriptor ${owner.fd} of process ${owner.pid} is not the listener any more`);
+      }
+      if (!info.transparent) {
+        setTransparent(fd);
+      }
+      map.setSocket(u32(index), fd);
+    } finally {
+      closeFd(fd);
+    }
+  } finally {
+    closeFd(pidfd);
+  }
+}
+
+/** Which process and descriptor hold each of these socket inodes. Walks /proc: done only when a listener is new. */
+export function socketOwners(inodes: ReadonlySet<number>): Map<number, SocketOwner> {
+  const owners = new Map<number, SocketOwner>();
+  for (const pid of readdirSync('/proc')) {
+    if (!/^\d+$/.test(pid)) {
+      continue;
+    }
+    for (const fd of readable(() => readdirSync(`/proc/${pid}/fd`)) ?? []) {
+      const target = readable(() => readlinkSync(`/proc/${pid}/fd/${fd}`)) ?? '';
+      const inode = Number(/^socket:\[(\d+)\]$/.exec(target)?.[1] ?? Number.NaN);
+      if (inodes.has(inode) && !owners.has(inode)) {
+        owners.set(inode, { pid: Number(pid), fd: Number(fd) });
+      }
+    }
+  }
+  return owners;
+}
+
+/** Whether the process still has the socket: a reload may have handed it on (HAProxy, systemd). */
+export function isHeld({ pid, fd, inode }: SocketOwner & { readonly inode: number }): boolean {
+  return readable(() => readlinkSync(`/proc/${pid}/fd/${fd}`)) === `socket:[${inode}]`;
+}
+
+export function processName(pid: number): string {
+  return readable(() => readFileSync(`/proc/${pid}/comm`, 'utf8').trim()) ?? 'unknown';
+}
+
+/** Processes and descriptors vanish while /proc is read; that is no error. */
+function readable<T>(read: () => T): T | undefined {
+  try {
+    return read();
+  } catch (error) {
+    const { code } = error as { code?: string };
+    if (code === 'ENOENT' || code === 'ESRCH' || code === 'EACCES' || isKernelError(error)) {
+      return undefined;
+    }
+    throw error;
+  }
+}
