@@ -107,6 +107,15 @@ export function recordingLog() {
   return { info: vi.fn<Log['info']>(), warn: vi.fn<Log['warn']>(), error: vi.fn<Log['error']>() };
 }
 
+/** What waits for `opened` goes on when the test says so. */
+export function gate() {
+  let open = (): void => undefined;
+  const opened = new Promise<void>((resolve) => {
+    open = resolve;
+  });
+  return { opened, open: () => open() };
+}
+
 export function kernelError(code: string, errno: number): Error {
   return Object.assign(new Error(`the kernel says ${code}`), { code, errno, syscall: 'bpf' });
 }
