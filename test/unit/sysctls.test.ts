@@ -35,7 +35,7 @@ function conf(name: string, values: { src_valid_mark?: 0 | 1; accept_local?: 0 |
   }
 }
 
-/** A veth in the namespace, with sysctls that ask for nothing. Up: the source finds no other (dev_mcast). */
+/** A veth in the namespace, with sysctls that ask for nothing. Up: dev_mcast has it without IPv6 too. */
 function veth(name: string): number {
   const ifindex = netns.addVeth(name);
   netns.ip(`link set ${name} up`);
