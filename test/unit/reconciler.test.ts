@@ -3,7 +3,7 @@
 import { beforeEach, describe, expect, test, vi } from 'vitest';
 import type { CanaryResult, CanaryTarget } from '../../src/datapath/canary.js';
 import type { Pod, PodUid } from '../../src/pods/pod.js';
-import { PodStore } from '../../src/pods/pod-store.js';
+import { PodStore, REMEMBERED_MS } from '../../src/pods/pod-store.js';
 import { Proofs } from '../../src/reconcile/proofs.js';
 import { Reconciler } from '../../src/reconcile/reconciler.js';
 import {
@@ -189,6 +189,47 @@ describe('a pod that goes', () => {
     expect(held(two)).toEqual([[101], ['egress 101']]);
   });
 
+  test('and comes back at once is put in place anew, and that is no repair', async () => {
+    const { reconciler, tell, kernel, state } = two;
+    const comesBack = async () => {
+      tell(WEB, OTHER);
+      await reconciler.reconcilePods([WEB.uid]);
+      expect(held(two)[0]).toContain(100);
+      expect(kernel.repairs).toEqual([]);
+    };
+    await reconciler.reconcile();
+    tell(OTHER);
+    await reconciler.reconcilePods([WEB.uid]);
+    await comesBack();
+
+    // The same where its going was noticed before all sources had told of their pods.
+    state.synced = false;
+    tell(OTHER);
+    await reconciler.reconcilePods([WEB.uid]);
+    state.synced = true;
+    await reconciler.reconcile();
+    expect(held(two)[0]).not.toContain(100);
+    await comesBack();
+  });
+
+  test('is answered for a minute longer, counted from when it went last', async () => {
+    const { reconciler, tell, kernel, state } = two;
+    await reconciler.reconcile();
+    tell(OTHER);
+    await reconciler.reconcile();
+    state.nowMs += REMEMBERED_MS - 1;
+    for (const told of [[WEB, OTHER], [OTHER]]) {
+      tell(...told);
+      await reconciler.reconcilePods([WEB.uid]);
+    }
+    state.nowMs += 1;
+    await reconciler.reconcile();
+    expect([...kernel.rows.keys()]).toEqual([WEB.uid, OTHER.uid]);
+    state.nowMs += REMEMBERED_MS;
+    await reconciler.reconcile();
+    expect([...kernel.rows.keys()]).toEqual([OTHER.uid]);
+  });
+
   test('has its old interface taken out where it has another by now', async () => {
     const { reconciler, links } = two;
     await reconciler.reconcile();
@@ -343,4 +384,7 @@ test('an interface that came inside a pod is found by looking inside, one look a
   // Both namespaces once, and that of the pod once more in its round.
   expect(links.looked).toEqual(['/run/netns/0', '/run/netns/1', '/run/netns/1']);
   expect(stateOf(OTHER)).toBe('DEGRADED');
+  links.inside[1]?.pop();
+  await reconciler.lookInside();
+  await vi.waitFor(() => expect(stateOf(OTHER)).toBe('INTERCEPTED'));
 });
