@@ -1,35 +1,16 @@
 /** Which pods are asked for a proof, and what counts of the answers. The canaries are a stand-in that a test answers for. */
 
-import { beforeEach, describe, expect, test, vi } from 'vitest';
-import type { CanaryResult, CanaryTarget } from '../../src/datapath/canary.js';
+import { beforeEach, describe, expect, test } from 'vitest';
+import type { CanaryResult } from '../../src/datapath/canary.js';
 import type { PlannedEndpoint } from '../../src/reconcile/decisions.js';
 import type { Installed } from '../../src/reconcile/endpoint-installer.js';
 import { Proofs } from '../../src/reconcile/proofs.js';
-import { decision, gate, routed } from './reconcile-fixture.js';
+import { CanariesStandIn, decision, gate, routed } from './reconcile-fixture.js';
 
 const PROVEN: CanaryResult = { kind: 'proven' };
 const UNPROVEN: CanaryResult = { kind: 'unproven', reason: 'something takes packets first' };
 const SILENT: CanaryResult = { kind: 'silent', reason: 'ENETDOWN' };
 const RENEWED_AFTER_MS = 1_000;
-
-class CanariesStandIn {
-  readonly asked: (readonly CanaryTarget[])[] = [];
-  /** By ifindex; proven where there is none. */
-  readonly answers = new Map<number, CanaryResult>();
-  readonly remove = vi.fn<(ifindex: number) => void>();
-  /** No answer before it is done. */
-  delay: Promise<void> | undefined;
-  failure: Error | undefined;
-
-  async prove(targets: readonly CanaryTarget[]): Promise<CanaryResult[]> {
-    this.asked.push(targets);
-    await this.delay;
-    if (this.failure !== undefined) {
-      throw this.failure;
-    }
-    return targets.map(({ ifindex }) => this.answers.get(ifindex) ?? PROVEN);
-  }
-}
 
 /** Pod n as put in place at these interfaces, at 100 + n unless told. */
 function installed(n: number, fields: Partial<Installed> = {}, ...more: PlannedEndpoint[]): Installed {
@@ -66,7 +47,7 @@ describe('a pod that is asked for a proof', () => {
   test('is known by the answer, as of when it came', async () => {
     expect(proofs.has(uidOf(WEB))).toBe(false);
     const answer = gate();
-    canaries.delay = answer.opened;
+    canaries.answered = answer.opened;
     const asked = proofs.ask([WEB]);
     expect(proofs.get(uidOf(WEB))).toBeUndefined();
     nowMs += 40;
@@ -101,24 +82,22 @@ describe('a pod that is asked for a proof', () => {
   test('is not asked where something of it is missing, or all', async () => {
     const pods = [installed(0, { missing: 'no program' }), installed(1), installed(2, { row: undefined })];
     expect(await proofs.ask(pods)).toEqual([uidOf(installed(1))]);
-    expect(canaries.asked.flat().map(({ ifindex }) => ifindex)).toEqual([101]);
+    expect(canaries.take()).toEqual([101]);
     expect(proofs.has(uidOf(installed(0)))).toBe(false);
   });
 });
 
 describe('proofs are renewed', () => {
-  const asked = () => canaries.asked.flat().map(({ ifindex }) => ifindex);
-
   test('of those only whose last one is old', async () => {
     const [young, old] = [installed(0), installed(1)];
     await proofs.ask([old]);
     nowMs += RENEWED_AFTER_MS / 2;
     await proofs.ask([young]);
-    canaries.asked.length = 0;
+    canaries.take();
     expect(await proofs.renew([young, old])).toEqual([]);
     nowMs += RENEWED_AFTER_MS / 2;
     expect(await proofs.renew([young, old])).toEqual([uidOf(old)]);
-    expect(asked()).toEqual([101]);
+    expect(canaries.take()).toEqual([101]);
     expect(proofs.get(uidOf(old))?.atMs).toBe(nowMs);
   });
 
@@ -128,9 +107,9 @@ describe('proofs are renewed', () => {
       await proofs.ask([installed(n)]);
       nowMs += RENEWED_AFTER_MS;
     }
-    canaries.asked.length = 0;
+    canaries.take();
     await proofs.renew(pods);
-    expect(asked()).toEqual([101, 102, 100, 103]);
+    expect(canaries.take()).toEqual([101, 102, 100, 103]);
   });
 
   test('25 at a time, and the others the next time', async () => {
@@ -140,12 +119,12 @@ describe('proofs are renewed', () => {
       counts.push((await proofs.renew(pods)).length);
     }
     expect(counts).toEqual([25, 25, 10, 0]);
-    expect(new Set(asked()).size).toBe(60);
+    expect(new Set(canaries.take()).size).toBe(60);
   });
 
   test('not twice at once', async () => {
     const answer = gate();
-    canaries.delay = answer.opened;
+    canaries.answered = answer.opened;
     const first = proofs.renew([WEB]);
     expect(await proofs.renew([WEB, installed(1)])).toEqual([]);
     expect(canaries.asked).toHaveLength(1);
@@ -164,5 +143,5 @@ describe('proofs are renewed', () => {
 
 test('no answer is waited for at an interface that belongs to nobody any more', () => {
   proofs.removeInterface(100);
-  expect(canaries.remove.mock.calls).toEqual([[100]]);
+  expect(canaries.removed).toEqual([100]);
 });

@@ -2,6 +2,7 @@
 
 import { vi } from 'vitest';
 import type { Log } from '../../src/base/log.js';
+import type { Canaries, CanaryResult, CanaryTarget } from '../../src/datapath/canary.js';
 import type { EndpointPlan, EndpointRow, EndpointTables } from '../../src/datapath/endpoints.js';
 import type { DatapathPrograms, Role } from '../../src/datapath/manifest.js';
 import type { Attachment, Attachments } from '../../src/kernel/attachment.js';
@@ -126,6 +127,37 @@ export const PROGRAMS = {
   socket_lookup: { id: 3 },
   canary: { id: 4 },
 } as unknown as DatapathPrograms['programs'];
+
+/** Answers as a test tells it to, for every interface or for one. */
+export class CanariesStandIn implements Pick<Canaries, 'prove' | 'remove'> {
+  /** The questions of each call. */
+  readonly asked: (readonly CanaryTarget[])[] = [];
+  /** By ifindex; `answer` where there is none. */
+  readonly answers = new Map<number, CanaryResult>();
+  readonly removed: number[] = [];
+  answer: CanaryResult = { kind: 'proven' };
+  /** No answer before. */
+  answered: Promise<void> | undefined;
+  failure: Error | undefined;
+
+  async prove(targets: readonly CanaryTarget[]): Promise<CanaryResult[]> {
+    this.asked.push(targets);
+    await this.answered;
+    if (this.failure !== undefined) {
+      throw this.failure;
+    }
+    return targets.map(({ ifindex }) => this.answers.get(ifindex) ?? this.answer);
+  }
+
+  remove(ifindex: number): void {
+    this.removed.push(ifindex);
+  }
+
+  /** The interfaces that were asked at since the last call. */
+  take(): number[] {
+    return this.asked.splice(0).flatMap((targets) => targets.map(({ ifindex }) => ifindex));
+  }
+}
 
 interface Written {
   readonly row: EndpointRow;

@@ -1,12 +1,12 @@
 /** Rounds: who is looked at when, and what is told. Pods are in a real store; kernel, links and canaries are stand-ins. */
 
 import { beforeEach, describe, expect, test, vi } from 'vitest';
-import type { CanaryResult, CanaryTarget } from '../../src/datapath/canary.js';
 import type { Pod, PodUid } from '../../src/pods/pod.js';
 import { PodStore, REMEMBERED_MS } from '../../src/pods/pod-store.js';
 import { Proofs } from '../../src/reconcile/proofs.js';
 import { Reconciler } from '../../src/reconcile/reconciler.js';
 import {
+  CanariesStandIn,
   gate,
   KernelStandIn,
   LinksStandIn,
@@ -41,24 +41,6 @@ class NodeStandIn {
   wholeRounds(): number {
     return this.asked.filter(([what]) => what === 'ensure').length;
   }
-}
-
-class CanariesStandIn {
-  readonly asked: CanaryTarget[] = [];
-  answer: CanaryResult = { kind: 'proven' };
-  answered: Promise<void> | undefined;
-  failure: Error | undefined;
-
-  async prove(targets: readonly CanaryTarget[]): Promise<CanaryResult[]> {
-    this.asked.push(...targets);
-    await this.answered;
-    if (this.failure !== undefined) {
-      throw this.failure;
-    }
-    return targets.map(() => this.answer);
-  }
-
-  remove(): void {}
 }
 
 function world(count: number) {
@@ -118,7 +100,7 @@ describe('a pod that comes', () => {
     expect(reconciler.statusOf(WEB.uid)).toMatchObject({ state: 'PENDING', reason: 'not proven yet' });
     answer.open();
     await vi.waitFor(() => expect(stateOf(WEB)).toBe('INTERCEPTED'));
-    expect(canaries.asked.map(({ ifindex }) => ifindex)).toEqual([100, 101]);
+    expect(canaries.take()).toEqual([100, 101]);
     expect(reconciler.statuses().map(({ podUid }) => podUid)).toEqual([WEB.uid, OTHER.uid]);
     expect(held(two)).toEqual(BOTH);
   });
@@ -136,11 +118,11 @@ describe('a pod that comes', () => {
     const { reconciler, canaries, kernel, stateOf } = two;
     await reconciler.reconcile();
     await vi.waitFor(() => expect(stateOf(WEB)).toBe('INTERCEPTED'));
-    canaries.asked.length = 0;
+    canaries.take();
     await reconciler.reconcile();
     kernel.attached.delete('egress 100');
     await reconciler.reconcile();
-    expect(canaries.asked.map(({ ifindex }) => ifindex)).toEqual([100]);
+    expect(canaries.take()).toEqual([100]);
     expect(kernel.repairs).toEqual([['attachment', 'the program at veth0 was gone']]);
   });
 
