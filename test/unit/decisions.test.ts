@@ -1,60 +1,19 @@
 import { expect, it } from 'vitest';
-import type { Link } from '../../src/net/link.js';
-import type { Pod, PodUid } from '../../src/pods/pod.js';
+import type { PodUid } from '../../src/pods/pod.js';
 import { Decisions } from '../../src/reconcile/decisions.js';
-import type { PodLinks } from '../../src/runtimes/pod-links.js';
+import { LinksStandIn, link, podNumber } from './reconcile-fixture.js';
 
-function link(index: number, name: string, rest: Partial<Link> = {}): Link {
-  const base = { kind: 'veth', loopback: false, ethernet: true, master: 0 };
-  return { index, name, ...base, peerIndex: undefined, peerNamespaceId: undefined, ...rest };
-}
-
-/** Pod n has its veth's host end at ifindex 100 + n; namespace ids are the pods' numbers. */
 function world(count: number) {
-  const pods = Array.from({ length: count }, (_, n): Pod => {
-    return {
-      uid: `uid-${n}` as PodUid,
-      namespace: 'shop',
-      name: `web-${n}`,
-      serviceAccount: 'default',
-      labels: {},
-      annotations: {},
-      ips: [`10.66.0.${n + 1}`],
-      runtime: 'runc',
-      runtimeHandler: '',
-      sandboxId: '',
-      hostNetwork: false,
-      netns: `/run/netns/${n}`,
-      sources: ['static'],
-    };
-  });
-  const inside = pods.map((_, n): Link[] => [link(2, 'eth0', { peerIndex: 100 + n, peerNamespaceId: 0 })]);
-  const host = new Map(
-    pods.map((_, n) => [100 + n, link(100 + n, `veth${n}`, { peerIndex: 2, peerNamespaceId: n })]),
-  );
-  const gone = new Set<string>();
-  const looked: string[] = [];
-  /** A stand-in for netlink. */
-  const links = {
-    hostLink: async (index: number) => host.get(index),
-    hostLinkByName: async () => undefined,
-    podLinks: async (netns: string) => {
-      looked.push(netns);
-      if (gone.has(netns)) {
-        throw Object.assign(new Error('gone'), { code: 'ENOENT' });
-      }
-      return inside[Number(netns.split('/').at(-1))] ?? [];
-    },
-    namespaceId: async (netns: string) => Number(netns.split('/').at(-1)),
-    isHost: async () => false,
-  };
+  const pods = Array.from({ length: count }, (_, n) => podNumber(n));
+  const links = new LinksStandIn(count);
   const decisions = new Decisions({
     store: { list: () => pods, get: (uid) => pods.find((pod) => pod.uid === uid) },
-    links: links as unknown as PodLinks,
+    links: links.asPodLinks(),
     defaults: { enrol: 'all', failure: 'closed' },
     instanceFor: () => ({ name: 'default', index: 0 }),
     log: { error: () => undefined },
   });
+  const { inside, host, gone, looked } = links;
   return { decisions, pods, inside, host, gone, looked };
 }
 

@@ -3,14 +3,10 @@ import type { Link } from '../../src/net/link.js';
 import type { Pod, PodUid, RuntimeKind } from '../../src/pods/pod.js';
 import * as located from '../../src/runtimes/locate.js';
 import type { LinkReader } from '../../src/runtimes/location.js';
+import { link } from './reconcile-fixture.js';
 
 const NETNS = '/run/netns/web-0';
 const NAMESPACE_ID = 3;
-
-function link(index: number, name: string, rest: Partial<Link> = {}): Link {
-  const base = { kind: 'veth', loopback: false, ethernet: true, master: 0 };
-  return { index, name, ...base, peerIndex: undefined, peerNamespaceId: undefined, ...rest };
-}
 
 const LO = link(1, 'lo', { kind: '', loopback: true, ethernet: false });
 const ETH0 = link(2, 'eth0', { peerIndex: 40, peerNamespaceId: 0 });

@@ -1,0 +1,372 @@
+/** Rounds: who is looked at when, and what is told. Pods are in a real store; kernel, links and canaries are stand-ins. */
+
+import { beforeEach, describe, expect, test, vi } from 'vitest';
+import type { Pod, PodUid } from '../../src/pods/pod.js';
+import { PodStore, REMEMBERED_MS } from '../../src/pods/pod-store.js';
+import { Proofs } from '../../src/reconcile/proofs.js';
+import { Reconciler } from '../../src/reconcile/reconciler.js';
+import {
+  CanariesStandIn,
+  gate,
+  KernelStandIn,
+  LinksStandIn,
+  link,
+  PROGRAMS,
+  podNumber,
+  recordingLog,
+} from './reconcile-fixture.js';
+
+const MANY = 175;
+
+class NodeStandIn {
+  /** What was asked of it, with the addresses. */
+  readonly asked: [what: 'ensure' | 'addresses', ips: readonly string[]][] = [];
+  wrong: string | undefined;
+  /** Runs during every look at everything. */
+  meanwhile: () => Promise<void> = async () => undefined;
+
+  problem(): string | undefined {
+    return this.wrong;
+  }
+
+  async ensure(ips: ReadonlySet<string>): Promise<void> {
+    this.asked.push(['ensure', [...ips]]);
+    await this.meanwhile();
+  }
+
+  async addresses(ips: ReadonlySet<string>): Promise<void> {
+    this.asked.push(['addresses', [...ips]]);
+  }
+
+  wholeRounds(): number {
+    return this.asked.filter(([what]) => what === 'ensure').length;
+  }
+}
+
+function world(count: number) {
+  const links = new LinksStandIn(count);
+  const kernel = new KernelStandIn();
+  const node = new NodeStandIn();
+  const canaries = new CanariesStandIn();
+  const log = recordingLog();
+  const store = new PodStore();
+  const state = { synced: true, nowMs: 1_700_000_000_000 };
+  const removeStalePrograms = vi.fn(() => []);
+  const nowMs = () => state.nowMs;
+  const reconciler = new Reconciler({
+    store,
+    links: links.asPodLinks(),
+    defaults: { enrol: 'all', failure: 'closed' },
+    instanceFor: () => ({ name: 'default', index: 0 }),
+    tables: kernel.tables,
+    attachments: kernel.attachments,
+    sysctls: kernel.sysctls,
+    repairs: kernel,
+    proofs: new Proofs(canaries, nowMs),
+    programs: { programs: PROGRAMS, removeStalePrograms },
+    node,
+    synced: () => state.synced,
+    nowMs,
+    log,
+  });
+  const pods = Array.from({ length: count }, (_, n) => podNumber(n));
+  const tell = (...told: Pod[]) => store.replaceSource('static', told);
+  tell(...pods);
+  const stateOf = ({ uid }: Pod) => reconciler.statusOf(uid)?.state;
+  return { links, kernel, node, canaries, log, state, removeStalePrograms, reconciler, pods, tell, stateOf };
+}
+
+type World = ReturnType<typeof world>;
+const [WEB, OTHER] = [podNumber(0), podNumber(1)];
+
+let two: World;
+beforeEach(() => {
+  two = world(2);
+});
+
+const held = ({ kernel }: World) => [[...kernel.endpoints.keys()], [...kernel.attached.keys()]];
+const BOTH = [
+  [100, 101],
+  ['egress 100', 'egress 101'],
+];
+
+describe('a pod that comes', () => {
+  test('is PENDING until its canary has arrived, then INTERCEPTED', async () => {
+    const { reconciler, canaries, stateOf } = two;
+    const answer = gate();
+    canaries.answered = answer.opened;
+    expect(stateOf(WEB)).toBeUndefined();
+    await reconciler.reconcile(); // does not wait for the answer
+    expect(reconciler.statusOf(WEB.uid)).toMatchObject({ state: 'PENDING', reason: 'not proven yet' });
+    answer.open();
+    await vi.waitFor(() => expect(stateOf(WEB)).toBe('INTERCEPTED'));
+    expect(canaries.take()).toEqual([100, 101]);
+    expect(reconciler.statuses().map(({ podUid }) => podUid)).toEqual([WEB.uid, OTHER.uid]);
+    expect(held(two)).toEqual(BOTH);
+  });
+
+  test('alone is looked at alone, without a look at everything', async () => {
+    const { reconciler, node, stateOf } = two;
+    await reconciler.reconcilePods([OTHER.uid]);
+    expect(node.asked).toEqual([['addresses', OTHER.ips]]);
+    await vi.waitFor(() => expect(stateOf(OTHER)).toBe('INTERCEPTED'));
+    expect(stateOf(WEB)).toBeUndefined();
+    expect(held(two)).toEqual([[101], ['egress 101']]);
+  });
+
+  test('is proven once, and again where something about it has changed', async () => {
+    const { reconciler, canaries, kernel, stateOf } = two;
+    await reconciler.reconcile();
+    await vi.waitFor(() => expect(stateOf(WEB)).toBe('INTERCEPTED'));
+    canaries.take();
+    await reconciler.reconcile();
+    kernel.attached.delete('egress 100');
+    await reconciler.reconcile();
+    expect(canaries.take()).toEqual([100]);
+    expect(kernel.repairs).toEqual([['attachment', 'the program at veth0 was gone']]);
+  });
+
+  test('is not INTERCEPTED while something of the node is missing', async () => {
+    const { reconciler, node, stateOf } = two;
+    node.wrong = 'nft: command not found';
+    await reconciler.reconcile();
+    expect(reconciler.nodeProblem()).toBe('nft: command not found');
+    expect(reconciler.statusOf(WEB.uid)).toMatchObject({ state: 'PENDING', reason: node.wrong });
+    node.wrong = undefined;
+    await reconciler.reconcile();
+    await vi.waitFor(() => expect(stateOf(WEB)).toBe('INTERCEPTED'));
+  });
+
+  test('does not fail its round where asking for proof does', async () => {
+    const { reconciler, canaries, log } = two;
+    canaries.failure = new Error('E2BIG');
+    await reconciler.reconcile();
+    await vi.waitFor(() =>
+      expect(log.error.mock.calls).toEqual([[{ err: canaries.failure }, 'asking for proof failed']]),
+    );
+  });
+});
+
+describe('a pod that goes', () => {
+  test('is taken out of the kernel in the round that hears of it', async () => {
+    const { reconciler, tell, stateOf, node } = two;
+    await reconciler.reconcile();
+    tell(OTHER);
+    await reconciler.reconcilePods([WEB.uid]);
+    expect(held(two)).toEqual([[101], ['egress 101']]);
+    expect(stateOf(WEB)).toBeUndefined();
+    expect(node.asked.at(-1)).toEqual(['addresses', OTHER.ips]);
+  });
+
+  test('stays in the kernel while the sources have not told of all pods, and goes then', async () => {
+    const { reconciler, tell, state } = two;
+    await reconciler.reconcile();
+    state.synced = false;
+    tell(OTHER);
+    await reconciler.reconcilePods([WEB.uid]);
+    await reconciler.reconcile();
+    expect(held(two)).toEqual(BOTH);
+    state.synced = true;
+    await reconciler.reconcile();
+    expect(held(two)).toEqual([[101], ['egress 101']]);
+  });
+
+  test('and comes back at once is put in place anew, and that is no repair', async () => {
+    const { reconciler, tell, kernel, state } = two;
+    const comesBack = async () => {
+      tell(WEB, OTHER);
+      await reconciler.reconcilePods([WEB.uid]);
+      expect(held(two)[0]).toContain(100);
+      expect(kernel.repairs).toEqual([]);
+    };
+    await reconciler.reconcile();
+    tell(OTHER);
+    await reconciler.reconcilePods([WEB.uid]);
+    await comesBack();
+
+    // The same where its going was noticed before all sources had told of their pods.
+    state.synced = false;
+    tell(OTHER);
+    await reconciler.reconcilePods([WEB.uid]);
+    state.synced = true;
+    await reconciler.reconcile();
+    expect(held(two)[0]).not.toContain(100);
+    await comesBack();
+  });
+
+  test('is answered for a minute longer, counted from when it went last', async () => {
+    const { reconciler, tell, kernel, state } = two;
+    await reconciler.reconcile();
+    tell(OTHER);
+    await reconciler.reconcile();
+    state.nowMs += REMEMBERED_MS - 1;
+    for (const told of [[WEB, OTHER], [OTHER]]) {
+      tell(...told);
+      await reconciler.reconcilePods([WEB.uid]);
+    }
+    state.nowMs += 1;
+    await reconciler.reconcile();
+    expect([...kernel.rows.keys()]).toEqual([WEB.uid, OTHER.uid]);
+    state.nowMs += REMEMBERED_MS;
+    await reconciler.reconcile();
+    expect([...kernel.rows.keys()]).toEqual([OTHER.uid]);
+  });
+
+  test('has its old interface taken out where it has another by now', async () => {
+    const { reconciler, links } = two;
+    await reconciler.reconcile();
+    links.host.delete(100);
+    links.host.set(300, link(300, 'veth300', { peerIndex: 2, peerNamespaceId: 0 }));
+    links.inside[0] = [link(2, 'eth0', { peerIndex: 300, peerNamespaceId: 0 })];
+    await reconciler.linksChanged(new Set([100]));
+    expect(links.forgotten).toEqual([100]);
+    expect(held(two)).toEqual([
+      [101, 300],
+      ['egress 101', 'egress 300'],
+    ]);
+  });
+});
+
+describe('what an agent before us left in the kernel', () => {
+  const leave = async ({ kernel }: World) => {
+    const plan = { ifindex: 555, instance: 0, failureOpen: false, bridgeIndex: 0, ips: [] };
+    kernel.tables.write(kernel.tables.enrol('uid-old' as PodUid, 555, false), plan);
+    await kernel.attachments.attachAsync({ role: 'egress', ifindex: 555 }, PROGRAMS.pod_egress);
+  };
+
+  test('goes after the first look at everything once all sources have told, and not before', async () => {
+    const { reconciler, state } = two;
+    await leave(two);
+    state.synced = false;
+    await reconciler.reconcile();
+    expect(held(two)[0]).toContain(555);
+    state.synced = true;
+    await reconciler.reconcilePods([WEB.uid]);
+    expect(held(two)[0]).toContain(555);
+    await reconciler.reconcile();
+    expect(held(two)).toEqual(BOTH);
+  });
+
+  test('of its programs is removed once, when all pods have ours', async () => {
+    const { reconciler, state, removeStalePrograms, kernel } = two;
+    state.synced = false;
+    await reconciler.reconcile();
+    expect(removeStalePrograms).not.toHaveBeenCalled();
+    state.synced = true;
+    removeStalePrograms.mockImplementationOnce(() => {
+      expect(kernel.attached.size).toBe(2);
+      return [];
+    });
+    await reconciler.reconcile();
+    await reconciler.reconcile();
+    expect(removeStalePrograms).toHaveBeenCalledTimes(1);
+  });
+});
+
+describe('a look at everything', () => {
+  test('follows once, however often it is asked for during another', async () => {
+    const { reconciler, node } = two;
+    const [begun, rest] = [gate(), gate()];
+    node.meanwhile = () => {
+      begun.open();
+      return rest.opened;
+    };
+    const first = reconciler.reconcile();
+    await begun.opened;
+    const more = [reconciler.reconcile(), reconciler.reconcile(), reconciler.reconcile()];
+    rest.open();
+    await Promise.all([first, ...more]);
+    expect(node.wholeRounds()).toBe(2);
+    await reconciler.reconcile();
+    expect(node.wholeRounds()).toBe(3);
+  });
+
+  test('that fails is told to who asked, and the next one is made', async () => {
+    const { reconciler, node } = two;
+    node.meanwhile = () => Promise.reject(new Error('EIO'));
+    await expect(reconciler.reconcile()).rejects.toThrow('EIO');
+    node.meanwhile = async () => undefined;
+    await reconciler.reconcile();
+    expect(held(two)).toEqual(BOTH);
+  });
+
+  test('over many pods lets one that starts meanwhile have its turn in between', async () => {
+    const many = world(MANY);
+    const { reconciler, kernel, pods, tell, links } = many;
+    const late = podNumber(MANY);
+    const written = () => [...kernel.endpoints.keys()];
+    links.inside.push([link(2, 'eth0', { peerIndex: 900, peerNamespaceId: 0 })]);
+    links.host.set(900, link(900, 'veth900', { peerIndex: 2, peerNamespaceId: MANY }));
+    const stop = reconciler.onStatus((uid) => {
+      if (uid === pods[0]?.uid) {
+        stop();
+        tell(...pods, late);
+        void reconciler.reconcilePods([late.uid]);
+      }
+    });
+    await reconciler.reconcile();
+    expect(written()).toHaveLength(MANY + 1);
+    expect(written().indexOf(900)).toBe(50);
+  });
+
+  test('is made after the few pods that are due already', async () => {
+    const { reconciler, node } = two;
+    const few = reconciler.reconcilePods([OTHER.uid]);
+    await Promise.all([few, reconciler.reconcile()]);
+    expect(node.asked.map(([what]) => what)).toEqual(['addresses', 'ensure']);
+  });
+});
+
+describe('who watches', () => {
+  test('is told of every pod whose status may be another, until it ends', async () => {
+    const { reconciler, tell, stateOf } = two;
+    const seen: [PodUid, string | undefined][] = [];
+    const stop = reconciler.onStatus((uid) => seen.push([uid, reconciler.statusOf(uid)?.state]));
+    await reconciler.reconcilePods([WEB.uid]);
+    await vi.waitFor(() => expect(stateOf(WEB)).toBe('INTERCEPTED'));
+    tell(OTHER);
+    await reconciler.reconcilePods([WEB.uid]);
+    expect(seen).toEqual([
+      [WEB.uid, 'PENDING'],
+      [WEB.uid, 'INTERCEPTED'],
+      [WEB.uid, undefined],
+    ]);
+    stop();
+    await reconciler.reconcile();
+    expect(seen).toHaveLength(3);
+  });
+
+  test('reads of a state in the log when it is another, as a warning where something is wrong', async () => {
+    const { reconciler, canaries, log, stateOf, state } = two;
+    await reconciler.reconcilePods([WEB.uid]);
+    await vi.waitFor(() => expect(stateOf(WEB)).toBe('INTERCEPTED'));
+    await reconciler.reconcilePods([WEB.uid]);
+    const toldBy = (calls: readonly (readonly [object, string])[]) =>
+      calls.filter(([, message]) => message === 'pod state').map(([fields]) => fields);
+    const pod = 'default/web-0';
+    expect(toldBy(log.info.mock.calls)).toMatchObject([
+      { pod, state: 'PENDING' },
+      { pod, state: 'INTERCEPTED' },
+    ]);
+    canaries.answer = { kind: 'unproven', reason: 'something takes packets first' };
+    state.nowMs += 1_000;
+    await reconciler.prove();
+    expect(toldBy(log.warn.mock.calls)).toMatchObject([
+      { pod, state: 'DEGRADED', reason: 'something takes packets first' },
+    ]);
+  });
+});
+
+test('an interface that came inside a pod is found by looking inside, one look at a time', async () => {
+  const { reconciler, links, stateOf } = two;
+  await reconciler.reconcile();
+  links.looked.length = 0;
+  links.inside[1]?.push(link(3, 'net1', { kind: 'macvlan', peerIndex: 9, peerNamespaceId: 0 }));
+  await Promise.all([reconciler.lookInside(), reconciler.lookInside()]);
+  // Both namespaces once, and that of the pod once more in its round.
+  expect(links.looked).toEqual(['/run/netns/0', '/run/netns/1', '/run/netns/1']);
+  expect(stateOf(OTHER)).toBe('DEGRADED');
+  links.inside[1]?.pop();
+  await reconciler.lookInside();
+  await vi.waitFor(() => expect(stateOf(OTHER)).toBe('INTERCEPTED'));
+});
