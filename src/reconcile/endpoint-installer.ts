@@ -3,7 +3,7 @@
 import type { Log } from '../base/log.js';
 import type { EndpointRow, EndpointTables } from '../datapath/endpoints.js';
 import type { DatapathPrograms, Role } from '../datapath/manifest.js';
-import type { Attachment, Attachments } from '../kernel/attachment.js';
+import type { Attachment, Attachments, AttachResult } from '../kernel/attachment.js';
 import type { InterfaceSysctls } from '../kernel/sysctls.js';
 import { isGone } from '../native/errors.js';
 import type { PodUid } from '../pods/pod.js';
@@ -65,13 +65,14 @@ export class EndpointInstaller {
       row = tables.enrol(pod.uid, endpoints[0].plan.ifindex, before?.row !== undefined);
       changed = row !== before?.row;
       for (const endpoint of endpoints) {
-        const expected = changed
-          ? undefined
-          : before?.decision.endpoints.find((other) => isSame(other, endpoint));
-        const done = await this.#endpoint(row, decision, endpoint, expected !== undefined);
+        const wasThere =
+          !changed &&
+          before?.missing === undefined &&
+          before?.decision.endpoints.some((other) => isSame(other, endpoint)) === true;
+        const done = await this.#endpoint(row, decision, endpoint, wasThere);
         changed ||= done;
-        // What was found as it should be has just been read; what was written is read back.
-        if (done) {
+        // What was found as it should be has just been read; what was written, or missing at the last look, is read back.
+        if (done || before?.missing !== undefined) {
           missing ??= tables.verify(row, endpoint.plan) ?? this.#missingAttachment(endpoint);
         }
       }
@@ -111,9 +112,10 @@ export class EndpointInstaller {
     for (const what of changes) {
       repaired('map', what);
     }
+    let steered: AttachResult = 'kept';
     if (at.kind === 'bridge') {
       const steer: Attachment<Role> = { role: 'steer', ifindex: at.bridge.index };
-      const steered = await attachments.attachAsync(steer, programs.programs.bridge_steer);
+      steered = await attachments.attachAsync(steer, programs.programs.bridge_steer);
       if (steered !== 'kept') {
         repaired('attachment', `steering at ${at.bridge.name} was gone: ${steered}`);
         log.info({ bridge: at.bridge.name, ifindex: at.bridge.index }, `steering ${steered}`);
@@ -127,7 +129,7 @@ export class EndpointInstaller {
         `the program at ${at.link.name} was ${done === 'attached' ? 'gone' : 'another'}`,
       );
     }
-    const changed = changes.length > 0 || done !== 'kept';
+    const changed = changes.length > 0 || steered !== 'kept' || done !== 'kept';
     if (changed && !wasThere) {
       const { id, generation } = row;
       log.info(

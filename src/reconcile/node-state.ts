@@ -3,6 +3,7 @@
 import type { Log } from '../base/log.js';
 import type { EndpointTables } from '../datapath/endpoints.js';
 import type { DatapathPrograms } from '../datapath/manifest.js';
+import { DatapathError } from '../kernel/errors.js';
 import type { NotrackTable } from '../kernel/notrack-table.js';
 import type {
   PolicyRoutesOptions,
@@ -52,8 +53,11 @@ export class NodeState {
   async ensure(addresses: ReadonlySet<string>): Promise<void> {
     try {
       await this.#ensure(addresses);
-      this.#problem = (await this.#options.routes.areFollowed()) ? undefined : this.#notFollowed();
-      this.#wasComplete ||= this.#problem === undefined;
+      if (!(await this.#options.routes.areFollowed())) {
+        throw new DatapathError('RULE_CONFLICT', this.#notFollowed());
+      }
+      this.#problem = undefined;
+      this.#wasComplete = true;
     } catch (error) {
       const message = error instanceof Error ? error.message : String(error);
       if (this.#problem !== message) {

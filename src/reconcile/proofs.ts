@@ -19,6 +19,8 @@ export class Proofs {
   readonly #canaries: Pick<Canaries, 'prove' | 'remove'>;
   readonly #nowMs: Clock;
   readonly #proofs = new Map<PodUid, Proof>();
+  /** The round of questions that each pod was asked in last, while it is under way. */
+  readonly #asked = new Map<PodUid, object>();
   #renewing = false;
 
   constructor(canaries: Pick<Canaries, 'prove' | 'remove'>, nowMs: Clock) {
@@ -35,6 +37,7 @@ export class Proofs {
   }
 
   forget(uid: PodUid): void {
+    this.#asked.delete(uid);
     this.#proofs.delete(uid);
   }
 
@@ -52,18 +55,25 @@ export class Proofs {
     try {
       const now = this.#nowMs();
       const age = ({ decision }: Installed) => now - (this.#proofs.get(decision.pod.uid)?.atMs ?? 0);
-      const due = pods.filter((pod) => age(pod) >= RENEW_MS * 0.9).sort((a, b) => age(b) - age(a));
+      // One that is not in place is not asked: it must not take the turn of one that is.
+      const due = pods
+        .filter((pod) => isInPlace(pod) && age(pod) >= RENEW_MS * 0.9)
+        .sort((a, b) => age(b) - age(a));
       return await this.ask(due.slice(0, AT_A_TIME));
     } finally {
       this.#renewing = false;
     }
   }
 
-  /** Returns the pods that were asked: those whose programs and tables are in place. */
+  /** Returns the pods that are proven or not now: those whose programs and tables are in place, and were all along. */
   async ask(pods: readonly Installed[]): Promise<PodUid[]> {
     const questions = pods.flatMap((installed) =>
       targetsOf(installed).map((target) => ({ uid: installed.decision.pod.uid, target })),
     );
+    const round = {};
+    for (const { uid } of questions) {
+      this.#asked.set(uid, round);
+    }
     const results = await this.#canaries.prove(questions.map(({ target }) => target));
     const worst = new Map<PodUid, CanaryResult>();
     questions.forEach(({ uid }, index) => {
@@ -73,17 +83,25 @@ export class Proofs {
         worst.set(uid, result);
       }
     });
-    for (const [uid, result] of worst) {
+    // Forgotten or asked again meanwhile, a pod is not what this answer was about.
+    const current = [...worst].filter(([uid]) => this.#asked.get(uid) === round);
+    for (const [uid, result] of current) {
+      this.#asked.delete(uid);
       this.#proofs.set(uid, { result, atMs: this.#nowMs() });
     }
-    return [...worst.keys()];
+    return current.map(([uid]) => uid);
   }
 }
 
 const WEIGHT = { proven: 0, silent: 1, unproven: 2 } as const;
 
-function targetsOf({ decision, row, missing }: Installed): CanaryTarget[] {
-  if (row === undefined || missing !== undefined) {
+function isInPlace({ row, missing }: Installed): boolean {
+  return row !== undefined && missing === undefined;
+}
+
+function targetsOf(installed: Installed): CanaryTarget[] {
+  const { decision, row } = installed;
+  if (row === undefined || !isInPlace(installed)) {
     return [];
   }
   return decision.endpoints.map(({ plan }) => ({

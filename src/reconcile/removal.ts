@@ -93,7 +93,11 @@ export class Removal {
     } catch (error) {
       log.warn({ ...attachment, err: error }, 'the program could not be detached');
     }
-    sysctls.restore(attachment.ifindex);
+    try {
+      sysctls.restore(attachment.ifindex);
+    } catch (error) {
+      log.warn({ ...attachment, err: error }, 'the sysctl of the interface could not be restored');
+    }
   }
 
   #remove(ifindex: number): void {

@@ -140,7 +140,8 @@ describe('a pod that is looked at again', () => {
   test('and is not steered at its bridge any more is repaired', async () => {
     await installer.install(BRIDGED);
     kernel.attached.delete('steer 7');
-    await installer.install(BRIDGED);
+    const installed = await installer.install(BRIDGED);
+    expect(installed.changed).toBe(true); // so that it is proven anew
     expect(kernel.repairs).toEqual([['attachment', 'steering at cni0 was gone: attached']]);
     expect(kernel.attached.get('steer 7')).toBe(PROGRAMS.bridge_steer);
   });
@@ -193,6 +194,24 @@ describe('a pod that cannot be put in place', () => {
     kernel.failures.clear();
     expect((await installer.install(WEB)).missing).toBeUndefined();
     expect(log.error).toHaveBeenCalledTimes(2);
+  });
+
+  test('and then can is told of as one that has come, and is no repair', async () => {
+    kernel.failures.set('attach egress 100', kernelError('EPERM', 1));
+    await installer.install(WEB);
+    kernel.failures.clear();
+    await installer.install(WEB);
+    expect(kernel.repairs).toEqual([]);
+    expect(log.info.mock.calls.map(([, message]) => message)).toEqual(['pod programmed']);
+  });
+
+  test('stays so until it is read back, although nothing is left to write', async () => {
+    const { verify } = kernel.tables;
+    kernel.tables.verify = () => 'not in the kernel';
+    expect((await installer.install(WEB)).missing).toBe('not in the kernel');
+    expect(await installer.install(WEB)).toMatchObject({ missing: 'not in the kernel', changed: false });
+    kernel.tables.verify = verify;
+    expect((await installer.install(WEB)).missing).toBeUndefined();
   });
 
   test('for want of a row has none', async () => {

@@ -207,6 +207,8 @@ describe('what is wrong with a node', () => {
     await state.ensure(ADDRESSES);
     expect(state.problem()).toContain('not delivered by table 4242');
     expect(state.problem()).toContain('before priority 17');
+    await state.ensure(ADDRESSES);
+    expect(node.log.error).toHaveBeenCalledTimes(1);
     node.followed = true;
     await state.ensure(ADDRESSES);
     expect(state.problem()).toBeUndefined();

@@ -79,6 +79,16 @@ describe('a pod that is asked for a proof', () => {
     expect(pods.map((pod) => proofs.get(uidOf(pod))?.result.kind)).toEqual(['proven', 'unproven', 'proven']);
   });
 
+  test('and is forgotten before the answer comes stays without a proof', async () => {
+    const answer = gate();
+    canaries.answered = answer.opened;
+    const asked = proofs.ask([WEB, installed(1)]);
+    proofs.forget(uidOf(WEB));
+    answer.open();
+    expect(await asked).toEqual([uidOf(installed(1))]);
+    expect(proofs.has(uidOf(WEB))).toBe(false);
+  });
+
   test('is not asked where something of it is missing, or all', async () => {
     const pods = [installed(0, { missing: 'no program' }), installed(1), installed(2, { row: undefined })];
     expect(await proofs.ask(pods)).toEqual([uidOf(installed(1))]);
@@ -120,6 +130,14 @@ describe('proofs are renewed', () => {
     }
     expect(counts).toEqual([25, 25, 10, 0]);
     expect(new Set(canaries.take()).size).toBe(60);
+  });
+
+  test('of those that are in place, however many others are not', async () => {
+    const broken = Array.from({ length: 30 }, (_, n) => installed(n, { missing: 'no program' }));
+    const [sound] = [installed(99)];
+    await proofs.ask([sound]);
+    nowMs += RENEWED_AFTER_MS;
+    expect(await proofs.renew([...broken, sound])).toEqual([uidOf(sound)]);
   });
 
   test('not twice at once', async () => {

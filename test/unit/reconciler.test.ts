@@ -1,8 +1,9 @@
 /** Rounds: who is looked at when, and what is told. Pods are in a real store; kernel, links and canaries are stand-ins. */
 
 import { beforeEach, describe, expect, test, vi } from 'vitest';
+import { REMEMBERED_MS } from '../../src/pods/gone-pods.js';
 import type { Pod, PodUid } from '../../src/pods/pod.js';
-import { PodStore, REMEMBERED_MS } from '../../src/pods/pod-store.js';
+import { PodStore } from '../../src/pods/pod-store.js';
 import { Proofs } from '../../src/reconcile/proofs.js';
 import { Reconciler } from '../../src/reconcile/reconciler.js';
 import {
@@ -247,6 +248,26 @@ describe('what an agent before us left in the kernel', () => {
     expect(held(two)).toEqual(BOTH);
   });
 
+  test('stays where a source names it while everything is being looked at', async () => {
+    await two.reconciler.reconcile();
+    // As after a restart: the pods are in the kernel, and their source has not delivered when the round begins.
+    const restarted = world(2);
+    restarted.tell();
+    for (const [ifindex, endpoint] of two.kernel.endpoints) {
+      restarted.kernel.endpoints.set(ifindex, endpoint);
+    }
+    for (const [key, program] of two.kernel.attached) {
+      restarted.kernel.attached.set(key, program);
+    }
+    restarted.state.synced = false;
+    restarted.node.meanwhile = async () => {
+      restarted.state.synced = true;
+      restarted.tell(WEB, OTHER);
+    };
+    await restarted.reconciler.reconcile();
+    expect(held(restarted)).toEqual(BOTH);
+  });
+
   test('of its programs is removed once, when all pods have ours', async () => {
     const { reconciler, state, removeStalePrograms, kernel } = two;
     state.synced = false;
@@ -261,6 +282,23 @@ describe('what an agent before us left in the kernel', () => {
     await reconciler.reconcile();
     expect(removeStalePrograms).toHaveBeenCalledTimes(1);
   });
+});
+
+test('all pods are seen to when a look at everything has ended that began with all sources', async () => {
+  const { reconciler, state, node } = two;
+  state.synced = false;
+  node.meanwhile = async () => {
+    state.synced = true;
+  };
+  await reconciler.reconcile();
+  expect(reconciler.caughtUp()).toBe(false);
+  const answer = gate();
+  node.meanwhile = () => answer.opened;
+  const round = reconciler.reconcile();
+  expect(reconciler.caughtUp()).toBe(false);
+  answer.open();
+  await round;
+  expect(reconciler.caughtUp()).toBe(true);
 });
 
 describe('a look at everything', () => {

@@ -1,8 +1,9 @@
 /** What is taken out of the kernel when pods go, and what is left alone. The kernel is a stand-in. */
 
 import { beforeEach, describe, expect, test } from 'vitest';
+import { REMEMBERED_MS } from '../../src/pods/gone-pods.js';
 import type { PodUid } from '../../src/pods/pod.js';
-import { PodStore, REMEMBERED_MS } from '../../src/pods/pod-store.js';
+import { PodStore } from '../../src/pods/pod-store.js';
 import type { InterceptDecision, PlannedEndpoint } from '../../src/reconcile/decisions.js';
 import { Removal } from '../../src/reconcile/removal.js';
 import {
@@ -92,6 +93,17 @@ describe('the endpoints of a pod that goes', () => {
     ]);
     expect(held()).toEqual({ endpoints: [], attached: ['egress 100'] });
     expect(kernel.take()).toEqual(expect.arrayContaining(['restore 100', 'restore 200']));
+  });
+
+  test('go all the same where a sysctl cannot be restored, and that is a warning', async () => {
+    await installed(decision(0, routed(100), routed(200)));
+    const refused = kernelError('EROFS', 30);
+    kernel.failures.set('restore 100', refused);
+    removal.removeEndpoints(gone, []);
+    expect(log.warn.mock.calls).toEqual([
+      [{ role: 'egress', ifindex: 100, err: refused }, 'the sysctl of the interface could not be restored'],
+    ]);
+    expect(held()).toEqual(NOTHING);
   });
 
   test('leave the row by which flows are answered for', async () => {
