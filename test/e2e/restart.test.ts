@@ -1,9 +1,12 @@
 /** The agent is killed in the middle of traffic, and comes back: no request fails, and nothing is changed in the kernel. */
 
+import { readdirSync } from 'node:fs';
+import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { Containerd } from '../lab/containerd.js';
-import { inNetns, runIn, tryRun } from '../lab/exec.js';
+import { inNetns, runIn, tryRun, waitFor } from '../lab/exec.js';
 import { Lab, REMOTE } from '../lab/lab.js';
+import { NamespacePods } from '../lab/namespaces.js';
 import { type LabPod, reply } from '../lab/pod.js';
 import { enrolled, TestAgent, TestProxy } from './agent.js';
 
@@ -97,5 +100,39 @@ describe('an agent that is killed', () => {
     expect(code).toBe(1);
     expect(stderr).toContain('CAP_NET_ADMIN');
     expect(stderr.trim().split('\n')).toHaveLength(1);
+  });
+});
+
+describe('an agent that starts on a node full of pods', () => {
+  const PODS = 60;
+  let lab: Lab;
+  let agent: TestAgent;
+
+  beforeAll(async () => {
+    lab = await Lab.create();
+    agent = new TestAgent(lab, { sources: { cni: {} }, interception: { enrol: 'all' } });
+    await agent.start();
+    const pods = new NamespacePods(lab, { socket: join(agent.runDir, 'cni.sock') });
+    await Promise.all(Array.from({ length: PODS }, () => pods.add()));
+    await agent.stop();
+    const { code } = await agent.cli('cleanup');
+    expect(code).toBe(0);
+  });
+
+  afterAll(async () => {
+    await lab?.close();
+  });
+
+  it('is ready when the program is at the interface of every pod, and not before', async () => {
+    const attached = () => {
+      const links = readdirSync(join(agent.bpffs, 'v1/links'));
+      return links.filter((name) => name.startsWith('egress-')).length;
+    };
+    const starting = agent.start({ ready: false });
+    const then = waitFor('the agent to be ready', () =>
+      agent.client.check('ready').then(attached, () => undefined),
+    );
+    expect(await then).toBe(PODS);
+    await starting;
   });
 });
