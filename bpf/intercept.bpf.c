@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
-/* pod_egress: tc ingress of a pod's host-side interface, which is everything that the pod sends. */
+/* pod_egress: tc ingress of a pod's host-side interface, which is everything that the pod sends. What its mark relies
+ * on further along stands in docs/datapath.md, "Who relies on whom". */
 #include "sockets.h"
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";

@@ -2,7 +2,7 @@
 /* socket_lookup: sk_lookup of the node's network namespace. A pod that opens a connection from a port whose last
  * connection is still in TIME_WAIT at the proxy sends a SYN that belongs to that socket; the kernel then looks for
  * a listener at the packet's own destination (RFC 6191), where there is none. This program names ours, for flows
- * that pod_egress has recorded and only for those. */
+ * that pod_egress has recorded and only for those (docs/datapath.md, "Who relies on whom"). */
 #include "sockets.h"
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";

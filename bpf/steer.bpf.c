@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 /* bridge_steer: tc ingress of a bridge that has enrolled ports. What pod_egress sent here bears our mark, has
  * passed the source check and, if it starts a connection, is recorded in `flows`; it lacks only its socket,
- * which the redirect scrubbed. */
+ * which the redirect scrubbed (docs/datapath.md, "Who relies on whom"). */
 #include "sockets.h"
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";

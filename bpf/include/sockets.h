@@ -54,7 +54,8 @@ static __always_inline struct bpf_sock *listener_socket(__u32 instance, enum dir
 }
 
 /* Takes the reference on `sk`. False where the kernel refuses the assignment: then there is no mark either, for a
- * marked packet without a socket would reach any wildcard listener of the node (docs/datapath.md). */
+ * marked packet without a socket would reach any wildcard listener of the node (docs/datapath.md, "Who relies on
+ * whom"). */
 static __always_inline bool give(struct __sk_buff *skb, struct bpf_sock *sk) {
     long error = bpf_sk_assign(skb, sk, 0);
 

@@ -43,7 +43,10 @@ export class StartError extends Error {
   override readonly name = 'StartError';
 }
 
-/** Runs until SIGTERM or SIGINT. What is in the kernel stays when it ends: flows go on, the next agent takes over. */
+/**
+ * Runs until SIGTERM or SIGINT. What is in the kernel stays when it ends: flows go on, the next agent takes over.
+ * Rejects with StartError, ConfigError, AlreadyRunningError or DatapathError where it cannot start.
+ */
 export async function runAgent(options: AgentOptions): Promise<void> {
   const config = loadConfig(options.config, options.nodeName);
   const missing = missingCapabilities();

@@ -37,6 +37,10 @@ export interface CleanupReport {
   readonly removed: readonly string[];
 }
 
+/**
+ * Takes away all that is ours in the kernel. DatapathError LAYOUT_NEWER where a newer agent left things; else what a
+ * step threw.
+ */
 export async function cleanup(options: CleanupOptions): Promise<CleanupReport> {
   refuseNewerLayout(options.bpffs, layoutVersion(options.objects, MANIFEST.main));
   const removed: string[] = [];

@@ -11,6 +11,9 @@ import type { CniSource } from '../pods/sources/cni.js';
 import type { Admissions } from '../reconcile/admission.js';
 import type { Metrics } from '../telemetry/metrics.js';
 
+/**
+ * Opens the socket, then sees to the chain where the configuration says so. Rejects where the socket cannot be opened.
+ */
 export async function startCni(parts: {
   readonly config: Config;
   readonly runDir: string;

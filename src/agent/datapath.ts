@@ -22,6 +22,7 @@ import type { Repairs } from '../reconcile/repairs.js';
 import type { PodLinks } from '../runtimes/pod-links.js';
 import type { AgentOptions } from './options.js';
 
+/** Changes nothing yet: the first round does. */
 export function createReconciler(parts: {
   readonly config: Config;
   readonly options: AgentOptions;

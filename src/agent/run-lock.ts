@@ -1,4 +1,6 @@
-/** One agent per run directory: a locked file that names its holder. The lock ends with its process, the name may stay. */
+/**
+ * One agent per run directory: a locked file that names its holder. The lock ends with its process, the name may stay.
+ */
 
 import {
   closeSync,

@@ -11,6 +11,7 @@ import { KubernetesSource } from '../pods/sources/kubernetes.js';
 import { KubernetesMemory } from '../pods/sources/kubernetes-memory.js';
 import { StaticSource } from '../pods/sources/static.js';
 
+/** In the order of the configuration file; none of them has started. */
 export function openSources(config: Config, runDir: string, store: PodStore, log: Logger): PodSource[] {
   const sources: PodSource[] = [];
   if (config.sources.static !== undefined) {

@@ -106,6 +106,7 @@ function isAlive(pidfd: number, pid: number): boolean {
   return readFileSync(`/proc/self/fdinfo/${pidfd}`, 'utf8').includes(`\nPid:\t${pid}\n`);
 }
 
+/** Of a connected socket; undefined once it is closed. */
 export function descriptorOf(socket: Socket): number | undefined {
   const { _handle: handle } = socket as unknown as { _handle?: { fd?: number } | null };
   return handle?.fd !== undefined && handle.fd >= 0 ? handle.fd : undefined;

@@ -57,6 +57,7 @@ export interface CniServer {
   close(): Promise<void>;
 }
 
+/** Rejects where the socket cannot be opened; what a request is refused for goes to the plugin. */
 export async function startCniServer(options: CniServerOptions): Promise<CniServer> {
   const path = join(options.runDir, CNI_SOCKET_NAME);
   mkdirSync(options.runDir, { recursive: true, mode: 0o755 });

@@ -50,6 +50,7 @@ export class ApiProblem extends Error {
   }
 }
 
+/** RFC 9457. */
 export function problem(status: number, reason: ApiReason, detail: string): Problem {
   return { type: `urn:nodesentry:problem:${reason}`, title: TITLES[reason], status, detail, reason };
 }

@@ -29,7 +29,7 @@ export function parseResolveQuery(given: unknown, place = ''): ResolveQuery {
   };
 }
 
-/** The queries of a batch, unchecked: each is answered for itself. */
+/** The queries of a batch, unchecked: each is answered for itself. Throws ApiProblem KEY_INVALID. */
 export function batchQueries(body: unknown): readonly unknown[] {
   const { queries } = checkedKeys(body, ['queries'], '');
   if (!Array.isArray(queries) || queries.length > MAX_BATCH) {
@@ -38,6 +38,7 @@ export function batchQueries(body: unknown): readonly unknown[] {
   return queries;
 }
 
+/** The default where none is given. Throws ApiProblem KEY_INVALID. */
 export function parseLimit(given: unknown): number {
   const { limit } = checkedKeys(given, ['limit'], '');
   if (limit === undefined) {
@@ -50,6 +51,7 @@ export function parseLimit(given: unknown): number {
   return value;
 }
 
+/** For what takes no parameters. Throws ApiProblem KEY_INVALID. */
 export function refuseKeys(given: unknown): void {
   checkedKeys(given, [], '');
 }

@@ -20,6 +20,7 @@ const DEFAULTS: GlobalOptions = {
   bpfObjects: fileURLToPath(new URL('../../build/bpf', import.meta.url)),
 };
 
+/** Returns the command. */
 export function addGlobalOptions(program: Command): Command {
   return program
     .option('--run-dir <dir>', 'where the agent keeps its sockets', DEFAULTS.runDir)
@@ -38,6 +39,7 @@ export function addGlobalOptions(program: Command): Command {
     );
 }
 
+/** With their defaults. */
 export function globalOptions(command: Command): GlobalOptions {
   return { ...DEFAULTS, ...command.optsWithGlobals<Partial<GlobalOptions>>() };
 }

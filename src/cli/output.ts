@@ -7,6 +7,7 @@ export const printToStdout: Print = (text) => {
   process.stdout.write(`${text}\n`);
 };
 
+/** Indented, for people and for jq alike. */
 export function json(value: unknown): string {
   return JSON.stringify(value, null, 2);
 }
@@ -62,6 +63,7 @@ export function duration(ms: number): string {
         .join(' ');
 }
 
+/** NO stands out in a table. */
 export function yesNo(value: boolean): string {
   return value ? 'yes' : 'no';
 }

@@ -8,6 +8,7 @@ export interface ProgramIo {
   readonly err: (text: string) => void;
 }
 
+/** Resolves to the exit code: 0 done, 1 refused or failed, 2 wrong usage. */
 export async function runProgram(
   args: readonly string[],
   version: string,

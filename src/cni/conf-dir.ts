@@ -15,7 +15,7 @@ export interface Candidate {
 
 /**
  * In the order in which containerd and CRI-O go through them, which use the first: by name, byte by byte. A folder
- * that does not exist has none, as for them.
+ * that does not exist has none, as for them. CniError UNREADABLE where it cannot be read.
  */
 export function candidates(confDir: string): Candidate[] {
   let names: string[];

@@ -53,7 +53,9 @@ export function withPlugin(bytes: Buffer, options: PluginOptions, file: string):
   return append(withoutPlugin(bytes, file), entry, file);
 }
 
-/** The conflist without our entry; the very same buffer where there is none. Throws CniError where it is no conflist. */
+/**
+ * The conflist without our entry; the very same buffer where there is none. Throws CniError where it is no conflist.
+ */
 export function withoutPlugin(bytes: Buffer, file: string): Buffer {
   const list = parseConflist(bytes, file);
   const index = list.plugins.findIndex((plugin) => typeOf(plugin) === PLUGIN_TYPE);
@@ -66,7 +68,9 @@ export function pluginIn(bytes: Buffer, file: string): Readonly<Record<string, u
   return found as Readonly<Record<string, unknown>> | undefined;
 }
 
-/** A conflist of the one plugin that a plain .conf or .json describes, and ours. */
+/**
+ * A conflist of the one plugin that a plain .conf or .json describes, and ours. Throws CniError INVALID_CONFIGURATION.
+ */
 export function fromPlainConf(bytes: Buffer, options: PluginOptions, file: string): Buffer {
   const value = parseObject(bytes, file);
   if (Array.isArray(value.plugins)) {

@@ -18,6 +18,7 @@ export class CniError extends Error {
   }
 }
 
+/** The message of whatever was thrown. */
 export function reasonOf(error: unknown): string {
   return error instanceof Error ? error.message : String(error);
 }

@@ -23,6 +23,7 @@ export interface Ownership {
   readonly gid: number;
 }
 
+/** Hexadecimal. */
 export function sha256(bytes: Buffer): string {
   return createHash('sha256').update(bytes).digest('hex');
 }
@@ -39,6 +40,7 @@ export function readIfThere(path: string): Buffer | undefined {
   }
 }
 
+/** Throws what the file system throws. */
 export function ownershipOf(path: string): Ownership {
   const { mode, uid, gid } = statSync(path);
   return { mode: mode & 0o7777, uid, gid };
@@ -90,6 +92,7 @@ export function replaceFile(
   }
 }
 
+/** Also where it is not there. CniError UNWRITABLE where it cannot be removed. */
 export function removeFile(path: string): void {
   try {
     rmSync(path, { force: true });

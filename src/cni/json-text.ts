@@ -43,6 +43,7 @@ export function elementSpans(text: string, span: Span): Span[] {
   return spans;
 }
 
+/** The text around the span stays byte for byte. */
 export function replaceSpan(text: string, { start, end }: Span, by: string): string {
   return text.slice(0, start) + by + text.slice(end);
 }

@@ -15,6 +15,7 @@ export interface Restored {
     | 'gone';
 }
 
+/** Puts a file back as it was before our first edit, as far as nobody has changed it since. Throws CniError. */
 export function restoreFile(file: EditedFile, store: StateStore): Restored {
   const { path, kind } = file;
   const bytes = readIfThere(path);

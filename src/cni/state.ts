@@ -1,4 +1,7 @@
-/** What an installation has changed on this node, and the originals: kept on disk, so that any later program can undo it. */
+/**
+ * What an installation has changed on this node, and the originals: kept on disk, so that any later program can undo
+ * it.
+ */
 
 import { mkdirSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';

@@ -9,7 +9,10 @@ import { ConfigError } from './errors.js';
 import { findOverlaps } from './listeners.js';
 import { configSchema } from './schema.js';
 
-/** Reads and checks a configuration file; `node` is what it says, else `nodeName`. Throws ConfigError with every problem found. */
+/**
+ * Reads and checks a configuration file; `node` is what it says, else `nodeName`. Throws ConfigError with every
+ * problem found.
+ */
 export function loadConfig(path: string, nodeName = hostname()): Config {
   let text: string;
   try {
@@ -21,7 +24,10 @@ export function loadConfig(path: string, nodeName = hostname()): Config {
   return parseConfig(text, path, nodeName);
 }
 
-/** `path` stands in messages, and its folder is where relative paths in the file start. */
+/**
+ * `path` stands in messages, and its folder is where relative paths in the file start. Throws ConfigError with all
+ * that is wrong.
+ */
 export function parseConfig(text: string, path: string, nodeName = hostname()): Config {
   const checked = checkYaml(path, text, configSchema(nodeName));
   if (!checked.ok) {

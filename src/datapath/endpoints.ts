@@ -14,7 +14,7 @@ import type { Layouts } from './layouts.js';
 
 const UID_BYTES = 64;
 const ID_ROW = 0;
-/** Counters are the largest map and the least needed: looked at in every so-manieth refresh. */
+/** Refreshes of the other maps for one of the counters, which are the largest map and the least urgent. */
 const RECOUNT_EVERY = 10;
 
 export interface EndpointRow {
@@ -153,7 +153,7 @@ export class EndpointTables {
       if (!present.has(key)) {
         this.#maps.sources.set(Buffer.from(key, 'latin1'), Buffer.from([1]));
         present.add(key);
-        changes.push(`source address ${ip} was missing`);
+        changes.push(`the source address ${ip} was missing`);
       }
     }
     const value = this.#encode(row, plan);
@@ -161,13 +161,13 @@ export class EndpointTables {
     if (before === undefined || !before.equals(value)) {
       this.#maps.endpoints.set(u32(ifindex), value);
       this.#endpoints.set(ifindex, value);
-      changes.push(before === undefined ? 'endpoint was missing' : 'endpoint was another');
+      changes.push(before === undefined ? 'the endpoint was missing' : 'the endpoint was not as written');
     }
     for (const key of present) {
       if (!wanted.has(key)) {
         this.#maps.sources.delete(Buffer.from(key, 'latin1'));
         present.delete(key);
-        changes.push(`source address ${this.#addressIn(key)} was too much`);
+        changes.push(`the source address ${this.#addressIn(key)} did not belong there`);
       }
     }
     return changes;

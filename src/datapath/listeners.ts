@@ -52,6 +52,7 @@ interface Adopted extends SocketOwner {
 const RETRY_MS = 1_000;
 const WILDCARD: Readonly<Record<Family, string>> = { 4: '0.0.0.0', 6: '::' };
 
+/** The key of the SOCKMAP. */
 export function slotIndex(
   { perInstance, inbound, ipv6 }: SlotLayout,
   instance: number,

@@ -62,6 +62,7 @@ export function isHeld({ pid, fd, inode }: SocketOwner & { readonly inode: numbe
   return readable(() => readlinkSync(`/proc/${pid}/fd/${fd}`)) === `socket:[${inode}]`;
 }
 
+/** As in `ps`: at most 15 characters; `unknown` where the process has gone. */
 export function processName(pid: number): string {
   return readable(() => readFileSync(`/proc/${pid}/comm`, 'utf8').trim()) ?? 'unknown';
 }

@@ -23,6 +23,7 @@ const STATUS_TIMEOUT_MS = 2_000;
 /** An answer is a line; one that never ends is none. */
 const ANSWER_BYTES = 1 << 20;
 
+/** Nothing is looked at before a check is run. */
 export function cniChecks(cni: CniConfig | undefined, places: CniPlaces): Check[] {
   return cni === undefined
     ? []

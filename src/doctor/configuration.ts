@@ -23,6 +23,7 @@ export function readConfig(path: string): { config: Config | undefined; check: C
   }
 }
 
+/** Nothing is looked at before a check is run. */
 export function configurationChecks(config: Config): Check[] {
   const { sources } = config;
   const checks: Check[] = [];

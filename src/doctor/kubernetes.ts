@@ -17,6 +17,7 @@ interface Question {
   ask(client: KubernetesClient): Promise<unknown>;
 }
 
+/** Nothing is looked at before a check is run. */
 export function kubernetesChecks({ sources, node }: Config, deadlineMs = DEADLINE_MS): Check[] {
   const { kubernetes } = sources;
   return kubernetes === undefined

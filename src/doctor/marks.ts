@@ -31,6 +31,7 @@ interface Found {
   restored: boolean;
 }
 
+/** One entry per use and chain, for rules that touch any of `bits`. */
 export function markUses(
   { nftables, iptables }: Pick<Rulesets, 'nftables' | 'iptables'>,
   bits: number,

@@ -1,6 +1,7 @@
 /** What of other people's is in the way: rules, routes, marks, firewalls, programs at our hook. */
 
-import { ROUTE_PROTOCOL, RouteSocket } from '../kernel/netlink.js';
+import { RouteSocket } from '../kernel/netlink.js';
+import { ROUTE_PROTOCOL } from '../kernel/netlink-messages.js';
 import type { Family } from '../net/family.js';
 import { formatMark, type Mark } from '../net/mark.js';
 import { endpointToHostDrops } from './calico.js';
@@ -19,6 +20,7 @@ export interface Place {
   readonly rulePriority: number;
 }
 
+/** Nothing is looked at before a check is run. */
 export function neighbourChecks(place: Place, command: Command = runCommand): Check[] {
   let reading: Promise<Rulesets> | undefined;
   const rulesets = (): Promise<Rulesets> => {
@@ -37,6 +39,7 @@ export function neighbourChecks(place: Place, command: Command = runCommand): Ch
   ];
 }
 
+/** Rejects as `body` does; the socket is closed in any case. */
 export async function withSocket<T>(body: (socket: RouteSocket) => Promise<T>): Promise<T> {
   const socket = new RouteSocket();
   try {

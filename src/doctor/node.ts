@@ -18,6 +18,7 @@ export type Interfaces = () => Promise<readonly string[]>;
 const podInterfaceNames: Interfaces = () =>
   withSocket(async (socket) => podInterfaces(await socket.links()).map(({ name }) => name));
 
+/** Nothing is looked at before a check is run. */
 export function nodeChecks(
   bpffs: string,
   objects: string,
@@ -61,6 +62,7 @@ export function nodeChecks(
   ];
 }
 
+/** `version` as `uname -r` prints it. */
 export function kernel(version: string) {
   const [major = 0, minor = 0] = version.split('.').map(Number);
   if (major < 5 || (major === 5 && minor < 10)) {
@@ -74,6 +76,7 @@ export function kernel(version: string) {
     : ok(version);
 }
 
+/** One finding over all that are missing. */
 export function capabilities(missing: readonly Capability[] = missingCapabilities()): Finding {
   return missing.length === 0
     ? ok('all that are needed')

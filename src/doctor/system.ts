@@ -50,6 +50,7 @@ export const runCommand: Command = (command, args, input = '') =>
     child.stdin?.on('error', () => undefined).end(input);
   });
 
+/** Whether a command is not installed, as opposed to having failed. */
 export function isMissing(error: unknown): boolean {
   return error instanceof CommandError && error.code === 'COMMAND_MISSING';
 }

@@ -31,6 +31,7 @@ export interface WorkloadPlace {
   readonly node: string;
 }
 
+/** `generation` is that of the flow or of the endpoint that is asked about. */
 export function workloadOf(
   pod: Pod,
   generation: number,

@@ -22,6 +22,7 @@ export const CAPABILITIES: readonly Capability[] = [
   { name: 'CAP_BPF', bit: 39, why: 'loading BPF programs and maps' },
 ];
 
+/** Of the effective set in `status`, the text of /proc/<pid>/status. */
 export function missingCapabilities(status = readFileSync('/proc/self/status', 'utf8')): Capability[] {
   const effective = BigInt(`0x${/^CapEff:\s*([0-9a-f]+)$/m.exec(status)?.[1] ?? '0'}`);
   return CAPABILITIES.filter(({ bit }) => (effective & (1n << BigInt(bit))) === 0n);

@@ -46,10 +46,12 @@ export interface ObjectSet {
 export type ProgramName<S extends ObjectSet> = keyof S['programs'] & string;
 export type MapName<S extends ObjectSet> = keyof S['maps'] & string;
 
+/** In the order of the set. */
 export function programNames<S extends ObjectSet>(set: S): ProgramName<S>[] {
   return Object.keys(set.programs) as ProgramName<S>[];
 }
 
+/** In the order of the set. */
 export function mapNames<S extends ObjectSet>(set: S): MapName<S>[] {
   return Object.keys(set.maps) as MapName<S>[];
 }

@@ -12,7 +12,9 @@ const KERNEL_BPFFS = '/sys/fs/bpf';
 /** build/bpf beside dist/ or src/. */
 export const DEFAULT_OBJECTS = fileURLToPath(new URL('../../build/bpf', import.meta.url));
 
-/** Opened, not loaded. `objects`: the folder with the compiled objects, `<name>.bpf.o`. */
+/**
+ * Opened, not loaded. `objects`: the folder with the compiled objects, `<name>.bpf.o`. DatapathError OBJECT_MISSING.
+ */
 export function openObjectFile(objects: string, name: string): BpfObject {
   const path = join(objects, `${name}.bpf.o`);
   if (!existsSync(path)) {
@@ -21,7 +23,10 @@ export function openObjectFile(objects: string, name: string): BpfObject {
   return BpfObject.open(path);
 }
 
-/** LAYOUT_VERSION of bpf/include/layout.h, as the object `main` among `objects` was compiled with it. */
+/**
+ * LAYOUT_VERSION of bpf/include/layout.h, as the object `main` among `objects` was compiled with it. DatapathError
+ * OBJECT_MISSING, LAYOUT_MISMATCH.
+ */
 export function layoutVersion(objects: string, main: string): number {
   const object = openObjectFile(objects, main);
   try {
@@ -35,6 +40,7 @@ export function layoutVersion(objects: string, main: string): number {
   }
 }
 
+/** As in `<bpffs>/v1`. */
 export function versionFolder(bpffs: string, version: number): string {
   return join(bpffs, `v${version}`);
 }
@@ -45,6 +51,7 @@ export interface PinFolders {
   readonly links: string;
 }
 
+/** Paths only: `prepareBpffs` makes them. */
 export function pinFolders(bpffs: string, version: number): PinFolders {
   const root = versionFolder(bpffs, version);
   return { maps: join(root, 'maps'), programs: join(root, 'programs'), links: join(root, 'links') };

@@ -5,14 +5,16 @@
  *   ip route add local default dev lo table 7340           … is delivered on this node, whatever its destination
  *
  * Priority 90 comes after `local` (0) and before the rules that CNIs are known to add from 9 to 110 with marks of
- * their own; ours matches nothing without our bit. Both carry protocol 73, so that clean-up needs no memory.
+ * their own; ours matches nothing without our bit. Both carry protocol 73, so that clean-up needs no memory. What relies
+ * on them: docs/datapath.md, "Who relies on whom".
  */
 
 import type { TableRoute } from '../native/routes.js';
 import { FAMILIES, type Family } from '../net/family.js';
 import type { Mark } from '../net/mark.js';
 import { DatapathError } from './errors.js';
-import { ROUTE_PROTOCOL, type RouteSocket, type Rule } from './netlink.js';
+import type { RouteSocket } from './netlink.js';
+import { ROUTE_PROTOCOL, type Rule } from './netlink-messages.js';
 
 export interface PolicyRoutesSettings {
   readonly mark: Mark;

@@ -61,7 +61,9 @@ interface Loaded<S extends ObjectSet>
   readonly pinned: readonly Pinned[];
 }
 
-/** DatapathError with the code LAYOUT_NEWER, LAYOUT_MISMATCH or OBJECT_MISSING; KernelError where the kernel refuses. */
+/**
+ * DatapathError with the code LAYOUT_NEWER, LAYOUT_MISMATCH or OBJECT_MISSING; KernelError where the kernel refuses.
+ */
 export function openPrograms<S extends ObjectSet>(options: ProgramsOptions<S>): Programs<S> {
   const { set, bpffs, objects } = options;
   const version = layoutVersion(objects, set.main);

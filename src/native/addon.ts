@@ -5,7 +5,7 @@ import { fileURLToPath } from 'node:url';
 
 const require = createRequire(import.meta.url);
 
-/** `build/Release/<name>.node` beside src/ or dist/. */
+/** `build/Release/<name>.node` beside src/ or dist/. Error with what to do where it cannot be loaded. */
 export function loadAddon<T>(name: string): T {
   const path = fileURLToPath(new URL(`../../build/Release/${name}.node`, import.meta.url));
   try {
@@ -15,28 +15,33 @@ export function loadAddon<T>(name: string): T {
   }
 }
 
+/** TypeError naming `argument` where `value` is no text, is empty, or contains NUL. */
 export function checkText(value: unknown, argument: string): asserts value is string {
   if (typeof value !== 'string' || value === '' || value.includes('\0')) {
     throw new TypeError(`${argument} must be a non-empty string without NUL`);
   }
 }
 
+/** TypeError naming `argument` where `value` is no whole number from 0 to `max`. */
 export function checkUnsigned(value: unknown, argument: string, max = 0x7fffffff): asserts value is number {
   if (typeof value !== 'number' || !Number.isInteger(value) || value < 0 || value > max) {
     throw new TypeError(`${argument} must be a non-negative integer of at most ${max}`);
   }
 }
 
+/** TypeError naming `argument` where `value` cannot be a descriptor. */
 export function checkFd(value: unknown, argument = 'fd'): asserts value is number {
   checkUnsigned(value, argument);
 }
 
+/** TypeError naming `argument` where `value` is no whole number from 1 to `max`. */
 export function checkPositive(value: unknown, argument: string, max = 0x7fffffff): asserts value is number {
   if (typeof value !== 'number' || !Number.isInteger(value) || value < 1 || value > max) {
     throw new TypeError(`${argument} must be a positive integer of at most ${max}`);
   }
 }
 
+/** TypeError naming `argument` where `value` is no Uint8Array, or not of `length` bytes. */
 export function checkBytes(value: unknown, argument: string, length?: number): asserts value is Uint8Array {
   if (!(value instanceof Uint8Array)) {
     throw new TypeError(`${argument} must be a Uint8Array`);
@@ -46,6 +51,7 @@ export function checkBytes(value: unknown, argument: string, length?: number): a
   }
 }
 
+/** TypeError naming `argument` where `value` is no function. */
 export function checkFunction(
   value: unknown,
   argument: string,
@@ -55,6 +61,7 @@ export function checkFunction(
   }
 }
 
+/** TypeError naming `argument` and the choices where `value` is none of them. */
 export function checkOneOf<T extends string>(
   value: unknown,
   argument: string,

@@ -84,6 +84,7 @@ export function attachClsact(
   return addon.attachClsact(program.fd, ifindex, direction === 'ingress', place.priority, place.handle);
 }
 
+/** Undefined where no filter is at that place. KernelError ENODEV where the interface has gone. */
 export function queryClsact(
   ifindex: number,
   direction: TcxDirection,

@@ -223,12 +223,14 @@ export class BpfLink extends Handle {
   }
 }
 
+/** TypeError where `value` is no BpfProgram. */
 export function checkProgram(program: unknown): asserts program is BpfProgram {
   if (!(program instanceof BpfProgram)) {
     throw new TypeError('program must be a BpfProgram');
   }
 }
 
+/** TypeError where `value` is no BpfMap. */
 export function checkMap(map: unknown): asserts map is BpfMap {
   if (!(map instanceof BpfMap)) {
     throw new TypeError('map must be a BpfMap');

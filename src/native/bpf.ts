@@ -32,11 +32,13 @@ export function mountBpffs(path: string): boolean {
   return addon.mountBpffs(path);
 }
 
+/** False where there is nothing at `path`. */
 export function isBpffs(path: string): boolean {
   checkText(path, 'path');
   return addon.isBpffs(path);
 }
 
+/** As many values a per-CPU map holds for each key. */
 export function possibleCpus(): number {
   return addon.possibleCpus();
 }

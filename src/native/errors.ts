@@ -9,6 +9,7 @@ export interface KernelError extends Error {
   readonly log?: string;
 }
 
+/** Told by its fields: both addons throw plain Errors. */
 export function isKernelError(error: unknown): error is KernelError {
   return (
     error instanceof Error &&

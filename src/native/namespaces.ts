@@ -3,7 +3,9 @@
 import { checkFd, checkFunction, checkText } from './addon.js';
 import { addon } from './kernel-addon.js';
 
-/** A descriptor for the network namespace at `path`, such as /run/netns/x or /proc/1/ns/net; for the caller to close. */
+/**
+ * A descriptor for the network namespace at `path`, such as /run/netns/x or /proc/1/ns/net; for the caller to close.
+ */
 export function openNamespace(path: string): number {
   checkText(path, 'path');
   return addon.openNamespace(path);
@@ -11,7 +13,8 @@ export function openNamespace(path: string): number {
 
 /**
  * Runs `body` with this thread in the network namespace behind `fd`, and comes back however it ends (setns(2)).
- * Synchronous only: a promise would go on after the return. The process aborts if there is no way back.
+ * Synchronous only: a promise would go on after the return. The process aborts if there is no way back. Throws what
+ * `body` throws; TypeError where it returns a promise.
  */
 export function withNetns<T>(fd: number, body: () => T): T {
   checkFd(fd);

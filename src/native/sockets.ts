@@ -24,6 +24,7 @@ export function setTransparent(fd: number): void {
   addon.setTransparent(fd);
 }
 
+/** KernelError ENOTSOCK for what is no socket. */
 export function socketInfo(fd: number): SocketInfo {
   checkFd(fd);
   return addon.socketInfo(fd);

@@ -21,6 +21,7 @@ export function formatMark({ value, mask }: Mark): string {
   return `${hex(value)}/${hex(mask)}`;
 }
 
+/** As in `0x40`; of 32 bits, unsigned. */
 export function hex(value: number): string {
   return `0x${(value >>> 0).toString(16)}`;
 }

@@ -14,6 +14,7 @@ export function authoritiesAmong<S extends Pick<PodSource, 'name'>>(sources: rea
   return sources.filter(({ name }) => AUTHORITIES.has(name));
 }
 
+/** Whether the pod is known by whoever has the last word on it. */
 export function isConfirmed(pod: Pod, authorities: readonly Pick<PodSource, 'name'>[]): boolean {
   return (
     authorities.length === 0 ||

@@ -46,7 +46,10 @@ export function appOf(pod: Pod): string | undefined {
   return labels['nodesentry.io/app'] ?? labels['app.kubernetes.io/name'] ?? labels.app ?? pod.owner?.name;
 }
 
-/** `spiffe://<trust domain>/ns/<namespace>/sa/<service account>` (SPIFFE ID specification, section 2); empty without a service account. */
+/**
+ * `spiffe://<trust domain>/ns/<namespace>/sa/<service account>` (SPIFFE ID specification, section 2); empty without a
+ * service account.
+ */
 export function spiffeIdOf(pod: Pod, trustDomain: string): string {
   return pod.serviceAccount === ''
     ? ''

@@ -50,7 +50,9 @@ export class Admissions {
     }
   }
 
-  /** Has the pod looked at now. Returns at once when that comes to a decision, and else what it came to after a while. */
+  /**
+   * Has the pod looked at now. Returns at once when that comes to a decision, and else what it came to after a while.
+   */
   async #look(
     uid: PodUid,
     deadline: AbortSignal,

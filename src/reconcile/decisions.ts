@@ -1,4 +1,6 @@
-/** Of every known pod: that it is to be intercepted, and where, or why it is left alone. Reads links; changes nothing. */
+/**
+ * Of every known pod: that it is to be intercepted, and where, or why it is left alone. Reads links; changes nothing.
+ */
 
 import type { Log } from '../base/log.js';
 import type { EndpointPlan } from '../datapath/endpoints.js';

@@ -126,7 +126,7 @@ export class EndpointInstaller {
     if (done !== 'kept') {
       repaired(
         'attachment',
-        `the program at ${at.link.name} was ${done === 'attached' ? 'gone' : 'another'}`,
+        `the program at ${at.link.name} was ${done === 'attached' ? 'gone' : 'of another build'}`,
       );
     }
     const changed = changes.length > 0 || steered !== 'kept' || done !== 'kept';

@@ -66,7 +66,9 @@ export class Reconciler {
     return this.#options.node.problem();
   }
 
-  /** Whether the pods that the sources named when they had all delivered have been seen to: in place, or told why not. */
+  /**
+   * Whether the pods that the sources named when they had all delivered have been seen to: in place, or told why not.
+   */
   caughtUp(): boolean {
     return this.#caughtUp;
   }

@@ -14,6 +14,7 @@ import type { Link } from '../net/link.js';
 import type { Pod } from '../pods/pod.js';
 import type { HostAttachment, LinkReader, Location, RefusalCode, Unreachable } from './location.js';
 
+/** `retry`: it may come out otherwise later, without anything that would be told of. */
 export function refused(code: RefusalCode, reason: string, retry = false): Location {
   return { kind: 'refused', code, reason, retry };
 }

@@ -2,6 +2,7 @@
 
 import { type DestinationStream, type Logger, pino, stdTimeFunctions } from 'pino';
 
+/** JSON lines on stdout. */
 export function createLogger(level: string, destination?: DestinationStream): Logger {
   const options = {
     level,

@@ -1,5 +1,6 @@
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
-import { NetlinkError, ROUTE_PROTOCOL, RouteSocket } from '../../src/kernel/netlink.js';
+import { NetlinkError, RouteSocket } from '../../src/kernel/netlink.js';
+import { ROUTE_PROTOCOL } from '../../src/kernel/netlink-messages.js';
 import { ensurePolicyRoutes, removePolicyRoutes } from '../../src/kernel/policy-routes.js';
 import { Cleanup, Netns } from '../unit/native-lab.js';
 

@@ -19,7 +19,7 @@ const PODS = 1_000;
 const PER_SECOND = 20;
 const STANDING = 40;
 const RESOLVES = 10_000;
-/** Of those that come and go, how many dial: every so-manieth. */
+/** Of the pods that come and go, one in so many dials. */
 const DIALS_EVERY = 10;
 /** A megabyte a thousand pods is what statuses, logs and the collector's laziness may add. */
 const MAY_GROW_BYTES = 32 << 20;

@@ -102,7 +102,7 @@ describe('a pod that is looked at again', () => {
     {
       lost: 'its endpoint',
       spoil: () => kernel.endpoints.delete(100),
-      repair: ['map', 'endpoint was missing'],
+      repair: ['map', 'the endpoint was missing'],
     },
     {
       lost: 'its program',
@@ -112,7 +112,7 @@ describe('a pod that is looked at again', () => {
     {
       lost: 'its program to another',
       spoil: () => kernel.attached.set('egress 100', ANOTHER),
-      repair: ['attachment', 'the program at veth100 was another'],
+      repair: ['attachment', 'the program at veth100 was of another build'],
     },
   ])('and has lost $lost is repaired, read back and counted as such', async ({ spoil, repair }) => {
     await installer.install(WEB);

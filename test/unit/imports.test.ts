@@ -58,7 +58,7 @@ const MAY_IMPORT: Readonly<Record<string, { values: readonly string[]; types?: r
 
 /** Packages and addons that one file alone may load. */
 const ONLY_FROM: readonly (readonly [RegExp, readonly string[]])[] = [
-  [/^netlink$/, ['kernel/netlink.ts']],
+  [/^netlink$/, ['kernel/netlink.ts', 'kernel/netlink-messages.ts']],
   [/^ipaddr\.js$/, ['net/ip.ts']],
   [/^fastify$/, ['api/http.ts']],
   [/^undici$/, ['api/client.ts']],

@@ -200,9 +200,9 @@ export class KernelStandIn {
       const before = this.endpoints.get(plan.ifindex);
       this.endpoints.set(plan.ifindex, { row, plan });
       if (before === undefined) {
-        return ['endpoint was missing'];
+        return ['the endpoint was missing'];
       }
-      return isEqual(before, { row, plan }) ? [] : ['endpoint was another'];
+      return isEqual(before, { row, plan }) ? [] : ['the endpoint was not as written'];
     },
     verify: (row, plan) => {
       this.#step(`verify ${plan.ifindex}`);

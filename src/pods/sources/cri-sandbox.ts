@@ -63,6 +63,9 @@ export interface SandboxReading {
 const KUBELET_LABELS = 'io.kubernetes.pod.';
 const SERVICE_ACCOUNT_LABEL = 'nodesentry.io/service-account';
 
+/**
+ * The pod of a sandbox, as far as the runtime knows it; undefined without a UID, with the reason among the problems.
+ */
 export function readSandbox({ status, info }: SandboxStatus, handlers: HandlerTable): SandboxReading {
   const problems: string[] = [];
   const details = parseInfo(info.info, problems);
