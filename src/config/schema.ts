@@ -1,7 +1,7 @@
 /** The configuration file: every key, its default, and what a wrong value is told. */
 
 import { z } from 'zod';
-import { type Mark, parseMark } from '../net/mark.js';
+import { MASKED_MARK, type Mark, parseMark } from '../net/mark.js';
 import { RUNTIME_KINDS } from '../pods/pod.js';
 import { type ListenerAddress, LOG_LEVELS } from './config.js';
 import { parseListenerAddress } from './listeners.js';
@@ -21,14 +21,17 @@ const integer = (min: number, max: number) => {
 
 const MARK_EXPECTED = 'value/mask such as 0x40/0x40, both of 1 to 32 bits and the value within the mask';
 
-const mark = z.string({ error: MARK_EXPECTED }).transform((text, context): Mark => {
-  const mark = text.includes('/') ? parseMark(text) : undefined;
-  if (mark === undefined || mark.value === 0 || (mark.value & ~mark.mask) !== 0) {
-    context.addIssue({ code: 'custom', message: MARK_EXPECTED });
-    return z.NEVER;
-  }
-  return mark;
-});
+const mark = z
+  .string({ error: MARK_EXPECTED })
+  .regex(MASKED_MARK, { error: MARK_EXPECTED, abort: true })
+  .transform((text, context): Mark => {
+    const parsed = parseMark(text);
+    if (parsed === undefined || parsed.value === 0 || (parsed.value & ~parsed.mask) !== 0) {
+      context.addIssue({ code: 'custom', message: MARK_EXPECTED });
+      return z.NEVER;
+    }
+    return parsed;
+  });
 
 const TABLE_EXPECTED =
   'a routing table from 1 to 4294967295 that is none of the kernel’s own (253, 254, 255)';

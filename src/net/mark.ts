@@ -7,7 +7,9 @@ export interface Mark {
 }
 
 const ALL_BITS = 0xffff_ffff;
-const MARK = /^(0x[0-9a-f]{1,8}|\d{1,10})(?:\/(0x[0-9a-f]{1,8}|\d{1,10}))?$/i;
+const MARK = /^(0x[0-9a-fA-F]{1,8}|\d{1,10})(?:\/(0x[0-9a-fA-F]{1,8}|\d{1,10}))?$/;
+/** What `parseMark` reads, with the mask that our own mark must have. */
+export const MASKED_MARK = /^(0x[0-9a-fA-F]{1,8}|\d{1,10})\/(0x[0-9a-fA-F]{1,8}|\d{1,10})$/;
 
 /** `0x40/0x40` or `64`, whose mask is all bits; undefined for anything else. */
 export function parseMark(text: string): Mark | undefined {

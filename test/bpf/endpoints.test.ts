@@ -184,7 +184,7 @@ describe('an endpoint', () => {
     expect(tables.verify(row, PLAN)).toBeUndefined();
   });
 
-  it('is withdrawn with its addresses; its row stays, so that it can still be named', () => {
+  it('is removed with its addresses; its row stays, so that it can still be named', () => {
     const row = enrol(WEB);
     enrol(SHOP, { ...PLAN, ifindex: 41 });
     expect(tables.liveInterfaces().sort()).toEqual([40, 41]);

@@ -348,7 +348,7 @@ describe('who it is', () => {
     await waitFor('the twin to be forgotten', async () => (await agent.workload('twin')) === undefined);
   });
 
-  it('a pod that goes is withdrawn, and its flows resolve as TERMINATING', async () => {
+  it('a pod that goes is taken out, and its flows resolve as TERMINATING', async () => {
     const pod = await podOf('short-lived');
     const dialled = reply(await pod.app(['dial', REMOTE[4], '80']));
     const query = {

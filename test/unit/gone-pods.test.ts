@@ -1,25 +1,9 @@
 import { beforeEach, expect, test } from 'vitest';
 import { GonePods } from '../../src/pods/gone-pods.js';
-import type { Pod, PodUid, SourceName } from '../../src/pods/pod.js';
+import type { Pod, SourceName } from '../../src/pods/pod.js';
+import { pod as podOf, uid } from './api-fixture.js';
 
-const uid = (text: string) => text as PodUid;
-
-function pod(name: string, ...sources: SourceName[]): Pod {
-  return {
-    uid: uid(name),
-    namespace: 'default',
-    name,
-    serviceAccount: '',
-    labels: {},
-    annotations: {},
-    ips: [],
-    runtime: 'unknown',
-    runtimeHandler: '',
-    sandboxId: '',
-    hostNetwork: false,
-    sources,
-  };
-}
+const pod = (name: string, ...sources: SourceName[]): Pod => podOf(name, { sources });
 
 let nowMs: number;
 let gone: GonePods;
@@ -31,7 +15,10 @@ beforeEach(() => {
 
 const both = pod('a', 'cri', 'kubernetes');
 const thinner = pod('a', 'cri');
-const states = (name = 'a') => [gone.departed(uid(name))?.pod, gone.removed(uid(name))?.pod];
+const states = (name = 'a') => [
+  gone.departed(uid(`uid-${name}`))?.pod,
+  gone.removed(uid(`uid-${name}`))?.pod,
+];
 
 test('a pod that no source names any more is removed, as it was and since then', () => {
   gone.note(both.uid, both, undefined);

@@ -3,7 +3,7 @@ import { formatMark, parseMark } from '../../src/net/mark.js';
 
 it.each([
   ['0x40/0x40', { value: 0x40, mask: 0x40 }],
-  ['64/0XF0', { value: 64, mask: 0xf0 }],
+  ['64/0xF0', { value: 64, mask: 0xf0 }],
   ['0xca6c', { value: 0xca6c, mask: 0xffff_ffff }],
   ['4294967295/0', { value: 0xffff_ffff, mask: 0 }],
 ])('%s is read', (text, mark) => {
