@@ -1,13 +1,14 @@
 # Every target installs what it needs and is safe to repeat.
 #   make demo    three real pods (runc, gVisor, microVM) intercepted and named
 #   make test    every test; results in build/test-results.json
+#   make check   lint, types, unit tests and the programs against the kernel: two minutes, before every commit
 #   make image   the container image, as build/nodesentry-image.tar
 #   make test-k8s  the Kubernetes source against a real kube-apiserver and etcd (compiles the former once: minutes)
 #   make bench-enrolment   how long a starting pod waits for us, at 10 and at 1,000 pods
 #   make build | lint | format | clean
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: bench-enrolment build image demo test test-k8s lint format packages-build packages-lab packages-k8s go-tools native typescript clean
+.PHONY: bench-enrolment build check image demo test test-k8s lint format packages-build packages-lab packages-k8s go-tools native typescript clean
 
 build: packages-build native typescript
 
@@ -50,6 +51,10 @@ test: packages-lab go-tools build
 	@echo "test: running everything against the real kernel, runtimes and proxies"
 	@mkdir -p build
 	@npx --no-install vitest run --reporter=default --reporter=json --outputFile.json=build/test-results.json
+
+check: lint packages-lab build
+	@npx --no-install vitest run --project unit --reporter=default --silent
+	@npx --no-install vitest run test/bpf --reporter=default --silent
 
 test-k8s: packages-k8s build
 	@scripts/build-kube-apiserver
