@@ -23,16 +23,16 @@ struct Request {
     inet_diag_req_v2 body;
 };
 
-bool v6_only(const nlmsghdr *message, const inet_diag_msg *diag) {
+// The attribute's data where it is there and long enough, else null.
+const void *attribute(const nlmsghdr *message, const inet_diag_msg *diag, unsigned short type, size_t size) {
     int length = message->nlmsg_len - NLMSG_LENGTH(sizeof(*diag));
-    auto *attribute =
-        reinterpret_cast<const rtattr *>(reinterpret_cast<const char *>(diag) + NLMSG_ALIGN(sizeof(*diag)));
+    auto *entry = reinterpret_cast<const rtattr *>(reinterpret_cast<const char *>(diag) + NLMSG_ALIGN(sizeof(*diag)));
 
-    for (; RTA_OK(attribute, length); attribute = RTA_NEXT(attribute, length)) {
-        if (attribute->rta_type == INET_DIAG_SKV6ONLY)
-            return *static_cast<const uint8_t *>(RTA_DATA(attribute)) != 0;
+    for (; RTA_OK(entry, length); entry = RTA_NEXT(entry, length)) {
+        if (entry->rta_type == type)
+            return RTA_PAYLOAD(entry) >= size ? RTA_DATA(entry) : nullptr;
     }
-    return false;
+    return nullptr;
 }
 
 Napi::Object describe(Napi::Env env, const nlmsghdr *message) {
@@ -48,7 +48,13 @@ Napi::Object describe(Napi::Env env, const nlmsghdr *message) {
     result.Set("inode", diag->idiag_inode);
     result.Set("uid", diag->idiag_uid);
     result.Set("cookie", Napi::BigInt::New(env, cookie));
-    result.Set("v6only", v6_only(message, diag));
+    auto *only = static_cast<const uint8_t *>(attribute(message, diag, INET_DIAG_SKV6ONLY, sizeof(uint8_t)));
+    result.Set("v6only", only && *only != 0);
+    // Where the kernel tells (5.10).
+    auto *options =
+        static_cast<const inet_diag_sockopt *>(attribute(message, diag, INET_DIAG_SOCKOPT, sizeof(inet_diag_sockopt)));
+    if (options)
+        result.Set("transparent", options->transparent == 1);
     return result;
 }
 

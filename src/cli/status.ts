@@ -56,6 +56,8 @@ function listenerRow(listener: ListenerMessage): string[] {
   }
   const without =
     failure === 'open' ? 'pass, not intercepted (failure: open)' : 'are reset (failure: closed)';
+  const { all, transparent } = listener.sockets;
+  const ofGroup = all > 1 ? ` (${transparent} of ${all} sockets)` : '';
   const owner = [name ?? '', pid === undefined ? '' : `pid ${pid}`].filter((text) => text !== '').join(', ');
   return [
     instance,
@@ -63,7 +65,7 @@ function listenerRow(listener: ListenerMessage): string[] {
     `IPv${family}`,
     address,
     adopted ? 'yes' : 'NO',
-    adopted ? `reach ${owner === '' ? 'the proxy' : owner}` : without,
+    adopted ? `reach ${owner === '' ? 'the proxy' : owner}${ofGroup}` : without,
   ];
 }
 

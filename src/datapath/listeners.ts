@@ -9,21 +9,17 @@ import { DatapathError } from '../kernel/errors.js';
 import { u32 } from '../kernel/struct.js';
 import type { BpfMap } from '../native/bpf.js';
 import { type TcpListener, tcpListeners } from '../native/sockets.js';
-import { FAMILIES, type Family } from '../net/family.js';
+import type { Family } from '../net/family.js';
 import type { SlotLayout } from './layouts.js';
-import { isHeld, processName, putInto, type SocketOwner, socketOwners } from './proxy-sockets.js';
-
-export interface WantedListener {
-  readonly host: string;
-  readonly port: number;
-  readonly family: Family;
-}
-
-export interface WantedInstance {
-  readonly name: string;
-  readonly outbound: readonly WantedListener[];
-  readonly inbound: readonly WantedListener[];
-}
+import { type Slot, serves, slotsOf, textOf, type WantedInstance } from './listener-slots.js';
+import {
+  isHeld,
+  makeTransparent,
+  processName,
+  putInto,
+  type SocketOwner,
+  socketOwners,
+} from './proxy-sockets.js';
 
 export interface ListenerStatus {
   readonly instance: string;
@@ -33,15 +29,8 @@ export interface ListenerStatus {
   readonly adopted: boolean;
   readonly pid?: number;
   readonly process?: string;
-}
-
-interface Slot {
-  readonly index: number;
-  readonly instance: string;
-  readonly direction: 'outbound' | 'inbound';
-  readonly family: Family;
-  /** Undefined where the configuration names no address for this family. */
-  readonly wanted: WantedListener | undefined;
+  /** Sockets at the address, one per worker of a proxy with SO_REUSEPORT: all, and those that can take connections. */
+  readonly sockets: { readonly all: number; readonly transparent: number };
 }
 
 interface Adopted extends SocketOwner {
@@ -50,49 +39,6 @@ interface Adopted extends SocketOwner {
 }
 
 const RETRY_MS = 1_000;
-const WILDCARD: Readonly<Record<Family, string>> = { 4: '0.0.0.0', 6: '::' };
-
-/** The key of the SOCKMAP. */
-export function slotIndex(
-  { perInstance, inbound, ipv6 }: SlotLayout,
-  instance: number,
-  direction: 'outbound' | 'inbound',
-  family: Family,
-): number {
-  return instance * perInstance + (direction === 'inbound' ? inbound : 0) + (family === 6 ? ipv6 : 0);
-}
-
-function slotsOf(layout: SlotLayout, instance: WantedInstance, position: number): Slot[] {
-  const slots: Slot[] = [];
-  for (const direction of ['outbound', 'inbound'] as const) {
-    const addresses = instance[direction];
-    for (const family of FAMILIES) {
-      const wanted = addressFor(addresses, family);
-      slots.push({
-        index: slotIndex(layout, position, direction, family),
-        instance: instance.name,
-        direction,
-        family,
-        wanted,
-      });
-    }
-  }
-  return slots;
-}
-
-/** The address that serves a family: its own, or for IPv4 an IPv6 wildcard (RFC 3493, 5.3). */
-export function addressFor<T extends WantedListener>(addresses: readonly T[], family: Family): T | undefined {
-  return (
-    addresses.find((address) => address.family === family) ??
-    (family === 4 ? addresses.find((address) => address.host === WILDCARD[6]) : undefined)
-  );
-}
-
-/** Whether `socket` is the one that was asked for, and takes `family`. */
-export function serves(socket: TcpListener, wanted: WantedListener, family: Family): boolean {
-  const isThere = socket.port === wanted.port && socket.address === wanted.host;
-  return isThere && (socket.family === family || (family === 4 && socket.family === 6 && !socket.v6only));
-}
 
 export interface ListenersOptions {
   /** The SOCKMAP. */
@@ -100,6 +46,8 @@ export interface ListenersOptions {
   readonly slots: SlotLayout;
   readonly instances: readonly WantedInstance[];
   readonly log: Pick<Log, 'info' | 'warn'>;
+  /** The system calls on other processes' sockets, so that their failures can be tried. */
+  readonly makeTransparent?: typeof makeTransparent;
 }
 
 /** Keeps the SOCKMAP in step with the sockets that listen in the current network namespace. */
@@ -107,14 +55,18 @@ export class Listeners {
   readonly #map: BpfMap;
   readonly #log: Pick<Log, 'info' | 'warn'>;
   readonly #slots: readonly Slot[];
+  readonly #makeTransparent: typeof makeTransparent;
   readonly #adopted = new Map<number, Adopted>();
   readonly #complaints = new Map<number, string>();
   /** Sockets that could not be adopted: finding an owner walks /proc, so the same ones are not tried at every look. */
   readonly #vain = new Map<number, { signature: string; untilMs: number }>();
+  readonly #groups = new Map<number, ListenerStatus['sockets']>();
+  /** Cookies of sockets that we made transparent, for kernels that do not tell. */
+  #made: ReadonlySet<bigint> = new Set();
   #first = true;
 
   /** DatapathError LISTENER_LIMIT where the map has no room for so many instances. */
-  constructor({ map, slots, instances, log }: ListenersOptions) {
+  constructor({ map, slots, instances, log, makeTransparent: open = makeTransparent }: ListenersOptions) {
     const most = Math.floor(map.maxEntries / slots.perInstance);
     if (instances.length > most) {
       throw new DatapathError(
@@ -124,44 +76,62 @@ export class Listeners {
     }
     this.#map = map;
     this.#log = log;
+    this.#makeTransparent = open;
     this.#slots = instances.flatMap((instance, position) => slotsOf(slots, instance, position));
   }
 
-  /** One look: drops what is not wanted, adopts what is there and not adopted. Returns true if anything changed. */
+  /**
+   * One look: drops what is not wanted, adopts what is there and not adopted, and sees that every socket of its group is
+   * transparent. Returns true if anything changed.
+   */
   refresh(): boolean {
     const sockets = tcpListeners();
     let changed = this.#first && this.#dropForeignSlots();
     this.#first = false;
     let owners: ReadonlyMap<number, SocketOwner> | undefined;
+    const present = new Set(sockets.map(({ cookie }) => cookie));
+    this.#made = new Set([...this.#made].filter((cookie) => present.has(cookie)));
     for (const slot of this.#slots) {
-      const candidates = sockets.filter(
+      const group = sockets.filter(
         (socket) => slot.wanted !== undefined && serves(socket, slot.wanted, slot.family),
       );
+      const opaque = group.filter((socket) => !this.#isTransparent(socket));
+      this.#groups.set(slot.index, { all: group.length, transparent: group.length - opaque.length });
       const inMap = this.#cookieIn(slot.index);
-      if (inMap !== undefined && candidates.some((socket) => socket.cookie === inMap)) {
-        const adopted = this.#adopted.get(slot.index);
-        if (adopted !== undefined && isHeld(adopted)) {
-          continue;
-        }
-      } else if (inMap !== undefined) {
+      const isInPlace = inMap !== undefined && group.some((socket) => socket.cookie === inMap);
+      const adopted = this.#adopted.get(slot.index);
+      const isKnown = isInPlace && adopted !== undefined && isHeld(adopted);
+      if (isKnown && opaque.length === 0) {
+        continue;
+      }
+      if (inMap !== undefined && !isInPlace) {
         this.#map.delete(u32(slot.index)); // alive, but no longer at the configured address
         changed = true;
       }
-      if (candidates.length === 0) {
+      if (group.length === 0) {
         this.#lost(slot);
         continue;
       }
-      const signature = candidates.map(({ cookie }) => cookie).join(' ');
+      const signature = group.map(({ cookie }) => cookie).join(' ');
       const vain = this.#vain.get(slot.index);
-      if (vain?.signature === signature && performance.now() < vain.untilMs) {
+      const isOld = vain?.signature === signature;
+      if (isOld && performance.now() < vain.untilMs) {
         continue;
       }
       owners ??= socketOwners(new Set(sockets.map((socket) => socket.inode)));
-      if (this.#adoptAny(slot, candidates, inMap, owners)) {
+      const failures = this.#openGroup(opaque, owners);
+      this.#groups.set(slot.index, { all: group.length, transparent: group.length - failures.length });
+      if (failures.length === 0 && (isKnown || this.#adoptAny(slot, group, inMap, owners))) {
         this.#vain.delete(slot.index);
         changed = true;
-      } else {
-        this.#vain.set(slot.index, { signature, untilMs: performance.now() + RETRY_MS });
+        continue;
+      }
+      this.#vain.set(slot.index, { signature, untilMs: performance.now() + RETRY_MS });
+      // Of a proxy that works, a socket that cannot be opened is most likely being closed: the next try tells.
+      if (failures.length > 0 && (isOld || !isInPlace)) {
+        this.#complain(slot, failures[0]);
+        changed = this.#map.delete(u32(slot.index)) || changed;
+        this.#lost(slot);
       }
     }
     return changed;
@@ -178,9 +148,32 @@ export class Listeners {
           family: slot.family,
           address: slot.wanted === undefined ? 'not configured' : textOf(slot.wanted),
           adopted: adopted !== undefined,
+          sockets: this.#groups.get(slot.index) ?? { all: 0, transparent: 0 },
         };
         return adopted === undefined ? base : { ...base, pid: adopted.pid, process: adopted.process };
       });
+  }
+
+  #isTransparent({ cookie, transparent }: TcpListener): boolean {
+    return transparent ?? this.#made.has(cookie);
+  }
+
+  /** Makes the members of a group transparent. Returns, for each that cannot be, why. */
+  #openGroup(opaque: readonly TcpListener[], owners: ReadonlyMap<number, SocketOwner>): unknown[] {
+    const failures: unknown[] = [];
+    for (const socket of opaque) {
+      const owner = owners.get(socket.inode);
+      try {
+        if (owner === undefined) {
+          throw new Error(`no process is found that holds the socket ${socket.inode} at this address`);
+        }
+        this.#makeTransparent(socket, owner);
+        this.#made = new Set([...this.#made, socket.cookie]);
+      } catch (error) {
+        failures.push(error);
+      }
+    }
+    return failures;
   }
 
   #cookieIn(index: number): bigint | undefined {
@@ -260,8 +253,4 @@ export class Listeners {
       );
     }
   }
-}
-
-function textOf(listener: WantedListener): string {
-  return listener.family === 6 ? `[${listener.host}]:${listener.port}` : `${listener.host}:${listener.port}`;
 }

@@ -14,11 +14,20 @@ export interface SocketOwner {
 }
 
 /**
- * Copies the socket out of its owner, makes it transparent and puts it into the map. The copy is closed at once:
- * kept, it would hold the listener open after its owner has died. KernelError where the kernel refuses; Error where the
- * descriptor is another socket by now.
+ * Sets IP_TRANSPARENT on another process's listener: the kernel may hand a connection to any member of its SO_REUSEPORT
+ * group, and without the option that member can only answer as itself. Throws as `putInto`.
  */
+export function makeTransparent(socket: TcpListener, owner: SocketOwner): void {
+  withCopy(socket, owner, setTransparent);
+}
+
+/** Puts a listener into the SOCKMAP. KernelError where the kernel refuses; Error where the descriptor is another by now. */
 export function putInto(map: BpfMap, index: number, socket: TcpListener, owner: SocketOwner): void {
+  withCopy(socket, owner, (fd) => map.setSocket(u32(index), fd));
+}
+
+/** The copy is closed at once: kept, it would hold the listener open after its owner has died. */
+function withCopy(socket: TcpListener, owner: SocketOwner, use: (fd: number) => void): void {
   const pidfd = pidfdOpen(owner.pid);
   try {
     const fd = pidfdGetfd(pidfd, owner.fd);
@@ -27,10 +36,7 @@ export function putInto(map: BpfMap, index: number, socket: TcpListener, owner: 
       if (!info.listening || info.cookie !== socket.cookie) {
         throw new Error(`descriptor ${owner.fd} of process ${owner.pid} is not the listener any more`);
       }
-      if (!info.transparent) {
-        setTransparent(fd);
-      }
-      map.setSocket(u32(index), fd);
+      use(fd);
     } finally {
       closeFd(fd);
     }

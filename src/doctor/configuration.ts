@@ -4,7 +4,7 @@ import { readFileSync } from 'node:fs';
 import { connect } from 'node:net';
 import type { Config, ListenerAddress } from '../config/config.js';
 import { loadConfig } from '../config/load.js';
-import { addressFor, serves } from '../datapath/listeners.js';
+import { addressFor, serves } from '../datapath/listener-slots.js';
 import { type TcpListener, tcpListeners } from '../native/sockets.js';
 import type { Family } from '../net/family.js';
 import { type Check, type Finding, fail, ok, warn } from './check.js';

@@ -23,6 +23,8 @@ export interface TcpListener {
   readonly uid: number;
   readonly cookie: bigint;
   readonly v6only: boolean;
+  /** IP_TRANSPARENT is set; undefined where the kernel does not tell (before 5.10). */
+  readonly transparent?: boolean;
 }
 
 export interface PeerCredentials {

@@ -1,12 +1,9 @@
 import { readdirSync, readlinkSync } from 'node:fs';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import type { SlotLayout } from '../../src/datapath/layouts.js';
-import {
-  Listeners,
-  slotIndex,
-  type WantedInstance,
-  type WantedListener,
-} from '../../src/datapath/listeners.js';
+import { slotIndex, type WantedInstance, type WantedListener } from '../../src/datapath/listener-slots.js';
+import { Listeners } from '../../src/datapath/listeners.js';
+import { makeTransparent } from '../../src/datapath/proxy-sockets.js';
 import { u32 } from '../../src/kernel/struct.js';
 import type { BpfMap } from '../../src/native/bpf.js';
 import { closeFd } from '../../src/native/descriptors.js';
@@ -74,7 +71,14 @@ async function startProxy(listen: object, options: { heir?: boolean } = {}): Pro
   return { pid, ...hello, kill };
 }
 
-function listenersOf(...instances: { outbound?: WantedListener[]; inbound?: WantedListener[] }[]): Listeners {
+interface Wanted {
+  readonly outbound?: WantedListener[];
+  readonly inbound?: WantedListener[];
+}
+
+function listenersOf(...given: (Wanted | typeof makeTransparent)[]): Listeners {
+  const instances = given.filter((one) => typeof one !== 'function');
+  const open = given.find((one) => typeof one === 'function');
   const wanted: WantedInstance[] = instances.map(({ outbound = [], inbound = [] }, i) => ({
     name: `proxy${i}`,
     outbound,
@@ -84,6 +88,7 @@ function listenersOf(...instances: { outbound?: WantedListener[]; inbound?: Want
     map,
     slots,
     instances: wanted,
+    ...(open === undefined ? {} : { makeTransparent: open }),
     log: {
       info: (fields, message) => void log.push({ level: 'info', message, fields }),
       warn: (fields, message) => void log.push({ level: 'warn', message, fields }),
@@ -125,6 +130,23 @@ function socketOf(pid: number): SocketInfo {
   throw new Error(`process ${pid} does not listen`);
 }
 
+/** One more socket of a SO_REUSEPORT group, in a process of its own. */
+async function startMember(port: number): Promise<{ readonly pid: number; kill(): void }> {
+  const count = () => netns.run(tcpListeners).length;
+  const before = count();
+  const socat = `TCP4-LISTEN:${port},bind=127.0.0.1,reuseport,fork`;
+  const { child, pid } = await startProcess(
+    cleanup,
+    'nsenter',
+    `--net=${netns.path}`,
+    'sh',
+    '-c',
+    `echo $$; exec socat ${socat} PIPE`,
+  );
+  await vi.waitFor(() => expect(count()).toBe(before + 1), 10_000);
+  return { pid, kill: () => void child.kill('SIGKILL') };
+}
+
 describe('a listener is adopted by its address', () => {
   it.each([
     ['of IPv4', '127.0.0.1', 4],
@@ -146,6 +168,7 @@ describe('a listener is adopted by its address', () => {
       adopted: true,
       pid: proxy.pid,
       process: 'node',
+      sockets: { all: 1, transparent: 1 },
     });
     expect(map.entries()).toHaveLength(1);
     expect(refresh(listeners)).toBe(false);
@@ -200,6 +223,76 @@ describe('a listener is adopted by its address', () => {
   });
 });
 
+describe('a proxy with a socket per worker', () => {
+  const PORT = 8128;
+  const transparent = () =>
+    netns
+      .run(tcpListeners)
+      .filter((socket) => socket.port === PORT)
+      .map((socket) => socket.transparent);
+
+  it('can take connections on all of them, and on those that come later', async () => {
+    await startMember(PORT);
+    await startMember(PORT);
+    expect(transparent()).toEqual([false, false]);
+    const listeners = listenersOf({ outbound: [at('127.0.0.1', PORT)] });
+    refresh(listeners);
+    expect(transparent()).toEqual([true, true]);
+    const before = cookieIn(V4);
+    await startMember(PORT);
+    refresh(listeners);
+    expect(transparent()).toEqual([true, true, true]);
+    expect(refresh(listeners)).toBe(false);
+    expect(listeners.status()[0]).toMatchObject({ adopted: true, sockets: { all: 3, transparent: 3 } });
+    expect(cookieIn(V4)).toBe(before);
+    expect(log.map(({ message }) => message)).toEqual(['listener adopted']);
+  });
+
+  it('is not adopted while one of them cannot, and that is told', async () => {
+    await startMember(PORT);
+    const barred = await startMember(PORT);
+    let isBarred = true;
+    const listeners = listenersOf({ outbound: [at('127.0.0.1', PORT)] }, (socket, owner) => {
+      if (isBarred && owner.pid === barred.pid) {
+        throw new Error('not permitted');
+      }
+      makeTransparent(socket, owner);
+    });
+    refresh(listeners);
+    expect(cookieIn(V4)).toBeUndefined();
+    expect(listeners.status()[0]).toMatchObject({ adopted: false });
+    expect(log).toMatchObject([{ message: 'listener not adopted', fields: { reason: 'not permitted' } }]);
+    isBarred = false;
+    await vi.waitFor(() => expect(refresh(listeners)).toBe(true), 5_000);
+    expect(cookieIn(V4)).toBeDefined();
+    expect(transparent()).toEqual([true, true]);
+  });
+
+  it('stays adopted while one that has come cannot, and is let go of when that one stays', async () => {
+    await startMember(PORT);
+    const pids = new Set<number>();
+    const listeners = listenersOf({ outbound: [at('127.0.0.1', PORT)] }, (socket, owner) => {
+      if (pids.has(owner.pid)) {
+        throw new Error('not permitted');
+      }
+      makeTransparent(socket, owner);
+    });
+    refresh(listeners);
+    pids.add((await startMember(PORT)).pid);
+    refresh(listeners);
+    expect(cookieIn(V4)).toBeDefined();
+    await vi.waitFor(() => {
+      refresh(listeners);
+      expect(cookieIn(V4)).toBeUndefined();
+    }, 5_000);
+    expect(log.map(({ message }) => message)).toEqual([
+      'listener adopted',
+      'listener not adopted',
+      'listener gone: new connections meet the failure policy',
+    ]);
+  });
+});
+
 describe('when a listener closes', () => {
   it('it leaves the map by itself, and its successor is adopted at the next look', async () => {
     const proxy = await startProxy({ host: '127.0.0.1', port: 0 });
@@ -239,23 +332,7 @@ describe('when a listener closes', () => {
 
   it('another member of its reuseport group is adopted', async () => {
     const port = 8127;
-    const member = async () => {
-      const count = () => netns.run(tcpListeners).length;
-      const before = count();
-      const socat = `TCP4-LISTEN:${port},bind=127.0.0.1,reuseport,fork`;
-      const started = startProcess(
-        cleanup,
-        'nsenter',
-        `--net=${netns.path}`,
-        'sh',
-        '-c',
-        `echo $$; exec socat ${socat} PIPE`,
-      );
-      const { child, pid } = await started;
-      await vi.waitFor(() => expect(count()).toBe(before + 1), 10_000);
-      return { pid, kill: () => child.kill('SIGKILL') };
-    };
-    const members = [await member(), await member()];
+    const members = [await startMember(port), await startMember(port)];
     const listeners = listenersOf({ outbound: [at('127.0.0.1', port)] });
     refresh(listeners);
     const before = cookieIn(V4);

@@ -14,6 +14,7 @@ import { enrolled, staticPod, TestAgent, TestProxy } from './agent.js';
 const INSTANCES = [
   { name: 'nginx', apps: ['behind-nginx'], outbound: '0.0.0.0:15010' },
   { name: 'haproxy', apps: ['behind-haproxy'], outbound: '127.0.0.1:15011' },
+  { name: 'shards', apps: ['behind-shards'], outbound: '127.0.0.1:15014' },
   { name: 'nobody', apps: ['behind-nobody'], outbound: '127.0.0.1:15012' },
   { name: 'dual', apps: ['behind-dual'], outbound: '[::]:15013' },
   { name: 'default', outbound: ['127.0.0.1:15001', '[::1]:15001'] },
@@ -200,6 +201,35 @@ describe('other proxies, none of them told anything', () => {
     expect(said).toMatch(
       new RegExp(`^${pod.ips[4].replaceAll('.', '\\.')}:\\d+ ${REMOTE[4].replaceAll('.', '\\.')}:80\\n$`),
     );
+  });
+
+  it('HAProxy with a socket for each of four threads takes every connection', async () => {
+    const config = join(lab.directory, 'haproxy-shards.cfg');
+    writeFileSync(
+      config,
+      `global
+  maxconn 4000
+  nbthread 4
+defaults
+  mode tcp
+  timeout connect 5s
+  timeout client 30s
+  timeout server 30s
+frontend out
+  bind 127.0.0.1:15014 shards 4
+  default_backend original
+backend original
+  server dst *:0\n`,
+    );
+    lab.daemon(lab.node, 'haproxy-shards', 'haproxy', ['-db', '-f', config]);
+    const pod = await podOf('behind-shards');
+    await adopted('shards');
+    const { listeners } = await agent.client.status();
+    expect(listeners.find(({ instance, family }) => instance === 'shards' && family === 4)).toMatchObject({
+      sockets: { all: 4, transparent: 4 },
+    });
+    const dialled = reply(await pod.app(['connects', REMOTE[4], '80', '60', '1000'], 60_000));
+    expect(dialled).toMatchObject({ ok: true, done: 60, failures: 0 });
   });
 
   it('HAProxy passes on to the original destination', async () => {

@@ -266,7 +266,14 @@ describe('the other resources', () => {
     const { ask, fixture, client } = await start();
     fixture.datapath.packets = [{ endpointId: 1, podUid: pod('web-0').uid, packets: { SPOOFED_SOURCE: 4 } }];
     fixture.datapath.listening = [
-      { instance: 'default', direction: 'outbound', family: 6, address: 'not configured', adopted: false },
+      {
+        instance: 'default',
+        direction: 'outbound',
+        family: 6,
+        address: 'not configured',
+        adopted: false,
+        sockets: { all: 0, transparent: 0 },
+      },
     ];
     await client.resolve({ proto: 'tcp', src: SRC, dst: DST });
     await ask('/v1/resolve?proto=tcp');

@@ -160,6 +160,7 @@ describe('with an agent', () => {
   });
 
   test('status says what is adopted, and what a family without a listener meets', async () => {
+    const none = { instance: 'default', adopted: false, sockets: { all: 0, transparent: 0 } } as const;
     fixture.datapath.listening = [
       {
         instance: 'default',
@@ -169,9 +170,10 @@ describe('with an agent', () => {
         adopted: true,
         pid: 77,
         process: 'envoy',
+        sockets: { all: 4, transparent: 3 },
       },
-      { instance: 'default', direction: 'outbound', family: 6, address: 'not configured', adopted: false },
-      { instance: 'default', direction: 'inbound', family: 4, address: '127.0.0.1:15006', adopted: false },
+      { ...none, direction: 'outbound', family: 6, address: 'not configured' },
+      { ...none, direction: 'inbound', family: 4, address: '127.0.0.1:15006' },
     ];
     fixture.datapath.packets = [
       { endpointId: 1, podUid: uid('uid-web-0'), packets: { FLOW_STARTED: 3, MALFORMED: 0 } },
@@ -185,7 +187,7 @@ describe('with an agent', () => {
       /^Ready: +NO: source cri has not synced$/m,
       /^Events lost: 2 \(the kernel's buffer was full\), 1 \(the agent was behind\)$/m,
       /^ {2}static +yes +-$/m,
-      /^ {2}default +outbound +IPv4 +127\.0\.0\.1:15001 +yes +reach envoy, pid 77$/m,
+      /^ {2}default +outbound +IPv4 +127\.0\.0\.1:15001 +yes +reach envoy, pid 77 \(3 of 4 sockets\)$/m,
       /^ {2}default +outbound +IPv6 +not configured +NO +are reset \(failure: closed\)$/m,
       /^ {2}default +inbound +IPv4 +127\.0\.0\.1:15006 +NO +are not intercepted yet$/m,
       /^ {2}DEGRADED +1$/m,

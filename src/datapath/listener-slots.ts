@@ -1,0 +1,77 @@
+/** Which sockets are wanted for an instance, and the slots of the SOCKMAP that they go to. */
+
+import type { TcpListener } from '../native/sockets.js';
+import { FAMILIES, type Family } from '../net/family.js';
+import type { SlotLayout } from './layouts.js';
+
+export interface WantedListener {
+  readonly host: string;
+  readonly port: number;
+  readonly family: Family;
+}
+
+export interface WantedInstance {
+  readonly name: string;
+  readonly outbound: readonly WantedListener[];
+  readonly inbound: readonly WantedListener[];
+}
+
+/** A place in the SOCKMAP: of an instance, a direction and a family. */
+export interface Slot {
+  readonly index: number;
+  readonly instance: string;
+  readonly direction: 'outbound' | 'inbound';
+  readonly family: Family;
+  /** Undefined where the configuration names no address for this family. */
+  readonly wanted: WantedListener | undefined;
+}
+
+const WILDCARD: Readonly<Record<Family, string>> = { 4: '0.0.0.0', 6: '::' };
+
+/** The key of the SOCKMAP. */
+export function slotIndex(
+  { perInstance, inbound, ipv6 }: SlotLayout,
+  instance: number,
+  direction: 'outbound' | 'inbound',
+  family: Family,
+): number {
+  return instance * perInstance + (direction === 'inbound' ? inbound : 0) + (family === 6 ? ipv6 : 0);
+}
+
+/** The four slots of the instance at this position of the configuration. */
+export function slotsOf(layout: SlotLayout, instance: WantedInstance, position: number): Slot[] {
+  const slots: Slot[] = [];
+  for (const direction of ['outbound', 'inbound'] as const) {
+    const addresses = instance[direction];
+    for (const family of FAMILIES) {
+      const wanted = addressFor(addresses, family);
+      slots.push({
+        index: slotIndex(layout, position, direction, family),
+        instance: instance.name,
+        direction,
+        family,
+        wanted,
+      });
+    }
+  }
+  return slots;
+}
+
+/** The address that serves a family: its own, or for IPv4 an IPv6 wildcard (RFC 3493, 5.3). */
+export function addressFor<T extends WantedListener>(addresses: readonly T[], family: Family): T | undefined {
+  return (
+    addresses.find((address) => address.family === family) ??
+    (family === 4 ? addresses.find((address) => address.host === WILDCARD[6]) : undefined)
+  );
+}
+
+/** Whether `socket` is the one that was asked for, and takes `family`. */
+export function serves(socket: TcpListener, wanted: WantedListener, family: Family): boolean {
+  const isThere = socket.port === wanted.port && socket.address === wanted.host;
+  return isThere && (socket.family === family || (family === 4 && socket.family === 6 && !socket.v6only));
+}
+
+/** As in the configuration. */
+export function textOf(listener: WantedListener): string {
+  return listener.family === 6 ? `[${listener.host}]:${listener.port}` : `${listener.host}:${listener.port}`;
+}
