@@ -305,10 +305,11 @@ const DAMAGES: readonly Damage[] = [
     what: 'another map under the pin of ours',
     kind: 'pin',
     does: () => {
-      rmSync(pinned('maps/endpoints'));
       const object = BpfObject.open(join(process.cwd(), 'build/bpf/intercept.bpf.o'));
       object.load();
       const map = object.map('endpoints');
+      // With nothing in between: loading takes its time, and the agent would pin its own again.
+      rmSync(pinned('maps/endpoints'));
       map.pin(pinned('maps/endpoints'));
       map.close();
       object.close();
