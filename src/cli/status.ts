@@ -65,7 +65,9 @@ function listenerRow(listener: ListenerMessage): string[] {
     `IPv${family}`,
     address,
     adopted ? 'yes' : 'NO',
-    adopted ? `reach ${owner === '' ? 'the proxy' : owner}${ofGroup}` : without,
+    adopted
+      ? `reach ${owner === '' ? 'the proxy' : owner}${ofGroup}`
+      : oneLine(listener.refused === undefined ? without : `${without}: ${listener.refused}`),
   ];
 }
 

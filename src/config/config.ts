@@ -51,6 +51,15 @@ export interface Instance {
   /** At most one address per family; no address of a family: the failure policy applies to it. */
   readonly outbound: readonly ListenerAddress[];
   readonly inbound: readonly ListenerAddress[];
+  /** Who may hold the listeners; all that are given must match. */
+  readonly owner: ListenerOwner;
+}
+
+export interface ListenerOwner {
+  readonly uid?: number | undefined;
+  readonly gid?: number | undefined;
+  readonly exe?: string | undefined;
+  readonly cgroup?: string | undefined;
 }
 
 export interface ListenerAddress {

@@ -70,6 +70,15 @@ const listeners = z
 const INSTANCE_NAME = /^[a-z0-9](?:[a-z0-9.-]{0,61}[a-z0-9])?$/;
 const INSTANCE_NAME_EXPECTED = 'a name of at most 63 small letters, digits, dashes and dots';
 
+const OWNER_EXPECTED = 'at least one of uid, gid, exe and cgroup';
+const path = (expected: string) => z.string({ error: expected }).regex(/^\//, { error: expected });
+const owner = section({
+  uid: integer(0, MAX_ID).optional(),
+  gid: integer(0, MAX_ID).optional(),
+  exe: path('the absolute path of an executable').optional(),
+  cgroup: path('a control group as in /proc/<pid>/cgroup, such as /system.slice/envoy.service').optional(),
+}).refine((given) => Object.values(given).some((value) => value !== undefined), { error: OWNER_EXPECTED });
+
 const instance = section({
   name: z.string({ error: INSTANCE_NAME_EXPECTED }).regex(INSTANCE_NAME, { error: INSTANCE_NAME_EXPECTED }),
   apps: z
@@ -78,6 +87,7 @@ const instance = section({
     .optional(),
   outbound: listeners.optional(),
   inbound: listeners.optional(),
+  owner: owner.default({ uid: 0 }),
 }).transform((given, context) => {
   if (given.outbound === undefined && given.inbound === undefined) {
     const message = 'an instance needs at least one of outbound and inbound';
@@ -88,6 +98,7 @@ const instance = section({
     apps: given.apps,
     outbound: given.outbound ?? [],
     inbound: given.inbound ?? [],
+    owner: given.owner,
   };
 });
 

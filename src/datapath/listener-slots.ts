@@ -3,6 +3,7 @@
 import type { TcpListener } from '../native/sockets.js';
 import { FAMILIES, type Family } from '../net/family.js';
 import type { SlotLayout } from './layouts.js';
+import type { OwnerRule } from './listener-owner.js';
 
 export interface WantedListener {
   readonly host: string;
@@ -14,6 +15,8 @@ export interface WantedInstance {
   readonly name: string;
   readonly outbound: readonly WantedListener[];
   readonly inbound: readonly WantedListener[];
+  /** Who may hold them. */
+  readonly owner: OwnerRule;
 }
 
 /** A place in the SOCKMAP: of an instance, a direction and a family. */
@@ -24,6 +27,7 @@ export interface Slot {
   readonly family: Family;
   /** Undefined where the configuration names no address for this family. */
   readonly wanted: WantedListener | undefined;
+  readonly owner: OwnerRule;
 }
 
 const WILDCARD: Readonly<Record<Family, string>> = { 4: '0.0.0.0', 6: '::' };
@@ -51,6 +55,7 @@ export function slotsOf(layout: SlotLayout, instance: WantedInstance, position: 
         direction,
         family,
         wanted,
+        owner: instance.owner,
       });
     }
   }

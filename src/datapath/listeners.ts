@@ -11,6 +11,7 @@ import type { BpfMap } from '../native/bpf.js';
 import { type TcpListener, tcpListeners } from '../native/sockets.js';
 import type { Family } from '../net/family.js';
 import type { SlotLayout } from './layouts.js';
+import { opensAs, refusalOf } from './listener-owner.js';
 import { type Slot, serves, slotsOf, textOf, type WantedInstance } from './listener-slots.js';
 import {
   isHeld,
@@ -31,6 +32,8 @@ export interface ListenerStatus {
   readonly process?: string;
   /** Sockets at the address, one per worker of a proxy with SO_REUSEPORT: all, and those that can take connections. */
   readonly sockets: { readonly all: number; readonly transparent: number };
+  /** Why the listener that is there is not the instance's; absent where none is, or it is. */
+  readonly refused?: string;
 }
 
 interface Adopted extends SocketOwner {
@@ -39,6 +42,9 @@ interface Adopted extends SocketOwner {
 }
 
 const RETRY_MS = 1_000;
+
+/** By inode. */
+type Owners = ReadonlyMap<number, SocketOwner>;
 
 export interface ListenersOptions {
   /** The SOCKMAP. */
@@ -57,10 +63,15 @@ export class Listeners {
   readonly #slots: readonly Slot[];
   readonly #makeTransparent: typeof makeTransparent;
   readonly #adopted = new Map<number, Adopted>();
+  /** As `#adopted`, and also after it has gone. */
+  readonly #last = new Map<number, Adopted>();
   readonly #complaints = new Map<number, string>();
   /** Sockets that could not be adopted: finding an owner walks /proc, so the same ones are not tried at every look. */
   readonly #vain = new Map<number, { signature: string; untilMs: number }>();
   readonly #groups = new Map<number, ListenerStatus['sockets']>();
+  /** The group that was last found to be its owner's, by cookies. */
+  readonly #vetted = new Map<number, string>();
+  readonly #refused = new Map<number, string>();
   /** Cookies of sockets that we made transparent, for kernels that do not tell. */
   #made: ReadonlySet<bigint> = new Set();
   #first = true;
@@ -82,59 +93,88 @@ export class Listeners {
 
   /**
    * One look: drops what is not wanted, adopts what is there and not adopted, and sees that every socket of its group is
-   * transparent. Returns true if anything changed.
+   * transparent and its owner's. Returns true if anything changed.
    */
   refresh(): boolean {
     const sockets = tcpListeners();
     let changed = this.#first && this.#dropForeignSlots();
     this.#first = false;
-    let owners: ReadonlyMap<number, SocketOwner> | undefined;
     const present = new Set(sockets.map(({ cookie }) => cookie));
     this.#made = new Set([...this.#made].filter((cookie) => present.has(cookie)));
+    let found: Owners | undefined;
+    const owners = () => {
+      found ??= socketOwners(new Set(sockets.map((socket) => socket.inode)));
+      return found;
+    };
     for (const slot of this.#slots) {
-      const group = sockets.filter(
-        (socket) => slot.wanted !== undefined && serves(socket, slot.wanted, slot.family),
-      );
-      const opaque = group.filter((socket) => !this.#isTransparent(socket));
-      this.#groups.set(slot.index, { all: group.length, transparent: group.length - opaque.length });
-      const inMap = this.#cookieIn(slot.index);
-      const isInPlace = inMap !== undefined && group.some((socket) => socket.cookie === inMap);
-      const adopted = this.#adopted.get(slot.index);
-      const isKnown = isInPlace && adopted !== undefined && isHeld(adopted);
-      if (isKnown && opaque.length === 0) {
-        continue;
-      }
-      if (inMap !== undefined && !isInPlace) {
-        this.#map.delete(u32(slot.index)); // alive, but no longer at the configured address
-        changed = true;
-      }
-      if (group.length === 0) {
-        this.#lost(slot);
-        continue;
-      }
-      const signature = group.map(({ cookie }) => cookie).join(' ');
-      const vain = this.#vain.get(slot.index);
-      const isOld = vain?.signature === signature;
-      if (isOld && performance.now() < vain.untilMs) {
-        continue;
-      }
-      owners ??= socketOwners(new Set(sockets.map((socket) => socket.inode)));
-      const failures = this.#openGroup(opaque, owners);
-      this.#groups.set(slot.index, { all: group.length, transparent: group.length - failures.length });
-      if (failures.length === 0 && (isKnown || this.#adoptAny(slot, group, inMap, owners))) {
-        this.#vain.delete(slot.index);
-        changed = true;
-        continue;
-      }
-      this.#vain.set(slot.index, { signature, untilMs: performance.now() + RETRY_MS });
-      // Of a proxy that works, a socket that cannot be opened is most likely being closed: the next try tells.
-      if (failures.length > 0 && (isOld || !isInPlace)) {
-        this.#complain(slot, failures[0]);
-        changed = this.#map.delete(u32(slot.index)) || changed;
-        this.#lost(slot);
-      }
+      const { wanted, family } = slot;
+      const group = wanted === undefined ? [] : sockets.filter((socket) => serves(socket, wanted, family));
+      changed = this.#look(slot, group, owners) || changed;
     }
     return changed;
+  }
+
+  /** `group`: the sockets at the slot's address. */
+  #look(slot: Slot, group: readonly TcpListener[], owners: () => Owners): boolean {
+    const opaque = group.filter((socket) => !this.#isTransparent(socket));
+    this.#groups.set(slot.index, { all: group.length, transparent: group.length - opaque.length });
+    const inMap = this.#cookieIn(slot.index);
+    const isInPlace = inMap !== undefined && group.some((socket) => socket.cookie === inMap);
+    const isForeign = group.some((socket) => !opensAs(slot.owner, socket));
+    let changed = false;
+    if (inMap !== undefined && (!isInPlace || isForeign)) {
+      changed = this.#map.delete(u32(slot.index)); // alive, but no longer at the configured address, or not alone there
+    }
+    const signature = group.map(({ cookie }) => cookie).join(' ');
+    const adopted = this.#adopted.get(slot.index);
+    const isKnown = isInPlace && adopted !== undefined && isHeld(adopted);
+    const isVetted = this.#vetted.get(slot.index) === signature && !isForeign;
+    if (isKnown && isVetted && opaque.length === 0) {
+      return changed;
+    }
+    if (group.length === 0) {
+      this.#refused.delete(slot.index);
+      this.#lost(slot);
+      return changed;
+    }
+    const vain = this.#vain.get(slot.index);
+    const isOld = vain?.signature === signature;
+    if (isOld && performance.now() < vain.untilMs) {
+      return changed;
+    }
+    const refusal = isVetted ? undefined : this.#refusal(slot, group, owners());
+    const failures = refusal === undefined ? this.#openGroup(opaque, owners()) : [refusal];
+    if (refusal === undefined) {
+      this.#vetted.set(slot.index, signature);
+      this.#refused.delete(slot.index);
+      this.#groups.set(slot.index, { all: group.length, transparent: group.length - failures.length });
+    }
+    if (failures.length === 0 && (isKnown || this.#adoptAny(slot, group, inMap, owners()))) {
+      this.#vain.delete(slot.index);
+      return true;
+    }
+    this.#vain.set(slot.index, { signature, untilMs: performance.now() + RETRY_MS });
+    // Of a proxy that works, a socket that cannot be opened is most likely being closed: the next try tells.
+    if (failures.length > 0 && (refusal !== undefined || isOld || !isInPlace)) {
+      if (refusal !== undefined) {
+        this.#refused.set(slot.index, refusal);
+      }
+      this.#complain(slot, failures[0]);
+      changed = this.#map.delete(u32(slot.index)) || changed;
+      this.#lost(slot);
+    }
+    return changed;
+  }
+
+  /** Why one of these is not the instance's own: the kernel may hand a connection to any of them. */
+  #refusal(slot: Slot, group: readonly TcpListener[], owners: Owners): string | undefined {
+    for (const socket of group) {
+      const refusal = refusalOf(slot.owner, socket, owners.get(socket.inode));
+      if (refusal !== undefined) {
+        return refusal;
+      }
+    }
+    return undefined;
   }
 
   status(): ListenerStatus[] {
@@ -142,6 +182,7 @@ export class Listeners {
       .filter((slot) => slot.wanted !== undefined || slot.direction === 'outbound')
       .map((slot) => {
         const adopted = this.#cookieIn(slot.index) === undefined ? undefined : this.#adopted.get(slot.index);
+        const refused = this.#refused.get(slot.index);
         const base = {
           instance: slot.instance,
           direction: slot.direction,
@@ -149,6 +190,7 @@ export class Listeners {
           address: slot.wanted === undefined ? 'not configured' : textOf(slot.wanted),
           adopted: adopted !== undefined,
           sockets: this.#groups.get(slot.index) ?? { all: 0, transparent: 0 },
+          ...(refused === undefined ? {} : { refused }),
         };
         return adopted === undefined ? base : { ...base, pid: adopted.pid, process: adopted.process };
       });
@@ -159,7 +201,7 @@ export class Listeners {
   }
 
   /** Makes the members of a group transparent. Returns, for each that cannot be, why. */
-  #openGroup(opaque: readonly TcpListener[], owners: ReadonlyMap<number, SocketOwner>): unknown[] {
+  #openGroup(opaque: readonly TcpListener[], owners: Owners): unknown[] {
     const failures: unknown[] = [];
     for (const socket of opaque) {
       const owner = owners.get(socket.inode);
@@ -197,7 +239,7 @@ export class Listeners {
     slot: Slot,
     candidates: readonly TcpListener[],
     inMap: bigint | undefined,
-    owners: ReadonlyMap<number, SocketOwner>,
+    owners: Owners,
   ): boolean {
     // Taken over from the agent before us, or handed on by its process: only its owner's name is not known yet.
     const ordered = [...candidates].sort((a, b) => Number(b.cookie === inMap) - Number(a.cookie === inMap));
@@ -211,15 +253,19 @@ export class Listeners {
           putInto(this.#map, slot.index, socket, owner);
         }
         const adopted = { inode: socket.inode, ...owner, process: processName(owner.pid) };
+        const change = this.#changeOfOwner(slot, adopted);
         this.#adopted.set(slot.index, adopted);
+        this.#last.set(slot.index, adopted);
         this.#complaints.delete(slot.index);
         this.#log.info(
           {
             instance: slot.instance,
             direction: slot.direction,
             family: slot.family,
+            uid: socket.uid,
             pid: adopted.pid,
             process: adopted.process,
+            ...change,
           },
           'listener adopted',
         );
@@ -229,6 +275,14 @@ export class Listeners {
       }
     }
     return false;
+  }
+
+  /** Whose it was before, where that was another process. */
+  #changeOfOwner(slot: Slot, { pid }: Adopted): object {
+    const before = this.#last.get(slot.index);
+    return before === undefined || before.pid === pid
+      ? {}
+      : { before: { pid: before.pid, process: before.process } };
   }
 
   #lost(slot: Slot): void {

@@ -73,8 +73,8 @@ export function processName(pid: number): string {
   return readable(() => readFileSync(`/proc/${pid}/comm`, 'utf8').trim()) ?? 'unknown';
 }
 
-/** Processes and descriptors vanish while /proc is read; that is no error. */
-function readable<T>(read: () => T): T | undefined {
+/** Processes and descriptors vanish while /proc is read; that is no error, and the answer undefined. */
+export function readable<T>(read: () => T): T | undefined {
   try {
     return read();
   } catch (error) {

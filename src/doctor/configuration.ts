@@ -4,6 +4,7 @@ import { readFileSync } from 'node:fs';
 import { connect } from 'node:net';
 import type { Config, ListenerAddress } from '../config/config.js';
 import { loadConfig } from '../config/load.js';
+import { type OwnerRule, opensAs } from '../datapath/listener-owner.js';
 import { addressFor, serves } from '../datapath/listener-slots.js';
 import { type TcpListener, tcpListeners } from '../native/sockets.js';
 import type { Family } from '../net/family.js';
@@ -70,9 +71,9 @@ export function listeners(config: Config, sockets: readonly TcpListener[] = tcpL
     config.interception.failure === 'closed'
       ? 'connections are reset (failure: closed)'
       : 'connections go straight through (failure: open)';
-  return config.instances.flatMap(({ name, outbound, inbound }) =>
+  return config.instances.flatMap(({ name, outbound, inbound, owner }) =>
     FAMILIES.flatMap((family) => [
-      outboundListener(name, family, addressFor(outbound, family), sockets, policy),
+      outboundListener(name, family, addressFor(outbound, family), sockets, policy, owner),
       ...inboundListener(name, family, addressFor(inbound, family), sockets),
     ]),
   );
@@ -84,6 +85,7 @@ function outboundListener(
   wanted: ListenerAddress | undefined,
   sockets: readonly TcpListener[],
   policy: string,
+  owner: OwnerRule,
 ): Finding {
   if (wanted === undefined) {
     return warn(
@@ -91,7 +93,15 @@ function outboundListener(
       `name one in instances.outbound; until then IPv${family} ${policy}`,
     );
   }
-  return sockets.some((socket) => serves(socket, wanted, family))
+  const there = sockets.filter((socket) => serves(socket, wanted, family));
+  const foreign = there.find((socket) => !opensAs(owner, socket));
+  if (foreign !== undefined) {
+    return fail(
+      `${instance}: ${wanted.text} is held by uid ${foreign.uid}, who is not its owner; ${policy}`,
+      `if that is the proxy, set "owner: {uid: ${foreign.uid}}" in the instance`,
+    );
+  }
+  return there.length > 0
     ? ok(`${instance}: outbound IPv${family} at ${wanted.text}`)
     : warn(
         `${instance}: nobody listens at ${wanted.text} for outbound IPv${family}`,

@@ -127,6 +127,18 @@ export class Metrics {
         }
       },
     });
+    new Gauge({
+      name: 'nodesentry_listener_refused',
+      help: '1: somebody who is not the owner of this instance holds its address; see nodesentry status',
+      labelNames: ['instance', 'direction', 'family'],
+      registers,
+      collect() {
+        this.reset();
+        for (const { instance, direction, family, refused } of datapath.listeners()) {
+          this.set({ instance, direction, family: `ipv${family}` }, refused === undefined ? 0 : 1);
+        }
+      },
+    });
     new Counter({
       name: 'nodesentry_flow_events_lost_total',
       help: 'Flow events nobody saw: the ring was full (kernel) or the agent was behind (agent); flows are unaffected',

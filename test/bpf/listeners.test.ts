@@ -1,6 +1,7 @@
 import { readdirSync, readlinkSync } from 'node:fs';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import type { SlotLayout } from '../../src/datapath/layouts.js';
+import type { OwnerRule } from '../../src/datapath/listener-owner.js';
 import { slotIndex, type WantedInstance, type WantedListener } from '../../src/datapath/listener-slots.js';
 import { Listeners } from '../../src/datapath/listeners.js';
 import { makeTransparent } from '../../src/datapath/proxy-sockets.js';
@@ -74,16 +75,20 @@ async function startProxy(listen: object, options: { heir?: boolean } = {}): Pro
 interface Wanted {
   readonly outbound?: WantedListener[];
   readonly inbound?: WantedListener[];
+  readonly owner?: OwnerRule;
 }
 
 function listenersOf(...given: (Wanted | typeof makeTransparent)[]): Listeners {
   const instances = given.filter((one) => typeof one !== 'function');
   const open = given.find((one) => typeof one === 'function');
-  const wanted: WantedInstance[] = instances.map(({ outbound = [], inbound = [] }, i) => ({
-    name: `proxy${i}`,
-    outbound,
-    inbound,
-  }));
+  const wanted: WantedInstance[] = instances.map(
+    ({ outbound = [], inbound = [], owner = { uid: 0 } }, i) => ({
+      name: `proxy${i}`,
+      outbound,
+      inbound,
+      owner,
+    }),
+  );
   return new Listeners({
     map,
     slots,
@@ -290,6 +295,93 @@ describe('a proxy with a socket per worker', () => {
       'listener not adopted',
       'listener gone: new connections meet the failure policy',
     ]);
+  });
+});
+
+describe('the owner of a listener', () => {
+  const PORT = 8129;
+
+  /** As another uid and gid. */
+  async function startAs(id: number): Promise<{ readonly pid: number; kill(): Promise<void> }> {
+    const code = `require('node:net').createServer().listen({ host: '127.0.0.1', port: ${PORT} }, () => console.log('0'))`;
+    const { child, pid } = await startProcess(
+      cleanup,
+      'nsenter',
+      `--net=${netns.path}`,
+      'setpriv',
+      `--reuid=${id}`,
+      `--regid=${id}`,
+      '--clear-groups',
+      process.execPath,
+      '-e',
+      code,
+    );
+    const kill = async () => {
+      const ended = new Promise((resolve) => child.once('exit', resolve));
+      child.kill('SIGKILL');
+      await ended;
+    };
+    return { pid, kill };
+  }
+
+  const outbound = [at('127.0.0.1', PORT)];
+
+  it('is root where nobody else is named: whoever has taken the address gets nothing, and is told of', async () => {
+    const { pid, kill } = await startAs(65_534);
+    const listeners = listenersOf({ outbound });
+    refresh(listeners);
+    expect(map.entries()).toEqual([]);
+    expect(socketOf(pid).transparent).toBe(false);
+    const refused = `it is held by uid 65534 (node, pid ${pid}), who is not its owner: "owner: {uid: 65534}" would allow it`;
+    expect(listeners.status()[0]).toMatchObject({ adopted: false, refused });
+    expect(log).toMatchObject([
+      { level: 'warn', message: 'listener not adopted', fields: { reason: refused } },
+    ]);
+    await kill();
+    const own = await startProxy({ host: '127.0.0.1', port: PORT });
+    expect(refresh(listeners)).toBe(true);
+    expect(listeners.status()[0]).toMatchObject({ adopted: true, pid: own.pid });
+    expect(listeners.status()[0]).not.toHaveProperty('refused');
+  });
+
+  it('loses the listener to nobody: one that has taken over the address is taken out of the map', async () => {
+    const own = await startProxy({ host: '127.0.0.1', port: PORT });
+    refresh(listenersOf({ outbound }));
+    expect(cookieIn(V4)).toBeDefined();
+    await own.kill();
+    await startAs(65_534);
+    // As an agent of before this rule would have left it.
+    refresh(listenersOf({ outbound, owner: { uid: 65_534 } }));
+    expect(cookieIn(V4)).toBeDefined();
+    expect(refresh(listenersOf({ outbound }))).toBe(true);
+    expect(map.entries()).toEqual([]);
+  });
+
+  it.each([
+    ['uid', { uid: 1337 }, { uid: 1338 }],
+    ['gid', { gid: 1337 }, { gid: 0 }],
+    ['executable', { exe: process.execPath }, { exe: '/usr/bin/envoy' }],
+    ['control group', { cgroup: '/' }, { cgroup: '/system.slice/envoy.service' }],
+    ['uid and executable', { uid: 1337, exe: process.execPath }, { uid: 1337, exe: '/usr/bin/envoy' }],
+  ] as const)('can be told by its %s', async (_what, right, wrong) => {
+    await startAs(1337);
+    refresh(listenersOf({ outbound, owner: wrong }));
+    expect(map.entries()).toEqual([]);
+    refresh(listenersOf({ outbound, owner: right }));
+    expect(cookieIn(V4)).toBeDefined();
+  });
+
+  it('is told of when it is another process', async () => {
+    const first = await startProxy({ host: '127.0.0.1', port: PORT });
+    const listeners = listenersOf({ outbound });
+    refresh(listeners);
+    await first.kill();
+    const second = await startProxy({ host: '127.0.0.1', port: PORT });
+    refresh(listeners);
+    expect(log.at(-1)).toMatchObject({
+      message: 'listener adopted',
+      fields: { uid: 0, pid: second.pid, before: { pid: first.pid, process: 'node' } },
+    });
   });
 });
 

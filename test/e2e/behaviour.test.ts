@@ -15,6 +15,7 @@ const INSTANCES = [
   { name: 'nginx', apps: ['behind-nginx'], outbound: '0.0.0.0:15010' },
   { name: 'haproxy', apps: ['behind-haproxy'], outbound: '127.0.0.1:15011' },
   { name: 'shards', apps: ['behind-shards'], outbound: '127.0.0.1:15014' },
+  { name: 'taken', apps: ['behind-taken'], outbound: '[::]:15015' },
   { name: 'nobody', apps: ['behind-nobody'], outbound: '127.0.0.1:15012' },
   { name: 'dual', apps: ['behind-dual'], outbound: '[::]:15013' },
   { name: 'default', outbound: ['127.0.0.1:15001', '[::1]:15001'] },
@@ -201,6 +202,25 @@ describe('other proxies, none of them told anything', () => {
     expect(said).toMatch(
       new RegExp(`^${pod.ips[4].replaceAll('.', '\\.')}:\\d+ ${REMOTE[4].replaceAll('.', '\\.')}:80\\n$`),
     );
+  });
+
+  it('whoever has taken the address of a proxy without being its owner gets no connection of a pod', async () => {
+    const words = ['--reuid=65534', '--regid=65534', '--clear-groups', await buildApp(), 'serve', '15015'];
+    const server = lab.daemon(lab.node, 'taken', 'setpriv', words);
+    await server.logged(/"serving":true/);
+    const pod = await podOf('behind-taken');
+    const listener = await waitFor('the refusal to be told', async () => {
+      const { listeners } = await agent.client.status();
+      return listeners.find(({ instance, refused }) => instance === 'taken' && refused !== undefined);
+    });
+    expect(listener).toMatchObject({
+      adopted: false,
+      refused: expect.stringContaining('"owner: {uid: 65534}"'),
+    });
+    expect(reply(await pod.app(['dial', REMOTE[4], '80']))).toMatchObject({ ok: false });
+    expect(server.log()).not.toContain(pod.ips[4]);
+    const { stdout } = await agent.cli('status');
+    expect(stdout).toMatch(/taken +outbound +IPv4 +\[::\]:15015 +NO +are reset .*held by uid 65534/);
   });
 
   it('HAProxy with a socket for each of four threads takes every connection', async () => {

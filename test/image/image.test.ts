@@ -90,9 +90,16 @@ async function prepareNode(): Promise<void> {
 
 /** The base's own file, with what this lab has not (an API server) and has in addition (a proxy that is not root). */
 function writeConfig(text: string): string {
-  const config = parse(text) as { sources: Record<string, unknown>; api: { allow: object[] } };
+  const config = parse(text) as {
+    sources: Record<string, unknown>;
+    instances: { owner: object }[];
+    api: { allow: object[] };
+  };
   delete config.sources.kubernetes;
   config.api.allow.push({ uid: PROXY_UID });
+  for (const instance of config.instances) {
+    instance.owner = { uid: PROXY_UID };
+  }
   const folder = join(lab.directory, 'config');
   mkdirSync(folder, { recursive: true });
   writeFileSync(join(folder, 'config.yaml'), stringify(config));

@@ -272,7 +272,8 @@ describe('the other resources', () => {
         family: 6,
         address: 'not configured',
         adopted: false,
-        sockets: { all: 0, transparent: 0 },
+        sockets: { all: 1, transparent: 0 },
+        refused: 'held by uid 65534',
       },
     ];
     await client.resolve({ proto: 'tcp', src: SRC, dst: DST });
@@ -285,6 +286,7 @@ describe('the other resources', () => {
         'nodesentry_endpoints{state="INTERCEPTED"} 1',
         'nodesentry_endpoints{state="DEGRADED"} 0',
         'nodesentry_listener_adopted{instance="default",direction="outbound",family="ipv6"} 0',
+        'nodesentry_listener_refused{instance="default",direction="outbound",family="ipv6"} 1',
         'nodesentry_flow_events_lost_total{where="kernel"} 2',
         'nodesentry_pods{source="static",runtime="runsc"} 1',
         'nodesentry_resolves_total{result="DATAPATH_RECORDED"} 1',

@@ -174,6 +174,7 @@ describe('with an agent', () => {
       },
       { ...none, direction: 'outbound', family: 6, address: 'not configured' },
       { ...none, direction: 'inbound', family: 4, address: '127.0.0.1:15006' },
+      { ...none, direction: 'outbound', family: 4, address: '127.0.0.1:16001', refused: 'held by uid 65534' },
     ];
     fixture.datapath.packets = [
       { endpointId: 1, podUid: uid('uid-web-0'), packets: { FLOW_STARTED: 3, MALFORMED: 0 } },
@@ -190,6 +191,7 @@ describe('with an agent', () => {
       /^ {2}default +outbound +IPv4 +127\.0\.0\.1:15001 +yes +reach envoy, pid 77 \(3 of 4 sockets\)$/m,
       /^ {2}default +outbound +IPv6 +not configured +NO +are reset \(failure: closed\)$/m,
       /^ {2}default +inbound +IPv4 +127\.0\.0\.1:15006 +NO +are not intercepted yet$/m,
+      /^ {2}default +outbound +IPv4 +127\.0\.0\.1:16001 +NO +are reset \(failure: closed\): held by uid 65534$/m,
       /^ {2}DEGRADED +1$/m,
       /^ {2}FLOW_STARTED +3$/m,
     ]) {

@@ -18,7 +18,7 @@ sources:
   static: {file: pods.yaml}
   cri: {endpoint: "unix:///run/containerd/containerd.sock"}
 instances:
-  - {name: payments, apps: [payments], outbound: "127.0.0.1:16001", inbound: "127.0.0.1:16006"}
+  - {name: payments, apps: [payments], outbound: "127.0.0.1:16001", inbound: "127.0.0.1:16006", owner: {uid: 101}}
   - {name: default, outbound: "127.0.0.1:15001", inbound: "127.0.0.1:15006"}
 runtimes: {handlers: {my-gvisor: runsc}}
 api: {allow: [{uid: 0}]}
@@ -61,8 +61,20 @@ describe('a configuration', () => {
         cri: { endpoint: 'unix:///run/containerd/containerd.sock' },
       },
       instances: [
-        { name: 'payments', apps: ['payments'], outbound: [local(16001)], inbound: [local(16006)] },
-        { name: 'default', apps: undefined, outbound: [local(15001)], inbound: [local(15006)] },
+        {
+          name: 'payments',
+          apps: ['payments'],
+          outbound: [local(16001)],
+          inbound: [local(16006)],
+          owner: { uid: 101 },
+        },
+        {
+          name: 'default',
+          apps: undefined,
+          outbound: [local(15001)],
+          inbound: [local(15006)],
+          owner: { uid: 0 },
+        },
       ],
       runtimes: { handlers: { 'my-gvisor': 'runsc' } },
       api: { allow: [{ uid: 0 }] },
@@ -92,7 +104,7 @@ describe('a configuration', () => {
       `sources: {cri: {}}
 instances:
   - {name: a, outbound: ["127.0.0.1:1", "[::1]:1"]}
-  - {name: b, inbound: "[::]:15001"}
+  - {name: b, inbound: "[::]:15001", owner: {gid: 5, exe: /usr/bin/envoy, cgroup: /envoy.slice}}
 `,
       FILE,
     );
@@ -102,12 +114,14 @@ instances:
         apps: undefined,
         outbound: [local(1), { host: '::1', port: 1, family: 6, text: '[::1]:1' }],
         inbound: [],
+        owner: { uid: 0 },
       },
       {
         name: 'b',
         apps: undefined,
         outbound: [],
         inbound: [{ host: '::', port: 15001, family: 6, text: '[::]:15001' }],
+        owner: { gid: 5, exe: '/usr/bin/envoy', cgroup: '/envoy.slice' },
       },
     ]);
   });
@@ -209,6 +223,18 @@ describe('a mistake is told with its line and field', () => {
     [
       'instances: [{name: a, inbound: 15001}]',
       '2: instances[0].inbound: expected an address and a port such as 127.0.0.1:15001 or [::1]:15001, or a list of one per family, got 15001',
+    ],
+    [
+      'instances: [{name: a, outbound: "127.0.0.1:1", owner: {}}]',
+      '2: instances[0].owner: expected at least one of uid, gid, exe and cgroup, got a mapping',
+    ],
+    [
+      'instances: [{name: a, outbound: "127.0.0.1:1", owner: {uid: -1}}]',
+      '2: instances[0].owner.uid: expected a whole number from 0 to 4294967294, got -1',
+    ],
+    [
+      'instances: [{name: a, outbound: "127.0.0.1:1", owner: {exe: envoy}}]',
+      '2: instances[0].owner.exe: expected the absolute path of an executable, got "envoy"',
     ],
     ['api: {allow: []}', '2: api.allow: expected at least one caller, got an empty list'],
     [

@@ -274,6 +274,12 @@ instances: [{name: a, apps: [a], outbound: ["127.0.0.1:1", "[::1]:1"]}, {name: b
       'ok b: outbound IPv6 at [::]:2',
     ]);
     expect(listeners(config, [])[0]?.advice).toContain('go straight through (failure: open)');
+    const foreign = listeners(config, [{ ...socket, uid: 65_534 }]).at(-1);
+    expect(foreign).toMatchObject({
+      status: 'fail',
+      found: expect.stringContaining('b: [::]:2 is held by uid 65534, who is not its owner'),
+      advice: 'if that is the proxy, set "owner: {uid: 65534}" in the instance',
+    });
   });
 });
 
