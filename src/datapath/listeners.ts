@@ -128,8 +128,9 @@ export class Listeners {
     const signature = group.map(({ cookie }) => cookie).join(' ');
     const adopted = this.#adopted.get(slot.index);
     const isKnown = isInPlace && adopted !== undefined && isHeld(adopted);
-    const isVetted = this.#vetted.get(slot.index) === signature && !isForeign;
-    if (isKnown && isVetted && opaque.length === 0) {
+    // Handed on to another process, the same socket is looked at again.
+    const isVetted = isKnown && this.#vetted.get(slot.index) === signature && !isForeign;
+    if (isVetted && opaque.length === 0) {
       return changed;
     }
     if (group.length === 0) {

@@ -371,6 +371,19 @@ describe('the owner of a listener', () => {
     expect(cookieIn(V4)).toBeDefined();
   });
 
+  it('is asked for again when the socket has been handed on to another process', async () => {
+    const proxy = await startProxy({ host: '127.0.0.1', port: PORT }, { heir: true });
+    const listeners = listenersOf({ outbound, owner: { exe: process.execPath } });
+    refresh(listeners);
+    expect(listeners.status()[0]).toMatchObject({ adopted: true, pid: proxy.pid });
+    await proxy.kill();
+    refresh(listeners);
+    expect(map.entries()).toEqual([]);
+    expect(listeners.status()[0]).toMatchObject({
+      refused: expect.stringContaining('with exe /usr/bin/sleep'),
+    });
+  });
+
   it('is told of when it is another process', async () => {
     const first = await startProxy({ host: '127.0.0.1', port: PORT });
     const listeners = listenersOf({ outbound });
