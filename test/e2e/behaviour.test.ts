@@ -185,6 +185,24 @@ describe('beside a kube-proxy-style DNAT rule', () => {
   });
 });
 
+/** Passes on to the original destination. */
+function haproxyConfig(bind: string, threads = 1): string {
+  return `global
+  maxconn 4000
+  nbthread ${threads}
+defaults
+  mode tcp
+  timeout connect 5s
+  timeout client 30s
+  timeout server 30s
+frontend out
+  bind ${bind}
+  default_backend original
+backend original
+  server dst *:0
+`;
+}
+
 describe('other proxies, none of them told anything', () => {
   it('nginx, which has no transparent mode, is adopted and sees both addresses', async () => {
     const config = join(lab.directory, 'nginx.conf');
@@ -225,22 +243,7 @@ describe('other proxies, none of them told anything', () => {
 
   it('HAProxy with a socket for each of four threads takes every connection', async () => {
     const config = join(lab.directory, 'haproxy-shards.cfg');
-    writeFileSync(
-      config,
-      `global
-  maxconn 4000
-  nbthread 4
-defaults
-  mode tcp
-  timeout connect 5s
-  timeout client 30s
-  timeout server 30s
-frontend out
-  bind 127.0.0.1:15014 shards 4
-  default_backend original
-backend original
-  server dst *:0\n`,
-    );
+    writeFileSync(config, haproxyConfig('127.0.0.1:15014 shards 4', 4));
     lab.daemon(lab.node, 'haproxy-shards', 'haproxy', ['-db', '-f', config]);
     const pod = await podOf('behind-shards');
     await adopted('shards');
@@ -254,21 +257,7 @@ backend original
 
   it('HAProxy passes on to the original destination', async () => {
     const config = join(lab.directory, 'haproxy.cfg');
-    writeFileSync(
-      config,
-      `global
-  maxconn 4000
-defaults
-  mode tcp
-  timeout connect 5s
-  timeout client 30s
-  timeout server 30s
-frontend out
-  bind 127.0.0.1:15011
-  default_backend original
-backend original
-  server dst *:0\n`,
-    );
+    writeFileSync(config, haproxyConfig('127.0.0.1:15011'));
     lab.daemon(lab.node, 'haproxy', 'haproxy', ['-db', '-f', config]);
     const pod = await podOf('behind-haproxy');
     await adopted('haproxy');
