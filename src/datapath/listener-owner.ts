@@ -16,6 +16,9 @@ export interface OwnerRule {
   readonly cgroup?: string | undefined;
 }
 
+/** Of a socket that is being closed, most likely. */
+export const UNKNOWN_HOLDER = 'no process is found that holds it, so its owner cannot be told';
+
 /** Whether the socket's uid is allowed: the part of the rule that needs no process. */
 export function opensAs({ uid }: OwnerRule, socket: TcpListener): boolean {
   return uid === undefined || uid === socket.uid;
@@ -36,7 +39,7 @@ export function refusalOf(
     return undefined;
   }
   if (owner === undefined) {
-    return 'no process is found that holds it, so its owner cannot be told';
+    return UNKNOWN_HOLDER;
   }
   const is = { gid: gidOf(owner.pid), exe: exeOf(owner.pid), cgroups: cgroupsOf(owner.pid) };
   const allow = (key: string, value: unknown) =>

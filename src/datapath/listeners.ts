@@ -11,7 +11,7 @@ import type { BpfMap } from '../native/bpf.js';
 import { type TcpListener, tcpListeners } from '../native/sockets.js';
 import type { Family } from '../net/family.js';
 import type { SlotLayout } from './layouts.js';
-import { opensAs, refusalOf } from './listener-owner.js';
+import { opensAs, refusalOf, UNKNOWN_HOLDER } from './listener-owner.js';
 import { type Slot, serves, slotsOf, textOf, type WantedInstance } from './listener-slots.js';
 import {
   isHeld,
@@ -156,7 +156,8 @@ export class Listeners {
     }
     this.#vain.set(slot.index, { signature, untilMs: performance.now() + RETRY_MS });
     // Of a proxy that works, a socket that cannot be opened is most likely being closed: the next try tells.
-    if (failures.length > 0 && (refusal !== undefined || isOld || !isInPlace)) {
+    const isCertain = refusal !== undefined && refusal !== UNKNOWN_HOLDER;
+    if (failures.length > 0 && (isCertain || isOld || !isInPlace)) {
       if (refusal !== undefined) {
         this.#refused.set(slot.index, refusal);
       }
