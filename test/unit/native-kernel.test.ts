@@ -140,14 +140,19 @@ describe("another process's listener", () => {
       { host: '::1', ipv6Only: true },
     );
     const expected = hello.map((listening) => {
-      const { family, address, port, cookie, v6only } = socketInfo(copy(listening));
-      return { family, address, port, cookie, v6only, uid: 0, inode: expect.any(Number) };
+      const { family, address, port, cookie, v6only, transparent } = socketInfo(copy(listening));
+      return { family, address, port, cookie, v6only, transparent, uid: 0, inode: expect.any(Number) };
     });
     expect(expected.map(({ v6only }) => v6only)).toEqual([false, false, true]);
     const listed = netns.run(tcpListeners);
     expect(listed).toHaveLength(3);
     expect(listed).toEqual(expect.arrayContaining(expected));
     expect(new Set(listed.map(({ inode }) => inode)).size).toBe(3);
+    const first = copy(hello[0] as (typeof hello)[number]);
+    setTransparent(first);
+    expect(netns.run(tcpListeners).filter(({ transparent }) => transparent)).toMatchObject([
+      { cookie: socketInfo(first).cookie },
+    ]);
   });
 
   it('cannot be had from a process that is not there', async () => {
