@@ -50,7 +50,7 @@ Napi::Object describe(Napi::Env env, const nlmsghdr *message) {
     result.Set("cookie", Napi::BigInt::New(env, cookie));
     auto *only = static_cast<const uint8_t *>(attribute(message, diag, INET_DIAG_SKV6ONLY, sizeof(uint8_t)));
     result.Set("v6only", only && *only != 0);
-    // Where the kernel tells (5.10).
+    // Older kernels do not tell.
     auto *options =
         static_cast<const inet_diag_sockopt *>(attribute(message, diag, INET_DIAG_SOCKOPT, sizeof(inet_diag_sockopt)));
     if (options)

@@ -11,13 +11,15 @@ export interface GlobalOptions {
   readonly bpfObjects: string;
 }
 
+/** build/bpf beside dist/ or src/. */
+export const DEFAULT_OBJECTS = fileURLToPath(new URL('../../build/bpf', import.meta.url));
+
 const DEFAULTS: GlobalOptions = {
   runDir: '/run/nodesentry',
   config: '/etc/nodesentry/config.yaml',
   bpffs: '/sys/fs/bpf/nodesentry',
   procSys: '/proc/sys',
-  // Not taken from datapath/pins.ts, which loads the native addons.
-  bpfObjects: fileURLToPath(new URL('../../build/bpf', import.meta.url)),
+  bpfObjects: DEFAULT_OBJECTS,
 };
 
 /** Returns the command. */

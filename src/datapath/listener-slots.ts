@@ -2,6 +2,7 @@
 
 import type { TcpListener } from '../native/sockets.js';
 import { FAMILIES, type Family } from '../net/family.js';
+import { formatSocketAddress } from '../net/socket-address.js';
 import type { SlotLayout } from './layouts.js';
 import type { OwnerRule } from './listener-owner.js';
 
@@ -29,8 +30,6 @@ export interface Slot {
   readonly wanted: WantedListener | undefined;
   readonly owner: OwnerRule;
 }
-
-const WILDCARD: Readonly<Record<Family, string>> = { 4: '0.0.0.0', 6: '::' };
 
 /** The key of the SOCKMAP. */
 export function slotIndex(
@@ -66,7 +65,7 @@ export function slotsOf(layout: SlotLayout, instance: WantedInstance, position: 
 export function addressFor<T extends WantedListener>(addresses: readonly T[], family: Family): T | undefined {
   return (
     addresses.find((address) => address.family === family) ??
-    (family === 4 ? addresses.find((address) => address.host === WILDCARD[6]) : undefined)
+    (family === 4 ? addresses.find((address) => address.host === '::') : undefined)
   );
 }
 
@@ -77,6 +76,6 @@ export function serves(socket: TcpListener, wanted: WantedListener, family: Fami
 }
 
 /** As in the configuration. */
-export function textOf(listener: WantedListener): string {
-  return listener.family === 6 ? `[${listener.host}]:${listener.port}` : `${listener.host}:${listener.port}`;
+export function textOf({ host, port }: WantedListener): string {
+  return formatSocketAddress({ ip: host, port });
 }

@@ -3,9 +3,8 @@
  * told. A new program or map is a line here, and its source in bpf/.
  */
 
-import type { MapName, ObjectSet } from '../kernel/object-set.js';
+import type { ObjectSet } from '../kernel/object-set.js';
 import type { Programs } from '../kernel/programs.js';
-import type { BpfMap } from '../native/bpf.js';
 import { readLayouts } from './layouts.js';
 
 export const MANIFEST = {
@@ -30,7 +29,6 @@ export const MANIFEST = {
 } as const satisfies ObjectSet;
 
 export type DatapathPrograms = Programs<typeof MANIFEST>;
-export type DatapathMaps = Readonly<Record<MapName<typeof MANIFEST>, BpfMap>>;
 /** Of the programs that run at interfaces: at a pod's, and at the bridge it is a port of. */
 export type Role = Extract<
   (typeof MANIFEST.programs)[keyof typeof MANIFEST.programs],

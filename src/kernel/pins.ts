@@ -2,15 +2,11 @@
 
 import { existsSync, mkdirSync, readdirSync, rmSync } from 'node:fs';
 import { dirname, join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { BpfLink, BpfObject, isBpffs, mountBpffs } from '../native/bpf.js';
 import { unlessGone } from '../native/errors.js';
 import { DatapathError } from './errors.js';
 
 const KERNEL_BPFFS = '/sys/fs/bpf';
-
-/** build/bpf beside dist/ or src/. */
-export const DEFAULT_OBJECTS = fileURLToPath(new URL('../../build/bpf', import.meta.url));
 
 /**
  * Opened, not loaded. `objects`: the folder with the compiled objects, `<name>.bpf.o`. DatapathError OBJECT_MISSING.

@@ -23,7 +23,7 @@ export interface TcpListener {
   readonly uid: number;
   readonly cookie: bigint;
   readonly v6only: boolean;
-  /** IP_TRANSPARENT is set; undefined where the kernel does not tell (before 5.10). */
+  /** IP_TRANSPARENT is set; undefined where the kernel does not tell. */
   readonly transparent?: boolean;
 }
 

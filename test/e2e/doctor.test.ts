@@ -4,9 +4,9 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, it } from 'vitest';
+import { DEFAULT_OBJECTS } from '../../src/cli/options.js';
 import type { CheckResult } from '../../src/doctor/check.js';
 import { kernel, nodeChecks } from '../../src/doctor/node.js';
-import { DEFAULT_OBJECTS } from '../../src/kernel/pins.js';
 import { inNetns, type Output, run, runIn, tryRun } from '../lab/exec.js';
 
 const CLI = join(import.meta.dirname, '../../bin/nodesentry');
