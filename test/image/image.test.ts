@@ -271,11 +271,15 @@ describe('the agent of the DaemonSet', () => {
       const dialled = reply(await web.app(['dial', REMOTE[family], '80']));
       expect(dialled, proxy.log().slice(-2000)).toMatchObject({ ok: true });
     }
-    const flows = proxy
-      .log()
-      .split('\n')
-      .filter((line) => line.includes('"originalDst"'))
-      .map((line) => JSON.parse(line) as Record<string, unknown>);
+    const flowsOfTheLog = (): Record<string, unknown>[] =>
+      proxy
+        .log()
+        .split('\n')
+        .filter((line) => line.includes('"originalDst"'))
+        .map((line) => JSON.parse(line) as Record<string, unknown>);
+    // The proxy logs a flow after it has answered it, and containerd writes the log in its own time.
+    await waitFor('the proxy to log both flows', () => flowsOfTheLog().length >= 2, 5000);
+    const flows = flowsOfTheLog();
     expect(flows).toHaveLength(2);
     expect(flows[0]).toMatchObject({
       originalDst: `${REMOTE[4]}:80`,
