@@ -21,7 +21,8 @@
 
 #define MAX_ENDPOINTS 16384
 #define MAX_SOURCES 65536 /* addresses over all endpoints */
-#define MAX_LISTENERS 1024
+#define MAX_INSTANCES 256
+#define MAX_LISTENERS (MAX_INSTANCES * SLOTS_PER_INSTANCE)
 #define MAX_FLOWS 262144
 #define EVENT_BYTES (1 << 20)
 
@@ -67,6 +68,12 @@ struct workload {
     TEST_FIELD(__u32)
     __u32 generation;
     __u32 ifindex;
+};
+
+/* instances: number, which endpoints and flows refer to -> whose it is. Never given to another name while any of them
+ * does. */
+struct instance {
+    char name[64]; /* NUL-padded */
 };
 
 /* listeners (SOCKMAP): instance * SLOTS_PER_INSTANCE, plus those of these that hold -> a listening socket */

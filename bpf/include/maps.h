@@ -34,6 +34,14 @@ struct {
 } workloads SEC(".maps");
 
 struct {
+    __uint(type, BPF_MAP_TYPE_HASH);
+    __uint(max_entries, MAX_INSTANCES);
+    __uint(map_flags, BPF_F_NO_PREALLOC);
+    __type(key, __u32);
+    __type(value, struct instance);
+} instances SEC(".maps");
+
+struct {
     __uint(type, BPF_MAP_TYPE_SOCKMAP);
     __uint(max_entries, MAX_LISTENERS);
     __type(key, __u32);

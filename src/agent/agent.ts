@@ -8,6 +8,7 @@ import type { Config } from '../config/config.js';
 import { loadConfig } from '../config/load.js';
 import { EndpointTables } from '../datapath/endpoints.js';
 import { Flows } from '../datapath/flows.js';
+import { InstanceSlots } from '../datapath/instance-slots.js';
 import { Listeners } from '../datapath/listeners.js';
 import { MANIFEST } from '../datapath/manifest.js';
 import { IdentityService } from '../identity/resolve.js';
@@ -109,10 +110,26 @@ async function start(
   const synced = () => [...expected].every((name) => store.syncedSources().has(name));
 
   const tables = new EndpointTables(programs.maps, programs.layouts);
+  const slots: InstanceSlots = new InstanceSlots({
+    instances: programs.maps.instances,
+    layouts: programs.layouts,
+    referred: () => new Set([...tables.instances(), ...flows.instances()]),
+  });
+  const flows = opened.add(
+    new Flows({
+      layouts: programs.layouts,
+      flows: programs.maps.flows,
+      events: programs.maps.events,
+      instanceName: (number) => slots.nameOf(number),
+    }),
+    (handle) => handle.close(),
+  );
+  slots.assign(config.instances.map(({ name }) => name));
   const listeners = new Listeners({
     map: programs.maps.listeners,
     slots: programs.layouts.slots,
-    instances: config.instances,
+    instances: config.instances.map((instance) => ({ ...instance, number: slots.numberOf(instance.name) })),
+    referred: () => tables.instances(),
     log: log.child({ part: 'listeners' }),
   });
   const links = new PodLinks(socket);
@@ -127,19 +144,11 @@ async function start(
     netfilter,
     store,
     tables,
+    slots,
     repairs,
     synced,
     log,
   });
-  const flows = opened.add(
-    new Flows({
-      layouts: programs.layouts,
-      flows: programs.maps.flows,
-      events: programs.maps.events,
-      instanceName: (index) => config.instances[index]?.name ?? `#${index}`,
-    }),
-    (handle) => handle.close(),
-  );
   const datapath = new Datapath({ tables, flows, listeners, reconciler, repairs });
 
   // Listeners before the first program: an enrolled pod must not meet an empty map for want of a look.

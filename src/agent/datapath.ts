@@ -4,6 +4,7 @@ import type { Logger } from 'pino';
 import { type Config, instanceFor } from '../config/config.js';
 import { Canaries } from '../datapath/canary.js';
 import type { EndpointTables } from '../datapath/endpoints.js';
+import type { InstanceSlots } from '../datapath/instance-slots.js';
 import { type DatapathPrograms, MANIFEST, type Role } from '../datapath/manifest.js';
 import { ClsactFilters } from '../kernel/clsact.js';
 import type { RouteSocket } from '../kernel/netlink.js';
@@ -32,11 +33,13 @@ export function createReconciler(parts: {
   readonly netfilter: Netfilter;
   readonly store: PodStore;
   readonly tables: EndpointTables;
+  readonly slots: InstanceSlots;
   readonly repairs: Repairs;
   readonly synced: () => boolean;
   readonly log: Logger;
 }): Reconciler {
-  const { config, options, programs, socket, links, netfilter, store, tables, repairs, synced } = parts;
+  const { config, options, programs, socket, links, netfilter, store, tables, slots, repairs, synced } =
+    parts;
   const { mark, table, rulePriority, enrol, failure } = config.interception;
   const log = parts.log.child({ part: 'datapath' });
   const attachments = tcxSupported()
@@ -69,7 +72,10 @@ export function createReconciler(parts: {
     proofs: new Proofs(canaries, () => performance.now()),
     repairs,
     defaults: { enrol, failure },
-    instanceFor: (app) => instanceFor(config, app),
+    instanceFor: (app) => {
+      const instance = instanceFor(config, app);
+      return instance && { name: instance.name, number: slots.numberOf(instance.name) };
+    },
     synced,
     log,
     nowMs: Date.now,

@@ -75,16 +75,12 @@ export type AllowedCaller = { readonly uid: number } | { readonly gid: number } 
 export const LOG_LEVELS = ['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent'] as const;
 export type LogLevel = (typeof LOG_LEVELS)[number];
 
-/** The proxy instance that serves an app, and its place in the list: the first that matches. */
+/** The proxy instance that serves an app: the first of the list that matches. */
 export function instanceFor(
   config: Pick<Config, 'instances'>,
   app: string | undefined,
-): { name: string; index: number } | undefined {
-  const index = config.instances.findIndex(
-    ({ apps }) => apps === undefined || (app !== undefined && apps.includes(app)),
-  );
-  const instance = config.instances[index];
-  return instance === undefined ? undefined : { name: instance.name, index };
+): Instance | undefined {
+  return config.instances.find(({ apps }) => apps === undefined || (app !== undefined && apps.includes(app)));
 }
 
 /** Whether an address without a family of its own also takes IPv4: `[::]`, alone in its list. */

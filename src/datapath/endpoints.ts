@@ -197,6 +197,12 @@ export class EndpointTables {
     return [...new Set([...this.#endpoints.keys(), ...this.#sources.keys()])];
   }
 
+  /** Numbers of the instances that endpoints refer to. */
+  instances(): Set<number> {
+    const { endpoint } = this.#layouts;
+    return new Set([...this.#endpoints.values()].map((value) => endpoint.number(value, 'instance')));
+  }
+
   /** Forgets a pod for good: nobody can ask any more. */
   forget(uid: PodUid): void {
     const row = this.#rows.get(uid);

@@ -29,8 +29,8 @@ export interface FlowsOptions {
   readonly layouts: Layouts;
   readonly flows: BpfMap;
   readonly events: BpfMap;
-  /** Name of an instance by its position in the configuration. */
-  readonly instanceName: (index: number) => string;
+  /** Name of an instance by its number in the kernel. */
+  readonly instanceName: (number: number) => string;
 }
 
 /** CLOCK_MONOTONIC, which the datapath stamps with, as Unix time. */
@@ -100,6 +100,17 @@ export class Flows {
         const [src, dst] = this.#addresses(key, flowKey);
         return this.#decode(src, dst, value, 'started_ns', flow);
       });
+  }
+
+  /** Numbers of the instances that flows refer to. Reads the whole map. */
+  instances(): Set<number> {
+    const { flow } = this.#options.layouts;
+    const { count, values } = this.#options.flows.packed();
+    const found = new Set<number>();
+    for (let index = 0; index < count; index++) {
+      found.add(flow.number(values, 'instance', index * flow.size));
+    }
+    return found;
   }
 
   close(): void {

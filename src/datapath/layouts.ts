@@ -14,6 +14,7 @@ export interface Layouts {
   readonly endpoint: Struct;
   readonly sourceKey: Struct;
   readonly workload: Struct;
+  readonly instance: Struct;
   readonly flowKey: Struct;
   readonly flow: Struct;
   readonly event: Struct;
@@ -41,6 +42,7 @@ export function readLayouts(object: BpfObject): Layouts {
     endpoint: struct('endpoint', ['id', 'generation', 'instance', 'flags', 'bridge_ifindex']),
     sourceKey: struct('source_key', ['ifindex', 'address']),
     workload: struct('workload', ['uid', 'generation', 'ifindex']),
+    instance: struct('instance', ['name']),
     flowKey: struct('flow_key', ['src', 'dst', 'sport', 'dport', 'protocol']),
     flow: struct('flow', ['started_ns', 'endpoint', 'generation', 'ifindex', 'instance', 'direction']),
     event: struct('event', [

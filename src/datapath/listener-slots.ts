@@ -14,6 +14,8 @@ export interface WantedListener {
 
 export interface WantedInstance {
   readonly name: string;
+  /** In the kernel: src/datapath/instance-slots.ts. */
+  readonly number: number;
   readonly outbound: readonly WantedListener[];
   readonly inbound: readonly WantedListener[];
   /** Who may hold them. */
@@ -41,15 +43,15 @@ export function slotIndex(
   return instance * perInstance + (direction === 'inbound' ? inbound : 0) + (family === 6 ? ipv6 : 0);
 }
 
-/** The four slots of the instance at this position of the configuration. */
-export function slotsOf(layout: SlotLayout, instance: WantedInstance, position: number): Slot[] {
+/** The four slots of an instance. */
+export function slotsOf(layout: SlotLayout, instance: WantedInstance): Slot[] {
   const slots: Slot[] = [];
   for (const direction of ['outbound', 'inbound'] as const) {
     const addresses = instance[direction];
     for (const family of FAMILIES) {
       const wanted = addressFor(addresses, family);
       slots.push({
-        index: slotIndex(layout, position, direction, family),
+        index: slotIndex(layout, instance.number, direction, family),
         instance: instance.name,
         direction,
         family,

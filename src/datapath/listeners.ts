@@ -5,7 +5,6 @@
  */
 
 import type { Log } from '../base/log.js';
-import { DatapathError } from '../kernel/errors.js';
 import { u32 } from '../kernel/struct.js';
 import type { BpfMap } from '../native/bpf.js';
 import { type TcpListener, tcpListeners } from '../native/sockets.js';
@@ -51,6 +50,8 @@ export interface ListenersOptions {
   readonly map: BpfMap;
   readonly slots: SlotLayout;
   readonly instances: readonly WantedInstance[];
+  /** Numbers of the instances that endpoints refer to. */
+  readonly referred: () => ReadonlySet<number>;
   readonly log: Pick<Log, 'info' | 'warn'>;
   /** The system calls on other processes' sockets, so that their failures can be tried. */
   readonly makeTransparent?: typeof makeTransparent;
@@ -74,21 +75,22 @@ export class Listeners {
   readonly #refused = new Map<number, string>();
   /** Cookies of sockets that we made transparent, for kernels that do not tell. */
   #made: ReadonlySet<bigint> = new Set();
-  #first = true;
+  /** Slots of instances that an agent before us had, and we have not. */
+  readonly #foreign: Set<number>;
+  readonly #referred: ListenersOptions['referred'];
+  readonly #perInstance: number;
 
-  /** DatapathError LISTENER_LIMIT where the map has no room for so many instances. */
-  constructor({ map, slots, instances, log, makeTransparent: open = makeTransparent }: ListenersOptions) {
-    const most = Math.floor(map.maxEntries / slots.perInstance);
-    if (instances.length > most) {
-      throw new DatapathError(
-        'LISTENER_LIMIT',
-        `instances: at most ${most} are possible, ${instances.length} are configured`,
-      );
-    }
+  constructor(options: ListenersOptions) {
+    const { map, slots, instances, log } = options;
     this.#map = map;
     this.#log = log;
-    this.#makeTransparent = open;
-    this.#slots = instances.flatMap((instance, position) => slotsOf(slots, instance, position));
+    this.#makeTransparent = options.makeTransparent ?? makeTransparent;
+    this.#referred = options.referred;
+    this.#perInstance = slots.perInstance;
+    this.#slots = instances.flatMap((instance) => slotsOf(slots, instance));
+    const known = new Set(this.#slots.map((slot) => slot.index));
+    const held = map.entries().map(([key]) => key.readUInt32LE(0));
+    this.#foreign = new Set(held.filter((index) => !known.has(index)));
   }
 
   /**
@@ -97,8 +99,7 @@ export class Listeners {
    */
   refresh(): boolean {
     const sockets = tcpListeners();
-    let changed = this.#first && this.#dropForeignSlots();
-    this.#first = false;
+    let changed = this.#dropForeignSlots();
     const present = new Set(sockets.map(({ cookie }) => cookie));
     this.#made = new Set([...this.#made].filter((cookie) => present.has(cookie)));
     let found: Owners | undefined;
@@ -225,13 +226,17 @@ export class Listeners {
     return value === undefined || value.length < 8 ? undefined : value.readBigUInt64LE(0);
   }
 
-  /** Slots of an agent before us that had other instances; nobody but us writes the map after that. */
+  /** While an endpoint refers to it, a pod that no source has named yet goes on with the proxy that it had. */
   #dropForeignSlots(): boolean {
-    const known = new Set(this.#slots.map((slot) => slot.index));
+    if (this.#foreign.size === 0) {
+      return false;
+    }
+    const referred = this.#referred();
     let dropped = false;
-    for (const [key] of this.#map.entries()) {
-      if (!known.has(key.readUInt32LE(0))) {
-        dropped = this.#map.delete(key) || dropped;
+    for (const index of this.#foreign) {
+      if (!referred.has(Math.floor(index / this.#perInstance))) {
+        this.#foreign.delete(index);
+        dropped = this.#map.delete(u32(index)) || dropped;
       }
     }
     return dropped;

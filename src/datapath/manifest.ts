@@ -19,6 +19,7 @@ export const MANIFEST = {
     endpoints: { onNewLayout: 'copied' },
     sources: { onNewLayout: 'copied' },
     workloads: { onNewLayout: 'copied' },
+    instances: { onNewLayout: 'copied' },
     flows: { onNewLayout: 'copied', writtenByPrograms: true },
     listeners: { onNewLayout: 'begun-anew' },
     counters: { onNewLayout: 'begun-anew' },

@@ -24,7 +24,7 @@ export interface DecisionsOptions {
   /** Which instance serves an app; undefined where the configuration has none for it. */
   readonly instanceFor: (
     app: string | undefined,
-  ) => { readonly name: string; readonly index: number } | undefined;
+  ) => { readonly name: string; readonly number: number } | undefined;
   readonly log: Pick<Log, 'error'>;
 }
 
@@ -268,7 +268,7 @@ export class Decisions {
       at,
       plan: {
         ifindex: at.link.index,
-        instance: instance.index,
+        instance: instance.number,
         failureOpen: failure === 'open',
         bridgeIndex: at.kind === 'bridge' ? at.bridge.index : 0,
         ips: pod.ips,

@@ -152,7 +152,7 @@ describe('an agent of a newer layout', () => {
     expect(newer.finishMigration()).toMatchObject({
       from: ['v1'],
       to: 'v2',
-      shared: ['sources', 'listeners', 'counters', 'canaries'],
+      shared: ['sources', 'instances', 'listeners', 'counters', 'canaries'],
       copied: { endpoints: 2, workloads: 3, flows: 1 },
       unfit: 0,
       links: 4,

@@ -406,10 +406,18 @@ describe.each([4, 6] as const)('with a listener, a packet of IPv%i', (family) =>
     const plan = { ifindex, instance: 0, failureOpen: false, bridgeIndex: bridged ? ifindex : 0 };
     tables.write(row, { ...plan, ips: [POD[4], POD[6]] });
     const wanted = { host: '::', port: connection.port, family: 6 } as const;
-    const instances = [{ name: 'default', outbound: [wanted], inbound: [], owner: { uid: 0 } }];
+    const instances = [{ name: 'default', number: 0, outbound: [wanted], inbound: [], owner: { uid: 0 } }];
     const log = { info: () => undefined, warn: () => undefined };
     const { slots } = layouts;
-    withNetns(netns, () => new Listeners({ map: object.map('listeners'), slots, instances, log }).refresh());
+    withNetns(netns, () =>
+      new Listeners({
+        map: object.map('listeners'),
+        slots,
+        instances,
+        log,
+        referred: () => new Set(),
+      }).refresh(),
+    );
     return row;
   }
 

@@ -369,9 +369,9 @@ instances:
   );
 
   it('takes the first that matches', () => {
-    expect(instanceFor(config, 'ledger')).toEqual({ name: 'payments', index: 0 });
-    expect(instanceFor(config, 'web')).toEqual({ name: 'default', index: 1 });
-    expect(instanceFor(config, undefined)).toEqual({ name: 'default', index: 1 });
+    expect(instanceFor(config, 'ledger')).toMatchObject({ name: 'payments' });
+    expect(instanceFor(config, 'web')).toMatchObject({ name: 'default' });
+    expect(instanceFor(config, undefined)).toMatchObject({ name: 'default' });
   });
 
   it('finds none where every instance is for other apps', () => {

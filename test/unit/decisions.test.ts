@@ -10,7 +10,7 @@ function world(count: number) {
     store: { list: () => pods, get: (uid) => pods.find((pod) => pod.uid === uid) },
     links: links.asPodLinks(),
     defaults: { enrol: 'all', failure: 'closed' },
-    instanceFor: () => ({ name: 'default', index: 0 }),
+    instanceFor: () => ({ name: 'default', number: 0 }),
     log: { error: () => undefined },
   });
   const { inside, host, gone, looked } = links;

@@ -58,7 +58,7 @@ function world(count: number) {
     store,
     links: links.asPodLinks(),
     defaults: { enrol: 'all', failure: 'closed' },
-    instanceFor: () => ({ name: 'default', index: 0 }),
+    instanceFor: () => ({ name: 'default', number: 0 }),
     tables: kernel.tables,
     attachments: kernel.attachments,
     sysctls: kernel.sysctls,
