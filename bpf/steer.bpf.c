@@ -28,7 +28,7 @@ int bridge_steer(struct __sk_buff *skb) {
     /* Still addressed to the MAC of the pod's gateway or of its neighbour on the bridge. */
     if (parse(skb, &packet) != PARSED_TCP || bpf_skb_change_type(skb, PACKET_HOST))
         goto lost;
-    sk = connection_socket(skb, &packet);
+    sk = connection_socket(skb, &packet.key, packet.family);
     if (!sk)
         sk = recorded_listener(&packet, &endpoint_id);
     if (!sk)

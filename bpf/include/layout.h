@@ -5,6 +5,7 @@
  * name, for the next agent carries values over by name (docs/upgrade.md). */
 #pragma once
 
+#include <linux/bpf.h>
 #include <linux/types.h>
 
 /* The folder of the pins under the bpffs, v1; a newer agent takes over what an older one left (docs/upgrade.md). */
@@ -24,6 +25,7 @@
 #define MAX_INSTANCES 256
 #define MAX_LISTENERS (MAX_INSTANCES * SLOTS_PER_INSTANCE)
 #define MAX_FLOWS 262144
+#define MAX_VERDICTS 32
 #define EVENT_BYTES (1 << 20)
 
 /* An IPv4 address stands in its IPv4-mapped IPv6 form (RFC 4291, 2.5.5.2). */
@@ -44,6 +46,7 @@ enum direction {
 enum endpoint_flag {
     ENDPOINT_FAILURE_OPEN = 1 << 0, /* no listener: let the connection through instead of resetting it */
     ENDPOINT_BRIDGED = 1 << 1,      /* the interface is a bridge port: steer by way of bridge_ifindex */
+    ENDPOINT_SINCE_BIRTH = 1 << 2,  /* enrolled before the pod's first process: no connection of it can be older */
 };
 
 /* endpoints: host-side ifindex -> struct endpoint */
@@ -104,6 +107,34 @@ struct flow {
     __u8 pad[7];
 };
 
+/* connections (socket storage): the record of a flow at the proxy's socket for it, where no other flow can push it out
+ * and which it does not outlive. Written by the first packet that finds the socket. */
+struct connection {
+    struct flow flow;
+    __u64 refreshed; /* in jiffies: when `flows` was last seen to know it as well */
+};
+
+/* shares: endpoint id -> how many flows it has had recorded; turns: which flow was the nth, modulo
+ * MAX_FLOWS_OF_ENDPOINT. An endpoint that has had its share loses its own oldest record for each new one. */
+enum limit {
+    MAX_FLOWS_OF_ENDPOINT = 16384, /* a power of two */
+};
+
+struct share {
+    struct bpf_spin_lock lock; /* kernels before 5.12 have no atomic addition that returns what was there */
+    __u32 recorded;
+};
+
+struct turn {
+    __u32 endpoint;
+    __u32 number;
+};
+
+/* settings: one row, written by the agent */
+struct settings {
+    __u32 followed; /* somebody reads the events: otherwise none are sent */
+};
+
 /* canaries: what the agent asks of one interface and family, and what pod_egress answered. A canary is a SYN to port
  * 0 of the loopback address, which no real packet is, with the nonce as its sequence number. */
 struct canary_key {
@@ -140,15 +171,16 @@ enum verdict {
     VERDICT_STEER_LOST,        /* dropped: reached the bridge with our mark but without a socket */
     VERDICT_NO_ENDPOINT,       /* passed: a program is attached, the endpoint is gone */
     VERDICT_EVENT_LOST,        /* an event found the ring full; the packet was not affected */
+    VERDICT_UNKNOWN_RESET,     /* reset: of no connection that a pod enrolled since its birth can have */
     VERDICT_COUNT,
 };
 
 /* counters (per CPU): endpoint id -> packets by verdict; id 0 for packets that belong to no endpoint */
 struct counters {
-    __u64 packets[VERDICT_COUNT];
+    __u64 packets[MAX_VERDICTS];
 };
 
-/* events (ring buffer): flow starts, and the first packets that were refused */
+/* events (ring buffer): flow starts, and the first packets that were refused, while somebody follows them */
 struct event {
     __u64 time_ns; /* CLOCK_MONOTONIC */
     struct flow_key key;

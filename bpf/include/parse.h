@@ -60,6 +60,14 @@ static __always_inline void map_v4(struct address *to, __be32 v4) {
     __builtin_memcpy(&to->bytes[12], &v4, sizeof(v4));
 }
 
+static __always_inline bool is_mapped(const struct address *address) {
+    for (int i = 0; i < 10; i++) {
+        if (address->bytes[i])
+            return false;
+    }
+    return address->bytes[10] == 0xff && address->bytes[11] == 0xff;
+}
+
 static __always_inline int parse_tcp(struct __sk_buff *skb, struct packet *packet) {
     struct tcphdr tcp;
 
@@ -117,6 +125,9 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *pack
     packet->l4 = packet->l3 + sizeof(ip);
     __builtin_memcpy(&packet->key.src, &ip.saddr, sizeof(packet->key.src));
     __builtin_memcpy(&packet->key.dst, &ip.daddr, sizeof(packet->key.dst));
+    /* No packet bears these on the wire (RFC 4038, 4.2); here they would stand for an IPv4 address. */
+    if (is_mapped(&packet->key.src) || is_mapped(&packet->key.dst))
+        return VERDICT_MALFORMED;
     next = ip.nexthdr;
     for (int i = 0; i < MAX_EXTENSION_HEADERS && is_extension(next); i++) {
         if (bpf_skb_load_bytes(skb, packet->l4, &extension, sizeof(extension)))

@@ -16,21 +16,22 @@ static __always_inline void set_mark(struct __sk_buff *skb) {
 }
 
 /* The connection's own socket, be it a request, established or in TIME_WAIT; never a listener. Release it. */
-static __always_inline struct bpf_sock *connection_socket(struct __sk_buff *skb, const struct packet *packet) {
+static __always_inline struct bpf_sock *connection_socket(struct __sk_buff *skb, const struct flow_key *key,
+                                                          __u8 family) {
     struct bpf_sock_tuple tuple = {};
     struct bpf_sock *sk;
 
-    if (packet->family == AF_INET) {
-        __builtin_memcpy(&tuple.ipv4.saddr, &packet->key.src.bytes[12], 4);
-        __builtin_memcpy(&tuple.ipv4.daddr, &packet->key.dst.bytes[12], 4);
-        tuple.ipv4.sport = bpf_htons(packet->key.sport);
-        tuple.ipv4.dport = bpf_htons(packet->key.dport);
+    if (family == AF_INET) {
+        __builtin_memcpy(&tuple.ipv4.saddr, &key->src.bytes[12], 4);
+        __builtin_memcpy(&tuple.ipv4.daddr, &key->dst.bytes[12], 4);
+        tuple.ipv4.sport = bpf_htons(key->sport);
+        tuple.ipv4.dport = bpf_htons(key->dport);
         sk = bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
     } else {
-        __builtin_memcpy(&tuple.ipv6.saddr, &packet->key.src, 16);
-        __builtin_memcpy(&tuple.ipv6.daddr, &packet->key.dst, 16);
-        tuple.ipv6.sport = bpf_htons(packet->key.sport);
-        tuple.ipv6.dport = bpf_htons(packet->key.dport);
+        __builtin_memcpy(&tuple.ipv6.saddr, &key->src, 16);
+        __builtin_memcpy(&tuple.ipv6.daddr, &key->dst, 16);
+        tuple.ipv6.sport = bpf_htons(key->sport);
+        tuple.ipv6.dport = bpf_htons(key->dport);
         sk = bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv6), BPF_F_CURRENT_NETNS, 0);
     }
     if (!sk)

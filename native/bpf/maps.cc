@@ -9,12 +9,11 @@
 #include "common/errors.hh"
 #include "functions.hh"
 #include "layout.hh"
+#include "map_reading.hh"
 
 namespace ns {
 
 namespace {
-
-constexpr uint32_t kBatch = 512;
 
 bool is_per_cpu(uint32_t type) {
     return type == BPF_MAP_TYPE_PERCPU_HASH || type == BPF_MAP_TYPE_PERCPU_ARRAY ||
@@ -134,69 +133,18 @@ Napi::Value map_delete(const Napi::CallbackInfo &info) {
     throw kernel_error(env, error, "bpf", "deleting a map entry");
 }
 
-// Keys and values side by side in two buffers, each a multiple of its size long.
-Napi::Object pack(Napi::Env env, const std::vector<uint8_t> &keys, const std::vector<uint8_t> &values, uint32_t count) {
-    auto result = Napi::Object::New(env);
-    result.Set("count", count);
-    result.Set("keys", Napi::Buffer<uint8_t>::Copy(env, keys.data(), keys.size()));
-    result.Set("values", Napi::Buffer<uint8_t>::Copy(env, values.data(), values.size()));
-    return result;
-}
-
-// Bounded, because a hash starts over when the key to go on from has been deleted meanwhile.
-uint32_t read_one_by_one(int fd, uint32_t key_size, uint32_t value_size, uint32_t max_entries,
-                         std::vector<uint8_t> &keys, std::vector<uint8_t> &values) {
-    std::vector<uint8_t> previous(key_size), key(key_size), value(value_size);
-    const void *from = nullptr;
-    uint32_t count = 0;
-
-    for (uint32_t i = 0; i < max_entries && bpf_map_get_next_key(fd, from, key.data()) == 0; i++) {
-        if (bpf_map_lookup_elem(fd, key.data(), value.data()) == 0) {
-            keys.insert(keys.end(), key.begin(), key.end());
-            values.insert(values.end(), value.begin(), value.end());
-            count++;
-        }
-        previous = key;
-        from = previous.data();
-    }
-    return count;
-}
-
+// Keys and values each packed one after the other.
 Napi::Value map_entries(const Napi::CallbackInfo &info) {
     auto env = info.Env();
-    int fd = fd_argument(info, 0);
     uint32_t key_size = info[1].As<Napi::Number>().Uint32Value();
     uint32_t value_size = info[2].As<Napi::Number>().Uint32Value();
-    uint32_t max_entries = info[3].As<Napi::Number>().Uint32Value();
-    std::vector<uint8_t> keys, values, batch_keys(kBatch * key_size), batch_values(kBatch * value_size);
-    // The cursor of a hash is a bucket number, of an array a key.
-    std::vector<uint8_t> cursor(key_size < 4 ? 4 : key_size);
-    uint32_t count = 0, size = kBatch;
+    auto entries = read_entries(fd_argument(info, 0), key_size, value_size, info[3].As<Napi::Number>().Uint32Value());
+    auto result = Napi::Object::New(env);
 
-    for (void *from = nullptr;;) {
-        uint32_t got = size;
-        int error =
-            bpf_map_lookup_batch(fd, from, cursor.data(), batch_keys.data(), batch_values.data(), &got, nullptr);
-
-        if (error && errno == ENOSPC) { // one bucket holds more than the batch
-            size *= 2;
-            batch_keys.resize(size * key_size);
-            batch_values.resize(size * value_size);
-            continue;
-        }
-        if (error && errno != ENOENT) { // no batches for this type, or (EINTR) a trie that changes too fast for them
-            keys.clear();
-            values.clear();
-            count = read_one_by_one(fd, key_size, value_size, max_entries, keys, values);
-            return pack(env, keys, values, count);
-        }
-        keys.insert(keys.end(), batch_keys.begin(), batch_keys.begin() + got * key_size);
-        values.insert(values.end(), batch_values.begin(), batch_values.begin() + got * value_size);
-        count += got;
-        if (error)
-            return pack(env, keys, values, count);
-        from = cursor.data();
-    }
+    result.Set("count", entries.count);
+    result.Set("keys", Napi::Buffer<uint8_t>::Copy(env, entries.keys.data(), entries.keys.size()));
+    result.Set("values", Napi::Buffer<uint8_t>::Copy(env, entries.values.data(), entries.values.size()));
+    return result;
 }
 
 Napi::Value map_delete_many(const Napi::CallbackInfo &info) {

@@ -22,10 +22,10 @@ RingBuffer::RingBuffer(const Napi::CallbackInfo &info) : Napi::ObjectWrap<RingBu
     reader_.start(
         ring_buffer__epoll_fd(ring_.get()),
         [this] {
-            ring_buffer__poll(ring_.get(), 0);
+            ring_buffer__consume(ring_.get());
             return true;
         },
-        [this] { stop(); });
+        [this] { stop(); }, info[3].As<Napi::Number>().Int32Value());
 }
 
 RingBuffer::~RingBuffer() {

@@ -32,7 +32,9 @@ class Reader {
 
     // Call it after the ThreadSafeFunction is made: when Node ends with the reader open, its cleanup hooks run last to
     // first, and `at_exit` has to end the thread before the function that the thread calls is freed.
-    void start(int fd, Read read, Stop at_exit) {
+    // `period_ms`: read that often also where nothing wakes; -1: never.
+    void start(int fd, Read read, Stop at_exit, int period_ms = -1) {
+        period_ms_ = period_ms;
         read_ = std::move(read);
         at_exit_ = std::move(at_exit);
         try {
@@ -68,17 +70,19 @@ class Reader {
                         {.fd = wake_.get(), .events = POLLIN, .revents = 0}};
 
         while (!stopping_) {
-            if (poll(fds, 2, -1) < 0) {
+            int ready = poll(fds, 2, period_ms_);
+            if (ready < 0) {
                 if (errno != EINTR)
                     return;
                 continue;
             }
-            if (!stopping_ && fds[0].revents && !read_())
+            if (!stopping_ && (ready == 0 || fds[0].revents) && !read_())
                 return;
         }
     }
 
     napi_env env_;
+    int period_ms_ = -1;
     Fd wake_;
     std::atomic<bool> stopping_{false};
     Read read_;

@@ -20,6 +20,7 @@ import { type LinkEvent, openLinkEvents } from '../native/link-events.js';
 import { Netfilter } from '../native/netfilter.js';
 import { peerCredentials } from '../native/sockets.js';
 import { authoritiesAmong, confirmation } from '../pods/confirmation.js';
+import type { PodUid } from '../pods/pod.js';
 import { type PodChange, PodStore } from '../pods/pod-store.js';
 import { CniSource } from '../pods/sources/cni.js';
 import { Admissions } from '../reconcile/admission.js';
@@ -120,6 +121,7 @@ async function start(
       layouts: programs.layouts,
       flows: programs.maps.flows,
       events: programs.maps.events,
+      settings: programs.maps.settings,
       instanceName: (number) => slots.nameOf(number),
     }),
     (handle) => handle.close(),
@@ -134,6 +136,7 @@ async function start(
   });
   const links = new PodLinks(socket);
   const netfilter = opened.add(new Netfilter(), (handle) => handle.close());
+  const starting = new Set<PodUid>();
   const repairs = new Repairs(log.child({ part: 'datapath' }));
   const reconciler = createReconciler({
     config,
@@ -147,12 +150,13 @@ async function start(
     slots,
     repairs,
     synced,
+    starting,
     log,
   });
   const datapath = new Datapath({ tables, flows, listeners, reconciler, repairs });
 
   // Listeners before the first program: an enrolled pod must not meet an empty map for want of a look.
-  listeners.refresh();
+  await listeners.refresh();
   const migrated = programs.finishMigration(
     tcxSupported() ? undefined : (await socket.links()).map(({ index }) => index),
   );
@@ -164,7 +168,6 @@ async function start(
     LISTENER_LOOK_MS,
   );
   opened.add(look, clearInterval);
-  flows.open();
 
   const reconcile = () => guarded(log, 'reconciling', () => reconciler.reconcile());
   const changed = (changes: readonly PodChange[]) =>
@@ -234,7 +237,7 @@ async function start(
   await Promise.all(sources.map((source) => source.start(signal)));
   const cniSource = sources.find((source) => source instanceof CniSource);
   if (cniSource !== undefined) {
-    const admissions = new Admissions({ reconciler, unknown: confirmation(store, sources) });
+    const admissions = new Admissions({ reconciler, unknown: confirmation(store, sources), starting });
     await startCni({
       config,
       runDir: options.runDir,

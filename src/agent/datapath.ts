@@ -15,6 +15,7 @@ import { InterfaceSysctls } from '../kernel/sysctls.js';
 import { TcxLinks } from '../kernel/tcx.js';
 import { tcxSupported } from '../native/bpf.js';
 import type { Netfilter } from '../native/netfilter.js';
+import type { PodUid } from '../pods/pod.js';
 import type { PodStore } from '../pods/pod-store.js';
 import { NodeState } from '../reconcile/node-state.js';
 import { Proofs } from '../reconcile/proofs.js';
@@ -36,6 +37,7 @@ export function createReconciler(parts: {
   readonly slots: InstanceSlots;
   readonly repairs: Repairs;
   readonly synced: () => boolean;
+  readonly starting: ReadonlySet<PodUid>;
   readonly log: Logger;
 }): Reconciler {
   const { config, options, programs, socket, links, netfilter, store, tables, slots, repairs, synced } =
@@ -77,6 +79,7 @@ export function createReconciler(parts: {
       return instance && { name: instance.name, number: slots.numberOf(instance.name) };
     },
     synced,
+    starting: parts.starting,
     log,
     nowMs: Date.now,
   });

@@ -16,7 +16,7 @@ import {
   cniRequest,
   problemOf,
 } from '../pods/sources/cni-attachment.js';
-import type { Admission } from '../reconcile/admission.js';
+import type { Admissions } from '../reconcile/admission.js';
 import { descriptorOf, type PeerCredentials } from './callers.js';
 import { removeStaleSocket } from './unix-socket.js';
 
@@ -42,7 +42,8 @@ export type CniAnswer =
 export interface CniServerOptions {
   readonly runDir: string;
   readonly source: CniSource;
-  readonly admit: (uid: PodUid, timeoutMs: number) => Promise<Admission>;
+  /** A pod that starts, and one that runs. */
+  readonly admissions: Pick<Admissions, 'admit' | 'check'>;
   /** What keeps the agent from being ready, in words; empty: it is. */
   readonly blockers: () => readonly string[];
   readonly credentials: (fd: number) => PeerCredentials;
@@ -183,7 +184,7 @@ async function add(request: CniAdd, options: CniServerOptions): Promise<CniAnswe
   const pod = `${attachment.podNamespace}/${attachment.podName}`;
   const uid = options.source.add(attachment);
   const timeoutMs = Math.ceil((request.timeoutMs ?? DEFAULT_TIMEOUT_MS) * (1 - MARGIN));
-  const admission = await options.admit(uid, timeoutMs);
+  const admission = await options.admissions.admit(uid, timeoutMs);
   const result = admission.kind === 'ready' ? admission.state : admission.kind;
   options.observeAdd(result, (performance.now() - startedMs) / 1_000);
   if (admission.kind === 'ready') {
@@ -198,13 +199,13 @@ async function add(request: CniAdd, options: CniServerOptions): Promise<CniAnswe
 
 async function check(
   request: Extract<CniRequest, { command: 'CHECK' }>,
-  { source, admit }: CniServerOptions,
+  { source, admissions }: CniServerOptions,
 ): Promise<CniAnswer> {
   const known = source.get(request);
   if (known === undefined) {
     return refusal(CODE.refused, `nothing is known of ${request.ifname} of container ${request.containerId}`);
   }
-  const admission = await admit(known.podUid as PodUid, request.timeoutMs ?? 1_000);
+  const admission = await admissions.check(known.podUid as PodUid, request.timeoutMs ?? 1_000);
   return admission.kind === 'ready'
     ? { ok: true, state: admission.state }
     : refusal(CODE.refused, `pod ${known.podNamespace}/${known.podName}: ${admission.reason}`);

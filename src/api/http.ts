@@ -178,7 +178,9 @@ function identityRoutes(app: FastifyInstance, { identity, metrics }: HttpApiOpti
 function flowRoutes(app: FastifyInstance, views: Views, watch: FlowWatch): void {
   app.get(
     '/v1/flows',
-    async (request): Promise<FlowsMessage> => ({ flows: views.flows(parseLimit(request.query)) }),
+    async (request): Promise<FlowsMessage> => ({
+      flows: await views.flows(parseLimit(request.query)),
+    }),
   );
   app.get('/v1/flows/watch', (request, reply) => {
     refuseKeys(request.query);

@@ -48,10 +48,9 @@ export class Views {
   }
 
   /** The newest first. */
-  flows(limit: number): FlowMessage[] {
-    return this.#options.datapath
-      .listFlows(limit)
-      .map((flow) => this.flow({ ...flow, verdict: 'FLOW_STARTED' }));
+  async flows(limit: number): Promise<FlowMessage[]> {
+    const flows = await this.#options.datapath.listFlows(limit);
+    return flows.map((flow) => this.flow({ ...flow, verdict: 'FLOW_STARTED' }));
   }
 
   flow(event: FlowEvent): FlowMessage {
@@ -75,7 +74,7 @@ export class Views {
     };
   }
 
-  status(): StatusMessage {
+  async status(): Promise<StatusMessage> {
     const { store, datapath, sources, interception, node, version, uptimeMs } = this.#options;
     const blockers = this.#options.blockers();
     const synced = store.syncedSources();
@@ -96,8 +95,8 @@ export class Views {
       listeners: datapath.listeners().map((listener) => ({ ...listener, failure: interception.failure })),
       endpoints: this.#endpointCounts(),
       repairs: datapath.repairs(),
-      packets: this.#packetTotals(),
-      eventsLost: datapath.eventsLost(),
+      packets: await this.#packetTotals(),
+      eventsLost: await datapath.eventsLost(),
     };
   }
 
@@ -109,9 +108,9 @@ export class Views {
     return counts;
   }
 
-  #packetTotals(): Record<string, number> {
+  async #packetTotals(): Promise<Record<string, number>> {
     const totals: Record<string, number> = {};
-    for (const { packets } of this.#options.datapath.counters()) {
+    for (const { packets } of await this.#options.datapath.counters()) {
       for (const [verdict, count] of Object.entries(packets)) {
         totals[verdict] = (totals[verdict] ?? 0) + count;
       }

@@ -7,21 +7,21 @@
  */
 
 import { u32 } from '../kernel/struct.js';
-import { type BpfMap, possibleCpus } from '../native/bpf.js';
+import type { BpfMap } from '../native/bpf.js';
 import { bytesToIp, ipToBytes } from '../net/ip.js';
 import type { PodUid } from '../pods/pod.js';
 import type { Layouts } from './layouts.js';
 
 const UID_BYTES = 64;
 const ID_ROW = 0;
-/** Refreshes of the other maps for one of the counters, which are the largest map and the least urgent. */
-const RECOUNT_EVERY = 10;
 
 export interface EndpointRow {
   readonly uid: PodUid;
   readonly id: number;
   readonly generation: number;
   readonly ifindex: number;
+  /** Enrolled before the pod's first process: no connection of it can be older than its enrolment. */
+  readonly sinceBirth: boolean;
 }
 
 export interface EndpointPlan {
@@ -37,6 +37,8 @@ export interface EndpointMaps {
   readonly sources: BpfMap;
   readonly workloads: BpfMap;
   readonly counters: BpfMap;
+  readonly shares: BpfMap;
+  readonly turns: BpfMap;
 }
 
 export interface EndpointCounters {
@@ -56,7 +58,6 @@ export class EndpointTables {
   /** Ids whose counters are known to be there. */
   readonly #counted = new Set<number>();
   #lastId = 0;
-  #refreshes = 0;
 
   constructor(maps: EndpointMaps, layouts: Layouts) {
     this.#maps = maps;
@@ -71,10 +72,13 @@ export class EndpointTables {
       }
       this.#lastId = Math.max(this.#lastId, id);
       const uid = workload.bytes(value, 'uid').toString('utf8').replace(/\0+$/, '') as PodUid;
-      this.#remember({ uid, id, generation, ifindex: workload.number(value, 'ifindex') });
+      this.#remember({ uid, id, generation, ifindex: workload.number(value, 'ifindex'), sinceBirth: false });
     }
     this.#ensureCounters(ID_ROW);
     this.refresh();
+    for (const row of this.rows().filter((candidate) => this.#isSinceBirth(candidate))) {
+      this.#remember({ ...row, sinceBirth: true });
+    }
   }
 
   /**
@@ -86,10 +90,6 @@ export class EndpointTables {
     this.#sources = new Map();
     for (const [key] of this.#maps.sources.entries()) {
       this.#sourcesOf(sourceKey.number(key, 'ifindex')).add(key.toString('latin1'));
-    }
-    this.#refreshes += 1;
-    if (this.#refreshes % RECOUNT_EVERY === 0) {
-      this.#recount(this.#maps.counters.entries());
     }
     this.#endpoints = new Map(
       this.#maps.endpoints.entries().map(([key, value]) => [key.readUInt32LE(0), value]),
@@ -109,8 +109,11 @@ export class EndpointTables {
     return [...this.#rows.values()];
   }
 
-  /** The row under which the pod is enrolled at `ifindex`: the one it has there, or one of a later generation. */
-  enrol(uid: PodUid, ifindex: number, wasEnrolled: boolean): EndpointRow {
+  /**
+   * The row under which the pod is enrolled at `ifindex`: the one it has there, or one of a later generation. `isStarting`:
+   * the pod has no process yet.
+   */
+  enrol(uid: PodUid, ifindex: number, wasEnrolled: boolean, isStarting = false): EndpointRow {
     const before = this.#rows.get(uid);
     if (before !== undefined && before.ifindex === ifindex && (wasEnrolled || this.isLive(before))) {
       this.#ensureCounters(before.id);
@@ -125,7 +128,7 @@ export class EndpointTables {
       this.#lastId = id;
       this.#writeWorkload(ID_ROW, '', id, 0);
     }
-    const row = { uid, id, generation: (before?.generation ?? 0) + 1, ifindex };
+    const row = { uid, id, generation: (before?.generation ?? 0) + 1, ifindex, sinceBirth: isStarting };
     this.#writeWorkload(id, uid, row.generation, ifindex);
     this.#ensureCounters(id);
     this.#remember(row);
@@ -212,35 +215,52 @@ export class EndpointTables {
       this.#maps.workloads.delete(u32(row.id));
       this.#maps.counters.delete(u32(row.id));
       this.#counted.delete(row.id);
+      this.#forgetShare(row.id);
     }
   }
 
-  counters(): EndpointCounters[] {
+  /** Summed up over the CPUs, off the event loop. */
+  async counters(): Promise<EndpointCounters[]> {
     const { verdicts } = this.#layouts;
-    const cpus = possibleCpus();
-    const entries = this.#maps.counters.entries();
-    this.#recount(entries);
-    return entries.map(([key, value]) => {
-      const endpointId = key.readUInt32LE(0);
-      const stride = value.length / cpus;
+    const { count, keys, values } = await this.#maps.counters.sums();
+    const stride = values.length / count;
+    return Array.from({ length: count }, (_, entry) => {
+      const endpointId = keys.readUInt32LE(entry * 4);
       const packets: Record<string, number> = {};
       verdicts.forEach((name, index) => {
-        let total = 0n;
-        for (let cpu = 0; cpu < cpus; cpu++) {
-          total += value.readBigUInt64LE(cpu * stride + index * 8);
-        }
-        packets[name] = Number(total);
+        packets[name] = number64(values, entry * stride + index * 8);
       });
       return { endpointId, podUid: this.#byId.get(endpointId)?.uid, packets };
     });
   }
 
-  /** A row that has gone is made anew by the next `enrol`. */
-  #recount(entries: readonly [Buffer, Buffer][]): void {
-    this.#counted.clear();
-    for (const [key] of entries) {
-      this.#counted.add(key.readUInt32LE(0));
+  /** Looks which counters are there, off the event loop: a row that has gone is made anew by the next `enrol`. */
+  async recount(): Promise<void> {
+    const { count, keys } = await this.#maps.counters.sums();
+    const present = new Set(Array.from({ length: count }, (_, entry) => keys.readUInt32LE(entry * 4)));
+    for (const id of [...this.#counted].filter((counted) => !present.has(counted))) {
+      this.#counted.delete(id);
     }
+  }
+
+  #forgetShare(endpoint: number): void {
+    const { share, turn, limits } = this.#layouts;
+    const value = this.#maps.shares.get(u32(endpoint));
+    if (value !== undefined) {
+      const length = Math.min(share.number(value, 'recorded'), limits.flowsOfEndpoint);
+      this.#maps.turns.deleteMany(Array.from({ length }, (_, number) => turn.encode({ endpoint, number })));
+      this.#maps.shares.delete(u32(endpoint));
+    }
+  }
+
+  #isSinceBirth(row: EndpointRow): boolean {
+    const { endpoint, flags } = this.#layouts;
+    const value = this.#endpoints.get(row.ifindex);
+    return (
+      value !== undefined &&
+      this.isLive(row) &&
+      (endpoint.number(value, 'flags') & flags.sinceBirth) === flags.sinceBirth
+    );
   }
 
   #repairRows(): string[] {
@@ -296,7 +316,10 @@ export class EndpointTables {
       id: row.id,
       generation: row.generation,
       instance: plan.instance,
-      flags: (plan.failureOpen ? flags.failureOpen : 0) | (plan.bridgeIndex > 0 ? flags.bridged : 0),
+      flags:
+        (plan.failureOpen ? flags.failureOpen : 0) |
+        (plan.bridgeIndex > 0 ? flags.bridged : 0) |
+        (row.sinceBirth ? flags.sinceBirth : 0),
       bridge_ifindex: plan.bridgeIndex,
     });
   }
@@ -314,4 +337,9 @@ export class EndpointTables {
     this.#sources.set(ifindex, fresh);
     return fresh;
   }
+}
+
+/** As a number of JavaScript: exact up to 2^53. */
+function number64(bytes: Buffer, offset: number): number {
+  return bytes.readUInt32LE(offset) + bytes.readUInt32LE(offset + 4) * 0x1_0000_0000;
 }

@@ -1,5 +1,6 @@
 /** The kernel's record of who sent each flow: looked up, listed, and delivered as events. */
 
+import { u32 } from '../kernel/struct.js';
 import { type BpfMap, openRingBuffer, type RingBuffer } from '../native/bpf.js';
 import { bytesToIp, ipToBytes } from '../net/ip.js';
 import type { SocketAddress } from '../net/socket-address.js';
@@ -29,9 +30,14 @@ export interface FlowsOptions {
   readonly layouts: Layouts;
   readonly flows: BpfMap;
   readonly events: BpfMap;
+  readonly settings: BpfMap;
   /** Name of an instance by its number in the kernel. */
   readonly instanceName: (number: number) => string;
 }
+
+/** The programs do not wake the reader for each event. */
+const PERIOD_MS = 20;
+const SETTINGS_ROW = 0;
 
 /** CLOCK_MONOTONIC, which the datapath stamps with, as Unix time. */
 function unixMs(monotonicNs: number): number {
@@ -43,35 +49,28 @@ export class Flows {
   readonly #options: FlowsOptions;
   readonly #listeners = new Set<(event: FlowEvent) => void>();
   #ring: RingBuffer | undefined;
+  /** By rings that are closed. */
+  #lost = 0;
 
   constructor(options: FlowsOptions) {
     this.#options = options;
+    this.#setFollowed(false); // an agent before us may have died while somebody followed
   }
 
-  /** Starts delivering events. Records that nobody listens to are read and dropped. */
-  open(): void {
-    const { event } = this.#options.layouts;
-    this.#ring ??= openRingBuffer(this.#options.events, (records) => {
-      if (this.#listeners.size === 0) {
-        return;
-      }
-      for (const record of records.filter((candidate) => candidate.length >= event.size)) {
-        const decoded = this.#decodeEvent(record);
-        for (const listener of this.#listeners) {
-          listener(decoded);
-        }
-      }
-    });
-  }
-
+  /** The kernel sends events only while there is a listener. The function returned ends it. */
   onEvent(listener: (event: FlowEvent) => void): () => void {
     this.#listeners.add(listener);
-    return () => this.#listeners.delete(listener);
+    this.#ring ??= this.#follow();
+    return () => {
+      if (this.#listeners.delete(listener) && this.#listeners.size === 0) {
+        this.#unfollow();
+      }
+    };
   }
 
   /** Events dropped between the kernel's ring and JavaScript. */
   lost(): number {
-    return Number(this.#ring?.lost ?? 0n);
+    return this.#lost + Number(this.#ring?.lost ?? 0n);
   }
 
   lookup(src: SocketAddress, dst: SocketAddress): FlowRecord | undefined {
@@ -88,18 +87,16 @@ export class Flows {
       : this.#decode(src, dst, value, 'started_ns', this.#options.layouts.flow);
   }
 
-  /** The newest flows first. Reads the whole map: for people, not for the path of a request. */
-  list(limit: number): FlowRecord[] {
+  /** The newest flows first. Reads the whole map, off the event loop. */
+  async list(limit: number): Promise<FlowRecord[]> {
     const { flowKey, flow } = this.#options.layouts;
-    return this.#options.flows
-      .entries()
-      .map(([key, value]) => ({ key, value, started: flow.number(value, 'started_ns') }))
-      .sort((a, b) => b.started - a.started)
-      .slice(0, limit)
-      .map(({ key, value }) => {
-        const [src, dst] = this.#addresses(key, flowKey);
-        return this.#decode(src, dst, value, 'started_ns', flow);
-      });
+    const { count, keys, values } = await this.#options.flows.largest(flow.offsetOf('started_ns'), limit);
+    return Array.from({ length: count }, (_, index) => {
+      const key = keys.subarray(index * flowKey.size, (index + 1) * flowKey.size);
+      const value = values.subarray(index * flow.size, (index + 1) * flow.size);
+      const [src, dst] = this.#addresses(key, flowKey);
+      return this.#decode(src, dst, value, 'started_ns', flow);
+    });
   }
 
   /** Numbers of the instances that flows refer to. Reads the whole map. */
@@ -114,9 +111,44 @@ export class Flows {
   }
 
   close(): void {
-    this.#ring?.close();
-    this.#ring = undefined;
     this.#listeners.clear();
+    this.#unfollow();
+  }
+
+  #follow(): RingBuffer {
+    const { layouts, events } = this.#options;
+    const since = process.hrtime.bigint();
+    const ring = openRingBuffer(
+      events,
+      (records) => {
+        for (const record of records) {
+          // What was still in the ring when the last one stopped listening is nobody's.
+          if (record.length >= layouts.event.size && layouts.event.number(record, 'time_ns') >= since) {
+            const decoded = this.#decodeEvent(record);
+            for (const listener of this.#listeners) {
+              listener(decoded);
+            }
+          }
+        }
+      },
+      { periodMs: PERIOD_MS },
+    );
+    this.#setFollowed(true);
+    return ring;
+  }
+
+  #unfollow(): void {
+    if (this.#ring !== undefined) {
+      this.#setFollowed(false);
+      this.#lost = this.lost();
+      this.#ring.close();
+      this.#ring = undefined;
+    }
+  }
+
+  #setFollowed(followed: boolean): void {
+    const { settings, layouts } = this.#options;
+    settings.set(u32(SETTINGS_ROW), layouts.settings.encode({ followed: followed ? 1 : 0 }));
   }
 
   #addresses(key: Buffer, flowKey: Layouts['flowKey']): [SocketAddress, SocketAddress] {

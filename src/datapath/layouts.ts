@@ -18,11 +18,15 @@ export interface Layouts {
   readonly flowKey: Struct;
   readonly flow: Struct;
   readonly event: Struct;
+  readonly share: Struct;
+  readonly turn: Struct;
+  readonly settings: Struct;
   readonly canaryKey: Struct;
   readonly canary: Struct;
   /** `enum verdict`, index to name without its prefix. */
   readonly verdicts: readonly string[];
-  readonly flags: { readonly failureOpen: number; readonly bridged: number };
+  readonly flags: { readonly failureOpen: number; readonly bridged: number; readonly sinceBirth: number };
+  readonly limits: { readonly flowsOfEndpoint: number };
   readonly slots: SlotLayout;
 }
 
@@ -55,13 +59,18 @@ export function readLayouts(object: BpfObject): Layouts {
       'direction',
       'verdict',
     ]),
+    share: struct('share', ['recorded']),
+    turn: struct('turn', ['endpoint', 'number']),
+    settings: struct('settings', ['followed']),
     canaryKey: struct('canary_key', ['ifindex', 'family']),
     canary: struct('canary', ['nonce', 'answered', 'endpoint', 'generation', 'instance', 'listening']),
     verdicts,
     flags: {
       failureOpen: enumValue(flags, 'ENDPOINT_FAILURE_OPEN'),
       bridged: enumValue(flags, 'ENDPOINT_BRIDGED'),
+      sinceBirth: enumValue(flags, 'ENDPOINT_SINCE_BIRTH'),
     },
+    limits: { flowsOfEndpoint: enumValue(object.enumValues('limit'), 'MAX_FLOWS_OF_ENDPOINT') },
     slots: {
       perInstance: enumValue(slots, 'SLOTS_PER_INSTANCE'),
       inbound: enumValue(slots, 'SLOT_INBOUND'),

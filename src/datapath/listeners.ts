@@ -7,19 +7,12 @@
 import type { Log } from '../base/log.js';
 import { u32 } from '../kernel/struct.js';
 import type { BpfMap } from '../native/bpf.js';
-import { type TcpListener, tcpListeners } from '../native/sockets.js';
+import { socketOwners, type TcpListener, tcpListeners } from '../native/sockets.js';
 import type { Family } from '../net/family.js';
 import type { SlotLayout } from './layouts.js';
 import { opensAs, refusalOf, UNKNOWN_HOLDER } from './listener-owner.js';
 import { type Slot, serves, slotsOf, textOf, type WantedInstance } from './listener-slots.js';
-import {
-  isHeld,
-  makeTransparent,
-  processName,
-  putInto,
-  type SocketOwner,
-  socketOwners,
-} from './proxy-sockets.js';
+import { isHeld, makeTransparent, processName, putInto, type SocketOwner } from './proxy-sockets.js';
 
 export interface ListenerStatus {
   readonly instance: string;
@@ -73,6 +66,7 @@ export class Listeners {
   /** The group that was last found to be its owner's, by cookies. */
   readonly #vetted = new Map<number, string>();
   readonly #refused = new Map<number, string>();
+  #looking: Promise<boolean> | undefined;
   /** Cookies of sockets that we made transparent, for kernels that do not tell. */
   #made: ReadonlySet<bigint> = new Set();
   /** Slots of instances that an agent before us had, and we have not. */
@@ -95,28 +89,39 @@ export class Listeners {
 
   /**
    * One look: drops what is not wanted, adopts what is there and not adopted, and sees that every socket of its group is
-   * transparent and its owner's. Returns true if anything changed.
+   * transparent and its owner's. Resolves to true if anything changed. A call during a look waits for that one.
    */
-  refresh(): boolean {
+  refresh(): Promise<boolean> {
+    this.#looking ??= this.#refresh().finally(() => {
+      this.#looking = undefined;
+    });
+    return this.#looking;
+  }
+
+  async #refresh(): Promise<boolean> {
     const sockets = tcpListeners();
     let changed = this.#dropForeignSlots();
     const present = new Set(sockets.map(({ cookie }) => cookie));
     this.#made = new Set([...this.#made].filter((cookie) => present.has(cookie)));
-    let found: Owners | undefined;
+    let found: Promise<Owners> | undefined;
     const owners = () => {
-      found ??= socketOwners(new Set(sockets.map((socket) => socket.inode)));
+      found ??= ownersOf(sockets);
       return found;
     };
     for (const slot of this.#slots) {
       const { wanted, family } = slot;
       const group = wanted === undefined ? [] : sockets.filter((socket) => serves(socket, wanted, family));
-      changed = this.#look(slot, group, owners) || changed;
+      changed = (await this.#look(slot, group, owners)) || changed;
     }
     return changed;
   }
 
   /** `group`: the sockets at the slot's address. */
-  #look(slot: Slot, group: readonly TcpListener[], owners: () => Owners): boolean {
+  async #look(
+    slot: Slot,
+    group: readonly TcpListener[],
+    findOwners: () => Promise<Owners>,
+  ): Promise<boolean> {
     const opaque = group.filter((socket) => !this.#isTransparent(socket));
     this.#groups.set(slot.index, { all: group.length, transparent: group.length - opaque.length });
     const inMap = this.#cookieIn(slot.index);
@@ -144,14 +149,15 @@ export class Listeners {
     if (isOld && performance.now() < vain.untilMs) {
       return changed;
     }
-    const refusal = isVetted ? undefined : this.#refusal(slot, group, owners());
-    const failures = refusal === undefined ? this.#openGroup(opaque, owners()) : [refusal];
+    const owners = await findOwners();
+    const refusal = isVetted ? undefined : this.#refusal(slot, group, owners);
+    const failures = refusal === undefined ? this.#openGroup(opaque, owners) : [refusal];
     if (refusal === undefined) {
       this.#vetted.set(slot.index, signature);
       this.#refused.delete(slot.index);
       this.#groups.set(slot.index, { all: group.length, transparent: group.length - failures.length });
     }
-    if (failures.length === 0 && (isKnown || this.#adoptAny(slot, group, inMap, owners()))) {
+    if (failures.length === 0 && (isKnown || this.#adoptAny(slot, group, inMap, owners))) {
       this.#vain.delete(slot.index);
       return true;
     }
@@ -314,4 +320,9 @@ export class Listeners {
       );
     }
   }
+}
+
+async function ownersOf(sockets: readonly TcpListener[]): Promise<Owners> {
+  const found = await socketOwners(sockets.map(({ inode }) => inode));
+  return new Map(found.map(({ inode, pid, fd }) => [inode, { pid, fd }]));
 }

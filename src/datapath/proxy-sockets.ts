@@ -1,17 +1,21 @@
 /** Listening sockets of other processes: whose they are, and how they get into the map. */
 
-import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
+import { readFileSync, readlinkSync } from 'node:fs';
 import { u32 } from '../kernel/struct.js';
 import type { BpfMap } from '../native/bpf.js';
 import { closeFd } from '../native/descriptors.js';
 import { isKernelError } from '../native/errors.js';
-import { pidfdGetfd, pidfdOpen, setTransparent, socketInfo, type TcpListener } from '../native/sockets.js';
+import {
+  pidfdGetfd,
+  pidfdOpen,
+  type SocketHolder,
+  setTransparent,
+  socketInfo,
+  type TcpListener,
+} from '../native/sockets.js';
 
 /** A process that has a socket open, and under which descriptor. */
-export interface SocketOwner {
-  readonly pid: number;
-  readonly fd: number;
-}
+export type SocketOwner = Omit<SocketHolder, 'inode'>;
 
 /**
  * Sets IP_TRANSPARENT on another process's listener: the kernel may hand a connection to any member of its SO_REUSEPORT
@@ -43,24 +47,6 @@ function withCopy(socket: TcpListener, owner: SocketOwner, use: (fd: number) => 
   } finally {
     closeFd(pidfd);
   }
-}
-
-/** Which process and descriptor hold each of these socket inodes. Walks /proc: done only when a listener is new. */
-export function socketOwners(inodes: ReadonlySet<number>): Map<number, SocketOwner> {
-  const owners = new Map<number, SocketOwner>();
-  for (const pid of readdirSync('/proc')) {
-    if (!/^\d+$/.test(pid)) {
-      continue;
-    }
-    for (const fd of readable(() => readdirSync(`/proc/${pid}/fd`)) ?? []) {
-      const target = readable(() => readlinkSync(`/proc/${pid}/fd/${fd}`)) ?? '';
-      const inode = Number(/^socket:\[(\d+)\]$/.exec(target)?.[1] ?? Number.NaN);
-      if (inodes.has(inode) && !owners.has(inode)) {
-        owners.set(inode, { pid: Number(pid), fd: Number(fd) });
-      }
-    }
-  }
-  return owners;
 }
 
 /** Whether the process still has the socket: a reload may have handed it on (HAProxy, systemd). */

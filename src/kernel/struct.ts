@@ -48,6 +48,10 @@ export class Struct {
       : buffer.readUIntLE(base + offset, size);
   }
 
+  offsetOf(name: string): number {
+    return this.#field(name).offset;
+  }
+
   bytes(buffer: Buffer, name: string): Buffer {
     const { offset, size } = this.#field(name);
     return buffer.subarray(offset, offset + size);

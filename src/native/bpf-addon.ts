@@ -58,7 +58,12 @@ export interface NativeRingBuffer {
 
 interface BpfAddon {
   Object: new (path: string) => NativeObject;
-  RingBuffer: new (fd: number, onRecords: (records: Buffer[]) => void, limit: number) => NativeRingBuffer;
+  RingBuffer: new (
+    fd: number,
+    onRecords: (records: Buffer[]) => void,
+    limit: number,
+    periodMs: number,
+  ) => NativeRingBuffer;
   mapInfo(fd: number): MapInfo;
   mapShape(fd: number): MapShape;
   mapAddMany(
@@ -71,12 +76,16 @@ interface BpfAddon {
   mapGet(fd: number, key: Uint8Array, valueSize: number): Buffer | undefined;
   mapSet(fd: number, key: Uint8Array, value: Uint8Array, flags: number): void;
   mapDelete(fd: number, key: Uint8Array): boolean;
-  mapEntries(
+  mapEntries(fd: number, keySize: number, valueSize: number, maxEntries: number): PackedEntries;
+  mapLargest(
     fd: number,
     keySize: number,
     valueSize: number,
     maxEntries: number,
-  ): { count: number; keys: Buffer; values: Buffer };
+    offset: number,
+    limit: number,
+  ): Promise<PackedEntries>;
+  mapSums(fd: number, keySize: number, valueSize: number, maxEntries: number): Promise<PackedEntries>;
   mapDeleteMany(fd: number, keys: Uint8Array, keySize: number): number;
   mapSetSocket(fd: number, key: Uint8Array, socket: number): void;
   possibleCpus(): number;
@@ -110,6 +119,13 @@ interface BpfAddon {
     handle: number,
     removeQdisc: boolean,
   ): boolean;
+}
+
+/** Keys and values each packed one after the other. */
+export interface PackedEntries {
+  readonly count: number;
+  readonly keys: Buffer;
+  readonly values: Buffer;
 }
 
 export interface TcxEntry {

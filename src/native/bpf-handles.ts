@@ -1,10 +1,18 @@
 /** Maps, programs and links: each owns one descriptor. */
 
-import { checkBytes, checkFd, checkOneOf, checkPositive, checkText } from './addon.js';
-import { addon, type MapShape, type ProgramInfo, type TestRunResult } from './bpf-addon.js';
+import { checkBytes, checkFd, checkOneOf, checkPositive, checkText, checkUnsigned } from './addon.js';
+import {
+  addon,
+  type MapShape,
+  type PackedEntries,
+  type ProgramInfo,
+  type TestRunResult,
+} from './bpf-addon.js';
 
 const UPDATE_FLAGS = { any: 0, create: 1, replace: 2 } as const;
 const CONTEXT_LIMIT = 4096;
+/** BPF_MAP_TYPE_PERCPU_HASH, _PERCPU_ARRAY, _LRU_PERCPU_HASH. */
+const PER_CPU: ReadonlySet<number> = new Set([5, 6, 10]);
 
 /** Descriptors of objects that were dropped without `close()`. */
 const leftovers = new FinalizationRegistry<number>((fd) => addon.closeFd(fd));
@@ -134,8 +142,26 @@ export class BpfMap extends Handle {
   }
 
   /** As `entries`, keys and values each packed one after the other: for the many entries of a large map. */
-  packed(): { count: number; keys: Buffer; values: Buffer } {
+  packed(): PackedEntries {
     return addon.mapEntries(this.fd, this.keySize, this.valueSize, this.maxEntries);
+  }
+
+  /**
+   * The entries with the largest 64-bit number at `offset` of their value, the largest first. Read and chosen on a
+   * thread of its own.
+   */
+  largest(offset: number, limit: number): Promise<PackedEntries> {
+    checkUnsigned(offset, 'offset', this.valueSize - 8);
+    checkPositive(limit, 'limit');
+    return addon.mapLargest(this.fd, this.keySize, this.valueSize, this.maxEntries, offset, limit);
+  }
+
+  /** Of a per-CPU map of 64-bit numbers: its entries, each summed up over the CPUs. On a thread of its own. */
+  sums(): Promise<PackedEntries> {
+    if (!PER_CPU.has(this.type)) {
+      throw new TypeError(`map ${this.name} must have values per CPU to be summed up`);
+    }
+    return addon.mapSums(this.fd, this.keySize, this.valueSize, this.maxEntries);
   }
 
   /** How many of the keys were there. */

@@ -27,6 +27,13 @@ export interface TcpListener {
   readonly transparent?: boolean;
 }
 
+/** A process that has a socket open, and under which descriptor. */
+export interface SocketHolder {
+  readonly inode: number;
+  readonly pid: number;
+  readonly fd: number;
+}
+
 export interface PeerCredentials {
   readonly pid: number;
   readonly uid: number;
@@ -66,6 +73,7 @@ interface KernelAddon {
   netnsIdentity(fd: number): { dev: bigint; inode: bigint };
   interfaceIndex(name: string): number | undefined;
   closeFd(fd: number): void;
+  socketOwners(inodes: readonly number[]): Promise<SocketHolder[]>;
   pidfdOpen(pid: number): number;
   pidfdGetfd(pidfd: number, fd: number): number;
   setTransparent(fd: number): void;

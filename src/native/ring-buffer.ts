@@ -14,13 +14,20 @@ export interface RingBuffer {
 export function openRingBuffer(
   map: BpfMap,
   onRecords: (records: Buffer[]) => void,
-  options: { readonly queueLimit?: number } = {},
+  options: {
+    readonly queueLimit?: number;
+    /** Looked at this often too, for programs that write without waking; default only when woken. */
+    readonly periodMs?: number;
+  } = {},
 ): RingBuffer {
-  const { queueLimit = 65_536 } = options;
+  const { queueLimit = 65_536, periodMs } = options;
   checkMap(map);
   checkFunction(onRecords, 'onRecords');
   checkPositive(queueLimit, 'queueLimit');
-  const native = new addon.RingBuffer(map.fd, throwingOutside(onRecords), queueLimit);
+  if (periodMs !== undefined) {
+    checkPositive(periodMs, 'periodMs');
+  }
+  const native = new addon.RingBuffer(map.fd, throwingOutside(onRecords), queueLimit, periodMs ?? -1);
   return {
     get lost() {
       return native.lost();

@@ -1,9 +1,15 @@
 /** Sockets of this process and of others, and the peers of Unix sockets. */
 
-import { checkFd, checkPositive } from './addon.js';
-import { addon, type PeerCredentials, type SocketInfo, type TcpListener } from './kernel-addon.js';
+import { checkFd, checkPositive, checkUnsigned } from './addon.js';
+import {
+  addon,
+  type PeerCredentials,
+  type SocketHolder,
+  type SocketInfo,
+  type TcpListener,
+} from './kernel-addon.js';
 
-export type { PeerCredentials, SocketInfo, TcpListener } from './kernel-addon.js';
+export type { PeerCredentials, SocketHolder, SocketInfo, TcpListener } from './kernel-addon.js';
 
 /** pidfd_open(2). */
 export function pidfdOpen(pid: number): number {
@@ -39,4 +45,15 @@ export function peerCredentials(fd: number): PeerCredentials {
 /** Listening TCP sockets of the current network namespace. */
 export function tcpListeners(): TcpListener[] {
   return addon.tcpListeners();
+}
+
+/**
+ * Which process holds each of these sockets, by inode; none for one that nobody holds any more. Walks /proc on a thread of
+ * its own.
+ */
+export function socketOwners(inodes: readonly number[]): Promise<SocketHolder[]> {
+  inodes.forEach((inode, index) => {
+    checkUnsigned(inode, `inodes[${index}]`, Number.MAX_SAFE_INTEGER);
+  });
+  return addon.socketOwners(inodes);
 }

@@ -18,6 +18,8 @@ export interface AdmissionOptions {
   readonly reconciler: Pick<Reconciler, 'reconcilePods' | 'statusOf' | 'onStatus'>;
   /** Why nothing can be said of the pod yet; undefined: all that decides is known. */
   readonly unknown: (uid: PodUid, signal: AbortSignal) => Promise<string | undefined>;
+  /** Holds the pods that are waiting here, which have no process yet. */
+  readonly starting: Set<PodUid>;
 }
 
 /** What nobody announces (a link that comes up, a source that is asked again) is looked for this often. */
@@ -30,7 +32,19 @@ export class Admissions {
     this.#options = options;
   }
 
+  /** For a pod that has no process yet. */
   async admit(uid: PodUid, timeoutMs: number): Promise<Admission> {
+    const { starting } = this.#options;
+    starting.add(uid);
+    try {
+      return await this.check(uid, timeoutMs);
+    } finally {
+      starting.delete(uid);
+    }
+  }
+
+  /** The same of a pod that runs. */
+  async check(uid: PodUid, timeoutMs: number): Promise<Admission> {
     const deadline = AbortSignal.timeout(timeoutMs);
     for (;;) {
       let reason = await this.#options.unknown(uid, deadline);

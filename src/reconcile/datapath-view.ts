@@ -12,18 +12,23 @@ import type { EndpointStatus } from './status.js';
 /** What identity, API and CLI may ask the datapath. */
 export interface DatapathView {
   lookupFlow(src: SocketAddress, dst: SocketAddress): FlowRecord | undefined;
-  listFlows(limit: number): FlowRecord[];
+  listFlows(limit: number): Promise<FlowRecord[]>;
   onFlowEvent(listener: (event: FlowEvent) => void): () => void;
   endpoints(): readonly EndpointStatus[];
   endpointOf(uid: PodUid): EndpointStatus | undefined;
   /** Also answers for endpoints that were removed in the last 60 s. */
   podOfEndpoint(endpointId: number, generation: number): PodUid | undefined;
   listeners(): readonly ListenerStatus[];
-  counters(): readonly EndpointCounters[];
+  counters(): Promise<readonly EndpointCounters[]>;
   /** What was found missing or changed in the kernel and put right, since the agent started. */
   repairs(): Readonly<Record<RepairKind, number>>;
   /** Flow events that nobody saw: the ring was full (kernel) or JavaScript was behind (agent). */
-  eventsLost(): { readonly kernel: number; readonly agent: number };
+  eventsLost(): Promise<EventsLost>;
+}
+
+export interface EventsLost {
+  readonly kernel: number;
+  readonly agent: number;
 }
 
 export interface DatapathParts {
@@ -45,7 +50,7 @@ export class Datapath implements DatapathView {
     return this.#parts.flows.lookup(src, dst);
   }
 
-  listFlows(limit: number): FlowRecord[] {
+  listFlows(limit: number): Promise<FlowRecord[]> {
     return this.#parts.flows.list(limit);
   }
 
@@ -71,7 +76,7 @@ export class Datapath implements DatapathView {
     return this.#parts.listeners.status();
   }
 
-  counters(): readonly EndpointCounters[] {
+  counters(): Promise<readonly EndpointCounters[]> {
     return this.#parts.tables.counters();
   }
 
@@ -79,8 +84,8 @@ export class Datapath implements DatapathView {
     return this.#parts.repairs.counts();
   }
 
-  eventsLost(): { readonly kernel: number; readonly agent: number } {
-    const kernel = this.counters().reduce((sum, { packets }) => sum + (packets.EVENT_LOST ?? 0), 0);
+  async eventsLost(): Promise<EventsLost> {
+    const kernel = (await this.counters()).reduce((sum, { packets }) => sum + (packets.EVENT_LOST ?? 0), 0);
     return { kernel, agent: this.#parts.flows.lost() };
   }
 }

@@ -16,6 +16,8 @@ export interface InstallerOptions {
   readonly attachments: Pick<Attachments<Role>, 'attachAsync' | 'isAttached'>;
   readonly sysctls: Pick<InterfaceSysctls, 'ensure'>;
   readonly repairs: Pick<Repairs, 'note'>;
+  /** Pods whose CNI ADD has not been answered yet: they have no process. */
+  readonly starting: ReadonlySet<PodUid>;
   readonly log: Pick<Log, 'info' | 'error'>;
 }
 
@@ -62,7 +64,8 @@ export class EndpointInstaller {
     let missing: string | undefined;
     let changed = false;
     try {
-      row = tables.enrol(pod.uid, endpoints[0].plan.ifindex, before?.row !== undefined);
+      const isStarting = this.#options.starting.has(pod.uid);
+      row = tables.enrol(pod.uid, endpoints[0].plan.ifindex, before?.row !== undefined, isStarting);
       changed = row !== before?.row;
       for (const endpoint of endpoints) {
         const wasThere =

@@ -13,6 +13,9 @@ import type {
 import type { SocketLookup } from '../kernel/socket-lookup.js';
 import type { RepairKind, Repairs } from './repairs.js';
 
+/** Looks at the other maps for one at the counters, which are the largest map and the least urgent. */
+const RECOUNT_EVERY = 10;
+
 export interface NodeStateOptions {
   readonly routes: {
     ensure(options: PolicyRoutesOptions): Promise<PolicyRoutesReport>;
@@ -21,7 +24,7 @@ export interface NodeStateOptions {
   };
   readonly notrack: Pick<NotrackTable, 'ensure' | 'change'>;
   readonly programs: Pick<DatapathPrograms, 'programs' | 'ensurePins'>;
-  readonly tables: Pick<EndpointTables, 'refresh'>;
+  readonly tables: Pick<EndpointTables, 'refresh' | 'recount'>;
   readonly lookup: Pick<SocketLookup, 'attach'>;
   readonly settings: Pick<PolicyRoutesSettings, 'table' | 'rulePriority'>;
   readonly repairs: Pick<Repairs, 'note'>;
@@ -36,6 +39,7 @@ export class NodeState {
   #wasComplete = false;
   #problem: string | undefined = 'the first round has not run yet';
   #addresses: ReadonlySet<string> = new Set();
+  #looks = 0;
 
   constructor(options: NodeStateOptions) {
     this.#options = options;
@@ -86,6 +90,10 @@ export class NodeState {
     }
     for (const what of tables.refresh()) {
       this.#put('map', what);
+    }
+    this.#looks += 1;
+    if (this.#looks % RECOUNT_EVERY === 0) {
+      await tables.recount();
     }
     const { repaired } = await routes.ensure({ tableIsOurs: this.#tableIsOurs });
     this.#tableIsOurs = true;

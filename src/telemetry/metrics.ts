@@ -71,9 +71,10 @@ export class Metrics {
       help: 'Packets at the interception hook by pod and verdict; empty pod: packets of no endpoint',
       labelNames: ['namespace', 'pod', 'verdict'],
       registers,
-      collect() {
+      async collect() {
+        const counters = await datapath.counters();
         this.reset();
-        for (const { podUid, packets } of datapath.counters()) {
+        for (const { podUid, packets } of counters) {
           const pod = podUid === undefined ? undefined : (store.get(podUid) ?? store.removed(podUid)?.pod);
           for (const [verdict, count] of Object.entries(packets).filter(([, value]) => value > 0)) {
             this.inc({ namespace: pod?.namespace ?? '', pod: pod?.name ?? '', verdict }, count);
@@ -144,9 +145,10 @@ export class Metrics {
       help: 'Flow events nobody saw: the ring was full (kernel) or the agent was behind (agent); flows are unaffected',
       labelNames: ['where'],
       registers,
-      collect() {
+      async collect() {
+        const lost = await datapath.eventsLost();
         this.reset();
-        for (const [where, count] of Object.entries(datapath.eventsLost())) {
+        for (const [where, count] of Object.entries(lost)) {
           this.inc({ where }, count);
         }
       },

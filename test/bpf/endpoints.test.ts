@@ -103,10 +103,10 @@ describe('the generation', () => {
   it('grows when the pod is enrolled anew', () => {
     const { id } = enrol(WEB);
     tables.remove(PLAN.ifindex);
-    expect(enrol(WEB)).toEqual({ uid: WEB, id, generation: 2, ifindex: 40 });
+    expect(enrol(WEB)).toEqual({ uid: WEB, id, generation: 2, ifindex: 40, sinceBirth: false });
     tables = restarted();
     tables.remove(PLAN.ifindex);
-    expect(enrol(WEB)).toEqual({ uid: WEB, id, generation: 3, ifindex: 40 });
+    expect(enrol(WEB)).toEqual({ uid: WEB, id, generation: 3, ifindex: 40, sinceBirth: false });
   });
 
   it('grows when the pod comes up at another interface, even without a pause', () => {
@@ -118,9 +118,52 @@ describe('the generation', () => {
   it('grows when another pod had the interface meanwhile', () => {
     enrol(WEB);
     enrol(SHOP);
-    expect(tables.isLive({ uid: WEB, id: 1, generation: 1, ifindex: 40 })).toBe(false);
+    expect(tables.isLive({ uid: WEB, id: 1, generation: 1, ifindex: 40, sinceBirth: false })).toBe(false);
     expect(tables.enrol(WEB, 40, false)).toMatchObject({ id: 1, generation: 2 });
   });
+});
+
+describe('a pod that is enrolled before its first process', () => {
+  const born = () => {
+    const row = tables.enrol(WEB, PLAN.ifindex, false, true);
+    tables.write(row, PLAN);
+    return row;
+  };
+
+  it('is so for the kernel, and for the next agent', () => {
+    expect(tables.write(born(), PLAN)).toEqual([]);
+    const { endpoint, flags } = datapath.layouts;
+    const value = datapath.maps.endpoints.get(u32(40)) ?? Buffer.alloc(0);
+    expect(endpoint.number(value, 'flags')).toBe(flags.sinceBirth);
+    tables = restarted();
+    expect(tables.enrol(WEB, 40, false)).toMatchObject({ generation: 1, sinceBirth: true });
+    expect(tables.write(tables.enrol(WEB, 40, true), PLAN)).toEqual([]);
+  });
+
+  it('is not any more once it has been without us', () => {
+    born();
+    tables.remove(PLAN.ifindex);
+    expect(enrol(WEB)).toMatchObject({ generation: 2, sinceBirth: false });
+    tables = restarted();
+    expect(tables.enrol(WEB, 40, false).sinceBirth).toBe(false);
+  });
+});
+
+it('the turns of a pod that is forgotten are free again, and nobody else loses any', () => {
+  const [web, shop] = [enrol(WEB), enrol(SHOP, { ...PLAN, ifindex: 41 })];
+  const { share, turn, flowKey } = datapath.layouts;
+  for (const { id } of [web, shop]) {
+    datapath.maps.shares.set(u32(id), share.encode({ recorded: 20_000 }));
+    for (const number of [0, 16_383]) {
+      datapath.maps.turns.set(turn.encode({ endpoint: id, number }), flowKey.encode({ sport: 1 }));
+    }
+  }
+  tables.forget(WEB);
+  expect(datapath.maps.turns.entries().map(([key]) => turn.number(key, 'endpoint'))).toEqual([
+    shop.id,
+    shop.id,
+  ]);
+  expect(datapath.maps.shares.entries()).toHaveLength(1);
 });
 
 describe('an endpoint', () => {
@@ -219,12 +262,12 @@ describe('counters', () => {
     datapath.maps.counters.set(u32(endpointId), value);
   }
 
-  it('are summed over the CPUs, per pod and verdict', () => {
+  it('are summed over the CPUs, per pod and verdict', async () => {
     enrol(WEB);
     const perCpu = Array.from({ length: possibleCpus() }, (_, cpu) => 10 ** cpu);
     count(1, 'FLOW_STARTED', perCpu);
     count(1, 'EVENT_LOST', [7]);
-    const row = tables.counters().find(({ endpointId }) => endpointId === 1);
+    const row = (await tables.counters()).find(({ endpointId }) => endpointId === 1);
     expect(row?.podUid).toBe(WEB);
     expect(row?.packets).toMatchObject({
       FLOW_STARTED: perCpu.reduce((sum, packets) => sum + packets),
@@ -234,20 +277,20 @@ describe('counters', () => {
     expect(Object.keys(row?.packets ?? {})).toEqual(datapath.layouts.verdicts);
   });
 
-  it('of packets that belong to nobody have a row from the start', () => {
-    expect(tables.counters()).toMatchObject([{ endpointId: 0, podUid: undefined }]);
+  it('of packets that belong to nobody have a row from the start', async () => {
+    expect(await tables.counters()).toMatchObject([{ endpointId: 0, podUid: undefined }]);
   });
 
-  it('go on counting over a restart and a re-enrolment, and go when the pod is forgotten', () => {
+  it('go on counting over a restart and a re-enrolment, and go when the pod is forgotten', async () => {
     enrol(WEB);
     count(1, 'NOT_TCP', [5]);
     tables = restarted();
     tables.remove(40);
     enrol(WEB);
-    const ofWeb = () => tables.counters().find(({ podUid }) => podUid === WEB);
-    expect(ofWeb()?.packets.NOT_TCP).toBe(5);
+    const ofWeb = async () => (await tables.counters()).find(({ podUid }) => podUid === WEB);
+    expect((await ofWeb())?.packets.NOT_TCP).toBe(5);
     tables.forget(WEB);
-    expect(ofWeb()).toBeUndefined();
-    expect(tables.counters()).toHaveLength(1);
+    expect(await ofWeb()).toBeUndefined();
+    expect(await tables.counters()).toHaveLength(1);
   });
 });

@@ -110,7 +110,9 @@ function at(host: string, port: number): WantedListener {
   return { host, port, family: host.includes(':') ? 6 : 4 };
 }
 
-const refresh = (listeners: Listeners) => netns.run(() => listeners.refresh());
+/** The sockets are read at once, in the namespace; the rest of a look may run anywhere. */
+const refresh = (listeners: Listeners, where = netns) =>
+  where.run(() => ({ look: listeners.refresh() })).look;
 const cookieIn = (slot: number) => map.get(u32(slot))?.readBigUInt64LE(0);
 const cookieOf = (host: string, port: number) =>
   netns.run(tcpListeners).find((socket) => socket.address === host && socket.port === port)?.cookie;
@@ -167,7 +169,7 @@ describe('a listener is adopted by its address', () => {
     const proxy = await startProxy({ host, port: 0 });
     expect(socketOf(proxy.pid).transparent).toBe(false);
     const listeners = listenersOf({ outbound: [at(host, proxy.port)] });
-    expect(refresh(listeners)).toBe(true);
+    expect(await refresh(listeners)).toBe(true);
     expect(cookieIn(slot)).toBe(cookieOf(host, proxy.port));
     expect(socketOf(proxy.pid)).toMatchObject({ transparent: true, cookie: cookieIn(slot) });
     expect(listeners.status().find(({ adopted }) => adopted)).toEqual({
@@ -181,14 +183,14 @@ describe('a listener is adopted by its address', () => {
       sockets: { all: 1, transparent: 1 },
     });
     expect(map.entries()).toHaveLength(1);
-    expect(refresh(listeners)).toBe(false);
+    expect(await refresh(listeners)).toBe(false);
     expect(log).toMatchObject([{ level: 'info', message: 'listener adopted', fields: { pid: proxy.pid } }]);
   });
 
   it('of [::] serves both families', async () => {
     const proxy = await startProxy({ host: '::', port: 0 });
     const listeners = listenersOf({ outbound: [at('::', proxy.port)] });
-    refresh(listeners);
+    await refresh(listeners);
     expect(cookieIn(V6)).toBe(cookieOf('::', proxy.port));
     expect(cookieIn(V4)).toBe(cookieIn(V6));
     expect(listeners.status().map(({ family, adopted }) => [family, adopted])).toEqual([
@@ -200,7 +202,7 @@ describe('a listener is adopted by its address', () => {
   it('of [::] for IPv6 only does not serve IPv4', async () => {
     const proxy = await startProxy({ host: '::', port: 0, ipv6Only: true });
     const listeners = listenersOf({ outbound: [at('::', proxy.port)] });
-    refresh(listeners);
+    await refresh(listeners);
     expect(cookieIn(V6)).toBe(cookieOf('::', proxy.port));
     expect(cookieIn(V4)).toBeUndefined();
     expect(listeners.status()).toMatchObject([
@@ -217,16 +219,18 @@ describe('a listener is adopted by its address', () => {
       { outbound: [at('127.0.0.2', port)] },
       { outbound: [at('::', port)] },
     );
-    expect(refresh(listeners)).toBe(false);
+    expect(await refresh(listeners)).toBe(false);
     const outside = cleanup.owned(new Netns());
-    expect(outside.run(() => listenersOf({ outbound: [at('127.0.0.1', port)] }).refresh())).toBe(false);
+    expect(await refresh(listenersOf({ outbound: [at('127.0.0.1', port)] }), outside)).toBe(false);
     expect(map.entries()).toEqual([]);
   });
 
   it('into the slot of its instance and direction', async () => {
     const first = await startProxy({ host: '127.0.0.1', port: 0 });
     const second = await startProxy({ host: '::1', port: 0 });
-    refresh(listenersOf({}, { outbound: [at('127.0.0.1', first.port)], inbound: [at('::1', second.port)] }));
+    await refresh(
+      listenersOf({}, { outbound: [at('127.0.0.1', first.port)], inbound: [at('::1', second.port)] }),
+    );
     expect(map.entries().map(([key]) => key.readUInt32LE(0))).toEqual([4, 7]);
     expect(cookieIn(slotIndex(slots, 1, 'outbound', 4))).toBe(cookieOf('127.0.0.1', first.port));
     expect(cookieIn(slotIndex(slots, 1, 'inbound', 6))).toBe(cookieOf('::1', second.port));
@@ -246,13 +250,13 @@ describe('a proxy with a socket per worker', () => {
     await startMember(PORT);
     expect(transparent()).toEqual([false, false]);
     const listeners = listenersOf({ outbound: [at('127.0.0.1', PORT)] });
-    refresh(listeners);
+    await refresh(listeners);
     expect(transparent()).toEqual([true, true]);
     const before = cookieIn(V4);
     await startMember(PORT);
-    refresh(listeners);
+    await refresh(listeners);
     expect(transparent()).toEqual([true, true, true]);
-    expect(refresh(listeners)).toBe(false);
+    expect(await refresh(listeners)).toBe(false);
     expect(listeners.status()[0]).toMatchObject({ adopted: true, sockets: { all: 3, transparent: 3 } });
     expect(cookieIn(V4)).toBe(before);
     expect(log.map(({ message }) => message)).toEqual(['listener adopted']);
@@ -268,12 +272,12 @@ describe('a proxy with a socket per worker', () => {
       }
       makeTransparent(socket, owner);
     });
-    refresh(listeners);
+    await refresh(listeners);
     expect(cookieIn(V4)).toBeUndefined();
     expect(listeners.status()[0]).toMatchObject({ adopted: false });
     expect(log).toMatchObject([{ message: 'listener not adopted', fields: { reason: 'not permitted' } }]);
     isBarred = false;
-    await vi.waitFor(() => expect(refresh(listeners)).toBe(true), 5_000);
+    await vi.waitFor(async () => expect(await refresh(listeners)).toBe(true), 5_000);
     expect(cookieIn(V4)).toBeDefined();
     expect(transparent()).toEqual([true, true]);
   });
@@ -287,12 +291,12 @@ describe('a proxy with a socket per worker', () => {
       }
       makeTransparent(socket, owner);
     });
-    refresh(listeners);
+    await refresh(listeners);
     pids.add((await startMember(PORT)).pid);
-    refresh(listeners);
+    await refresh(listeners);
     expect(cookieIn(V4)).toBeDefined();
-    await vi.waitFor(() => {
-      refresh(listeners);
+    await vi.waitFor(async () => {
+      await refresh(listeners);
       expect(cookieIn(V4)).toBeUndefined();
     }, 5_000);
     expect(log.map(({ message }) => message)).toEqual([
@@ -334,7 +338,7 @@ describe('the owner of a listener', () => {
   it('is root where nobody else is named: whoever has taken the address gets nothing, and is told of', async () => {
     const { pid, kill } = await startAs(65_534);
     const listeners = listenersOf({ outbound });
-    refresh(listeners);
+    await refresh(listeners);
     expect(map.entries()).toEqual([]);
     expect(socketOf(pid).transparent).toBe(false);
     const refused = `it is held by uid 65534 (node, pid ${pid}), who is not its owner: "owner: {uid: 65534}" would allow it`;
@@ -344,21 +348,21 @@ describe('the owner of a listener', () => {
     ]);
     await kill();
     const own = await startProxy({ host: '127.0.0.1', port: PORT });
-    expect(refresh(listeners)).toBe(true);
+    expect(await refresh(listeners)).toBe(true);
     expect(listeners.status()[0]).toMatchObject({ adopted: true, pid: own.pid });
     expect(listeners.status()[0]).not.toHaveProperty('refused');
   });
 
   it('loses the listener to nobody: one that has taken over the address is taken out of the map', async () => {
     const own = await startProxy({ host: '127.0.0.1', port: PORT });
-    refresh(listenersOf({ outbound }));
+    await refresh(listenersOf({ outbound }));
     expect(cookieIn(V4)).toBeDefined();
     await own.kill();
     await startAs(65_534);
     // As an agent of before this rule would have left it.
-    refresh(listenersOf({ outbound, owner: { uid: 65_534 } }));
+    await refresh(listenersOf({ outbound, owner: { uid: 65_534 } }));
     expect(cookieIn(V4)).toBeDefined();
-    expect(refresh(listenersOf({ outbound }))).toBe(true);
+    expect(await refresh(listenersOf({ outbound }))).toBe(true);
     expect(map.entries()).toEqual([]);
   });
 
@@ -370,19 +374,19 @@ describe('the owner of a listener', () => {
     ['uid and executable', { uid: 1337, exe: process.execPath }, { uid: 1337, exe: '/usr/bin/envoy' }],
   ] as const)('can be told by its %s', async (_what, right, wrong) => {
     await startAs(1337);
-    refresh(listenersOf({ outbound, owner: wrong }));
+    await refresh(listenersOf({ outbound, owner: wrong }));
     expect(map.entries()).toEqual([]);
-    refresh(listenersOf({ outbound, owner: right }));
+    await refresh(listenersOf({ outbound, owner: right }));
     expect(cookieIn(V4)).toBeDefined();
   });
 
   it('is asked for again when the socket has been handed on to another process', async () => {
     const proxy = await startProxy({ host: '127.0.0.1', port: PORT }, { heir: true });
     const listeners = listenersOf({ outbound, owner: { exe: process.execPath } });
-    refresh(listeners);
+    await refresh(listeners);
     expect(listeners.status()[0]).toMatchObject({ adopted: true, pid: proxy.pid });
     await proxy.kill();
-    refresh(listeners);
+    await refresh(listeners);
     expect(map.entries()).toEqual([]);
     expect(listeners.status()[0]).toMatchObject({
       refused: expect.stringContaining('with exe /usr/bin/sleep'),
@@ -392,10 +396,10 @@ describe('the owner of a listener', () => {
   it('is told of when it is another process', async () => {
     const first = await startProxy({ host: '127.0.0.1', port: PORT });
     const listeners = listenersOf({ outbound });
-    refresh(listeners);
+    await refresh(listeners);
     await first.kill();
     const second = await startProxy({ host: '127.0.0.1', port: PORT });
-    refresh(listeners);
+    await refresh(listeners);
     expect(log.at(-1)).toMatchObject({
       message: 'listener adopted',
       fields: { uid: 0, pid: second.pid, before: { pid: first.pid, process: 'node' } },
@@ -407,7 +411,7 @@ describe('when a listener closes', () => {
   it('it leaves the map by itself, and its successor is adopted at the next look', async () => {
     const proxy = await startProxy({ host: '127.0.0.1', port: 0 });
     const listeners = listenersOf({ outbound: [at('127.0.0.1', proxy.port)] });
-    refresh(listeners);
+    await refresh(listeners);
     const before = cookieIn(V4);
     await proxy.kill();
     await vi.waitFor(() => expect(cookieIn(V4)).toBeUndefined());
@@ -415,10 +419,10 @@ describe('when a listener closes', () => {
       { family: 4, adopted: false },
       { family: 6, adopted: false, address: 'not configured' },
     ]);
-    refresh(listeners);
-    refresh(listeners);
+    await refresh(listeners);
+    await refresh(listeners);
     const successor = await startProxy({ host: '127.0.0.1', port: proxy.port });
-    expect(refresh(listeners)).toBe(true);
+    expect(await refresh(listeners)).toBe(true);
     expect(cookieIn(V4)).toBe(cookieOf('127.0.0.1', proxy.port));
     expect(cookieIn(V4)).not.toBe(before);
     expect(listeners.status()[0]).toMatchObject({ adopted: true, pid: successor.pid });
@@ -432,10 +436,10 @@ describe('when a listener closes', () => {
   it('its successor is adopted also where nobody looked between the two', async () => {
     const proxy = await startProxy({ host: '::', port: 0 });
     const listeners = listenersOf({ outbound: [at('::', proxy.port)] });
-    refresh(listeners);
+    await refresh(listeners);
     await proxy.kill();
     const successor = await startProxy({ host: '::', port: proxy.port });
-    expect(refresh(listeners)).toBe(true);
+    expect(await refresh(listeners)).toBe(true);
     expect(cookieIn(V4)).toBe(cookieOf('::', proxy.port));
     expect(listeners.status()).toMatchObject([{ pid: successor.pid }, { pid: successor.pid }]);
   });
@@ -444,13 +448,13 @@ describe('when a listener closes', () => {
     const port = 8127;
     const members = [await startMember(port), await startMember(port)];
     const listeners = listenersOf({ outbound: [at('127.0.0.1', port)] });
-    refresh(listeners);
+    await refresh(listeners);
     const before = cookieIn(V4);
     const adopted = members.find(({ pid }) => pid === listeners.status()[0]?.pid);
     const other = members.find(({ pid }) => pid !== adopted?.pid);
     adopted?.kill();
     await vi.waitFor(() => expect(cookieIn(V4)).toBeUndefined());
-    expect(refresh(listeners)).toBe(true);
+    expect(await refresh(listeners)).toBe(true);
     expect(cookieIn(V4)).toBeDefined();
     expect(cookieIn(V4)).not.toBe(before);
     expect(listeners.status()[0]).toMatchObject({ adopted: true, pid: other?.pid, process: 'socat' });
@@ -460,14 +464,14 @@ describe('when a listener closes', () => {
   it('only in the process that opened it, and not in the one it was handed to, it stays', async () => {
     const proxy = await startProxy({ host: '127.0.0.1', port: 0 }, { heir: true });
     const listeners = listenersOf({ outbound: [at('127.0.0.1', proxy.port)] });
-    refresh(listeners);
+    await refresh(listeners);
     const before = cookieIn(V4);
     expect(listeners.status()[0]).toMatchObject({ pid: proxy.pid });
     await proxy.kill();
-    refresh(listeners);
+    await refresh(listeners);
     expect(cookieIn(V4)).toBe(before);
     expect(listeners.status()[0]).toMatchObject({ adopted: true, pid: proxy.heir, process: 'sleep' });
-    expect(refresh(listeners)).toBe(false);
+    expect(await refresh(listeners)).toBe(false);
   });
 });
 
@@ -475,13 +479,13 @@ describe('the next agent', () => {
   it('keeps the sockets in the map and learns whose they are', async () => {
     const proxy = await startProxy({ host: '127.0.0.1', port: 0 });
     const wanted = { outbound: [at('127.0.0.1', proxy.port)] };
-    refresh(listenersOf(wanted));
+    await refresh(listenersOf(wanted));
     const before = cookieIn(V4);
     const listeners = listenersOf(wanted);
-    refresh(listeners);
+    await refresh(listeners);
     expect(cookieIn(V4)).toBe(before);
     expect(listeners.status()[0]).toMatchObject({ adopted: true, pid: proxy.pid });
-    expect(refresh(listeners)).toBe(false);
+    expect(await refresh(listeners)).toBe(false);
   });
 
   it('keeps the listener of an instance that is not configured any more while an endpoint refers to it', async () => {
@@ -490,16 +494,16 @@ describe('the next agent', () => {
       await startProxy({ host: '127.0.0.1', port: 0 }),
     ];
     const one = { outbound: [at('127.0.0.1', first.port)] };
-    refresh(listenersOf(one, { outbound: [at('127.0.0.1', second.port)] }));
+    await refresh(listenersOf(one, { outbound: [at('127.0.0.1', second.port)] }));
     referred = new Set([0, 1]);
     const listeners = listenersOf(one);
-    expect(refresh(listeners)).toBe(true); // the first one's owner is looked up
+    expect(await refresh(listeners)).toBe(true); // the first one's owner is looked up
     expect(map.entries()).toHaveLength(2);
     referred = new Set([0]);
-    expect(refresh(listeners)).toBe(true);
+    expect(await refresh(listeners)).toBe(true);
     expect(map.entries()).toHaveLength(1);
     expect(cookieIn(V4)).toBe(cookieOf('127.0.0.1', first.port));
-    expect(refresh(listeners)).toBe(false);
+    expect(await refresh(listeners)).toBe(false);
   });
 
   it('drops slots of instances that it has not, and of addresses that are not configured any more', async () => {
@@ -508,7 +512,7 @@ describe('the next agent', () => {
       await startProxy({ host: '127.0.0.1', port: 0 }),
       await startProxy({ host: '::1', port: 0 }),
     ];
-    refresh(
+    await refresh(
       listenersOf(
         { outbound: [at('127.0.0.1', first.port), at('::1', third.port)] },
         { outbound: [at('127.0.0.1', second.port)] },
@@ -516,24 +520,24 @@ describe('the next agent', () => {
     );
     expect(map.entries()).toHaveLength(3);
     const listeners = listenersOf({ outbound: [at('127.0.0.1', second.port)] });
-    expect(refresh(listeners)).toBe(true);
+    expect(await refresh(listeners)).toBe(true);
     expect(map.entries()).toHaveLength(1);
     expect(cookieIn(V4)).toBe(cookieOf('127.0.0.1', second.port));
-    expect(refresh(listeners)).toBe(false);
+    expect(await refresh(listeners)).toBe(false);
   });
 });
 
 it('no descriptor is left behind, however often a listener is adopted', async () => {
   const proxy = await startProxy({ host: '::', port: 0 });
   const listeners = listenersOf({ outbound: [at('::', proxy.port)] });
-  refresh(listeners);
+  await refresh(listeners);
   const descriptors = () => readdirSync('/proc/self/fd').length;
   const before = descriptors();
   for (let i = 0; i < 200; i++) {
     if (i % 4 === 0) {
       map.delete(u32(V4)); // adopted anew
     }
-    expect(refresh(listeners)).toBe(i % 4 === 0);
+    expect(await refresh(listeners)).toBe(i % 4 === 0);
   }
   expect(descriptors()).toBe(before);
   await proxy.kill();

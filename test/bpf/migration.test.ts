@@ -111,8 +111,20 @@ function linkNames(): string[] {
 function expectTakenOver(programs: DatapathPrograms, links: readonly number[]): void {
   const { endpoint } = programs.layouts;
   const tables = new EndpointTables(programs.maps, programs.layouts);
-  expect(tables.rowOf(uid(1))).toEqual({ uid: uid(1), id: 1, generation: 2, ifindex: pods[1] });
-  expect(tables.rowOf(uid(0))).toEqual({ uid: uid(0), id: 2, generation: 1, ifindex: pods[0] });
+  expect(tables.rowOf(uid(1))).toEqual({
+    uid: uid(1),
+    id: 1,
+    generation: 2,
+    ifindex: pods[1],
+    sinceBirth: false,
+  });
+  expect(tables.rowOf(uid(0))).toEqual({
+    uid: uid(0),
+    id: 2,
+    generation: 1,
+    ifindex: pods[0],
+    sinceBirth: false,
+  });
   expect(tables.enrol(uid(7), 77, false).id).toBe(3);
   pods.forEach((ifindex, index) => {
     const value = programs.maps.endpoints.get(u32(ifindex)) ?? Buffer.alloc(endpoint.size);
@@ -152,7 +164,7 @@ describe('an agent of a newer layout', () => {
     expect(newer.finishMigration()).toMatchObject({
       from: ['v1'],
       to: 'v2',
-      shared: ['sources', 'instances', 'listeners', 'counters', 'canaries'],
+      shared: ['sources', 'instances', 'shares', 'turns', 'settings', 'listeners', 'counters', 'canaries'],
       copied: { endpoints: 2, workloads: 3, flows: 1 },
       unfit: 0,
       links: 4,

@@ -40,13 +40,14 @@ class ReconcilerStandIn {
   }
 }
 
+const starting = new Set<PodUid>();
 let reconciler: ReconcilerStandIn;
 beforeEach(() => {
   reconciler = new ReconcilerStandIn();
 });
 
 function admissions(unknown: (of: PodUid, signal: AbortSignal) => Promise<string | undefined>) {
-  return new Admissions({ reconciler, unknown });
+  return new Admissions({ reconciler, unknown, starting });
 }
 const known = () => admissions(async () => undefined);
 
@@ -174,4 +175,17 @@ describe('who confirms a pod', () => {
     expect(await unknown()).toBeUndefined();
     expect(kubernetes.lookup).not.toHaveBeenCalled();
   });
+});
+
+test('a pod counts as starting until it is answered, a pod that is only checked does not', async () => {
+  const asked: PodUid[][] = [];
+  const both = admissions(async () => {
+    asked.push([...starting]);
+    return undefined;
+  });
+  reconciler.status = { state: 'INTERCEPTED' };
+  await both.admit(WEB, LONG_MS);
+  await both.check(WEB, LONG_MS);
+  expect(asked).toEqual([[WEB], []]);
+  expect(starting.size).toBe(0);
 });

@@ -91,7 +91,7 @@ export class FakeDatapath implements DatapathView {
     return this.flows.find((flow) => key(flow.src, flow.dst) === key(src, dst));
   }
 
-  listFlows(limit: number): FlowRecord[] {
+  async listFlows(limit: number): Promise<FlowRecord[]> {
     return this.flows.slice(0, limit);
   }
 
@@ -122,7 +122,7 @@ export class FakeDatapath implements DatapathView {
     return this.listening;
   }
 
-  counters() {
+  async counters() {
     return this.packets;
   }
 
@@ -130,7 +130,7 @@ export class FakeDatapath implements DatapathView {
     return { ...NO_REPAIRS, attachment: 3 };
   }
 
-  eventsLost() {
+  async eventsLost() {
     return { kernel: 2, agent: 1 };
   }
 }

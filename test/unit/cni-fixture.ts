@@ -10,7 +10,7 @@ import { type CniServer, type CniServerOptions, startCniServer } from '../../src
 import { PodStore } from '../../src/pods/pod-store.js';
 import { CniSource } from '../../src/pods/sources/cni.js';
 import { attachmentOf, type CniAttachment, cniRequest } from '../../src/pods/sources/cni-attachment.js';
-import type { Admission } from '../../src/reconcile/admission.js';
+import type { Admission, Admissions } from '../../src/reconcile/admission.js';
 
 /** The namespace of this process stands for the pod's. */
 export const NETNS = '/proc/self/ns/net';
@@ -75,13 +75,14 @@ export class CniFixture {
 
   async start(more: Partial<CniServerOptions> = {}): Promise<void> {
     await this.source.start(this.#stop.signal);
+    const ask: Admissions['admit'] = (uid, timeoutMs) => {
+      this.asked.push({ uid, timeoutMs });
+      return this.admission();
+    };
     this.#server = await startCniServer({
       runDir: this.folder,
       source: this.source,
-      admit: (uid, timeoutMs) => {
-        this.asked.push({ uid, timeoutMs });
-        return this.admission();
-      },
+      admissions: { admit: ask, check: ask },
       blockers: () => this.blockers,
       credentials: () => this.credentials(),
       observeAdd: (result) => this.observed.push(result),

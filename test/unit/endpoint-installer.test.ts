@@ -2,6 +2,7 @@
 
 import { beforeEach, describe, expect, test } from 'vitest';
 import type { BpfProgram } from '../../src/native/bpf.js';
+import type { PodUid } from '../../src/pods/pod.js';
 import { EndpointInstaller } from '../../src/reconcile/endpoint-installer.js';
 import {
   bridged,
@@ -23,13 +24,28 @@ const ANOTHER = { id: 99 } as unknown as BpfProgram;
 let kernel: KernelStandIn;
 let log: ReturnType<typeof recordingLog>;
 let installer: EndpointInstaller;
+let starting: Set<PodUid>;
 
 beforeEach(() => {
   kernel = new KernelStandIn();
   log = recordingLog();
   const { tables, attachments, sysctls } = kernel;
   const programs = { programs: PROGRAMS };
-  installer = new EndpointInstaller({ programs, tables, attachments, sysctls, repairs: kernel, log });
+  starting = new Set();
+  installer = new EndpointInstaller({
+    programs,
+    tables,
+    attachments,
+    sysctls,
+    starting,
+    repairs: kernel,
+    log,
+  });
+});
+
+test('a pod is enrolled since its birth where it has no process yet', async () => {
+  starting.add(WEB.pod.uid);
+  expect(await installer.install(WEB)).toMatchObject({ row: { sinceBirth: true } });
 });
 
 describe('a pod that has just come', () => {
@@ -43,7 +59,7 @@ describe('a pod that has just come', () => {
       'verify 100',
       'look at egress 100',
     ]);
-    const row = { uid, id: 1, generation: 1, ifindex: 100 };
+    const row = { uid, id: 1, generation: 1, ifindex: 100, sinceBirth: false };
     expect(installed).toEqual({ decision: WEB, row, missing: undefined, changed: true });
     expect(installer.get(uid)).toBe(installed);
   });
@@ -161,7 +177,7 @@ describe('a pod that is looked at again', () => {
 
 test('a pod whose row is another by now is written anew, and no repair', async () => {
   await installer.install(WEB);
-  kernel.rows.set(uid, { uid, id: 1, generation: 4, ifindex: 555 });
+  kernel.rows.set(uid, { uid, id: 1, generation: 4, ifindex: 555, sinceBirth: false });
   const installed = await installer.install(WEB);
   expect(installed).toMatchObject({ changed: true, missing: undefined, row: { generation: 5 } });
   expect(kernel.repairs).toEqual([]);

@@ -158,7 +158,7 @@ describe('a map', () => {
     expect(whole.entries()).toHaveLength(count - third);
   });
 
-  it('of one value per CPU has all of them side by side', () => {
+  it('of one value per CPU has all of them side by side, or summed up', async () => {
     const object = probe();
     const tallies = map(object, 'tallies');
     expect(tallies.valueSize).toBe(8 * possibleCpus());
@@ -170,6 +170,31 @@ describe('a map', () => {
       (_, cpu) => entries[0]?.[1].readUInt32LE(cpu * 8) ?? 0,
     );
     expect(total.reduce((sum, value) => sum + value, 0)).toBe(5);
+    const { count, keys, values } = await tallies.sums();
+    expect([count, keys.readUInt32LE(4), values.length]).toEqual([2, 1, 16]);
+    expect([values.readBigUInt64LE(0), values.readBigUInt64LE(8)]).toEqual([5n, 0n]);
+  });
+
+  it('gives the entries with the largest numbers, off the event loop, also when it is closed meanwhile', async () => {
+    const numbers = map(probe(), 'numbers');
+    for (let key = 0; key < 3000; key++) {
+      const value = Buffer.alloc(12);
+      value.writeBigUInt64LE(BigInt((key * 7919) % 3001) << 32n, 4);
+      numbers.set(u32(key), value);
+    }
+    const reading = numbers.largest(4, 3);
+    numbers.close();
+    const { count, keys, values } = await reading;
+    expect(count).toBe(3);
+    expect([0, 1, 2].map((i) => values.readBigUInt64LE(i * 12 + 4) >> 32n)).toEqual([3000n, 2999n, 2998n]);
+    for (let i = 0; i < count; i++) {
+      expect(BigInt((keys.readUInt32LE(i * 4) * 7919) % 3001)).toBe(
+        values.readBigUInt64LE(i * 12 + 4) >> 32n,
+      );
+    }
+    const few = map(probe(), 'numbers');
+    few.set(u32(9), Buffer.alloc(12));
+    expect(await few.largest(0, 10)).toMatchObject({ count: 1, keys: u32(9) });
   });
 
   it('that can delete nothing says so', () => {

@@ -11,6 +11,7 @@ import {
   pidfdOpen,
   setTransparent,
   socketInfo,
+  socketOwners,
   tcpListeners,
 } from '../../src/native/sockets.js';
 import { Cleanup, Netns, startProcess, temporaryFolder } from './native-lab.js';
@@ -153,6 +154,18 @@ describe("another process's listener", () => {
     expect(netns.run(tcpListeners).filter(({ transparent }) => transparent)).toMatchObject([
       { cookie: socketInfo(first).cookie },
     ]);
+  });
+
+  it('is found with the process that holds it, by its inode', async () => {
+    const { child } = await startListeners({ host: '127.0.0.1' }, { host: '::1' });
+    const inodes = netns.run(tcpListeners).map(({ inode }) => inode);
+    const owners = await socketOwners([...inodes, 1]);
+    expect(owners.map(({ inode }) => inode).sort()).toEqual([...inodes].sort());
+    expect(new Set(owners.map(({ pid }) => pid))).toEqual(new Set([child.pid]));
+    for (const { pid, fd, inode } of owners) {
+      expect(readlinkSync(`/proc/${pid}/fd/${fd}`)).toBe(`socket:[${inode}]`);
+    }
+    expect(await socketOwners([])).toEqual([]);
   });
 
   it('cannot be had from a process that is not there', async () => {

@@ -13,6 +13,7 @@ class NodeStandIn {
   readonly done: string[] = [];
   readonly wrong: Partial<Record<'pins' | 'maps' | 'routes' | 'nftables', readonly string[]>> = {};
   readonly failures = new Map<string, Error>();
+  readonly recount = vi.fn(async () => undefined);
   readonly tableWasOurs: (boolean | undefined)[] = [];
   readonly repairs: [kind: RepairKind, what: string][] = [];
   readonly log = recordingLog();
@@ -28,7 +29,10 @@ class NodeStandIn {
       programs: PROGRAMS,
       ensurePins: () => this.#step('pins', this.wrong.pins),
     },
-    tables: { refresh: () => this.#step('maps', this.wrong.maps) },
+    tables: {
+      refresh: () => this.#step('maps', this.wrong.maps),
+      recount: this.recount,
+    },
     routes: {
       ensure: async ({ tableIsOurs }) => {
         this.tableWasOurs.push(tableIsOurs);
@@ -254,4 +258,12 @@ describe('the addresses of pods that come and go', () => {
     await state.addresses(new Set([...ADDRESSES, '10.66.0.2', '10.66.0.3']));
     expect(node.changed.mock.lastCall).toEqual([{ add: ['10.66.0.2', '10.66.0.3'], remove: [] }]);
   });
+});
+
+test('the counters, which are the largest map, are looked at in one of ten rounds', async () => {
+  const node = new NodeStandIn();
+  for (let round = 0; round < 20; round++) {
+    await node.state.ensure(new Set());
+  }
+  expect(node.recount).toHaveBeenCalledTimes(2);
 });

@@ -15,7 +15,7 @@ const RENEWED_AFTER_MS = 1_000;
 /** Pod n as put in place at these interfaces, at 100 + n unless told. */
 function installed(n: number, fields: Partial<Installed> = {}, ...more: PlannedEndpoint[]): Installed {
   const plan = decision(n, routed(100 + n), ...more);
-  const row = { uid: plan.pod.uid, id: 10 + n, generation: 2, ifindex: 100 + n };
+  const row = { uid: plan.pod.uid, id: 10 + n, generation: 2, ifindex: 100 + n, sinceBirth: false };
   return { decision: plan, row, missing: undefined, changed: false, ...fields };
 }
 

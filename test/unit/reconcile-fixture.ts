@@ -184,14 +184,14 @@ export class KernelStandIn {
     EndpointTables,
     'enrol' | 'write' | 'verify' | 'remove' | 'liveInterfaces' | 'rows' | 'forget'
   > = {
-    enrol: (uid, ifindex, wasEnrolled) => {
+    enrol: (uid, ifindex, wasEnrolled, isStarting = false) => {
       this.#step(`enrol ${uid} at ${ifindex}`);
       const before = this.rows.get(uid);
       if (before?.ifindex === ifindex && (wasEnrolled || this.endpoints.get(ifindex)?.row === before)) {
         return before;
       }
       const id = before?.id ?? this.rows.size + 1;
-      const row = { uid, id, generation: (before?.generation ?? 0) + 1, ifindex };
+      const row = { uid, id, generation: (before?.generation ?? 0) + 1, ifindex, sinceBirth: isStarting };
       this.rows.set(uid, row);
       return row;
     },

@@ -67,6 +67,7 @@ function world(count: number) {
     programs: { programs: PROGRAMS, removeStalePrograms },
     node,
     synced: () => state.synced,
+    starting: new Set(),
     nowMs,
     log,
   });
