@@ -3,7 +3,7 @@
 import type { Clock } from '../base/clock.js';
 import type { FlowRecord } from '../datapath/flows.js';
 import { formatSocketAddress, type SocketAddress } from '../net/socket-address.js';
-import { isConfirmed } from '../pods/confirmation.js';
+import { authoritiesAmong, isConfirmed } from '../pods/confirmation.js';
 import { REMEMBERED_MS } from '../pods/gone-pods.js';
 import type { Pod, PodUid } from '../pods/pod.js';
 import type { PodStore } from '../pods/pod-store.js';
@@ -46,11 +46,13 @@ export interface IdentityOptions extends WorkloadPlace {
   readonly datapath: Pick<DatapathView, 'lookupFlow' | 'endpointOf' | 'podOfEndpoint'>;
   /** Whether every configured source has delivered at least once. */
   readonly synced: () => boolean;
-  /** Sources without whose word a pod has no identity: src/pods/confirmation.ts. */
-  readonly authorities?: readonly Pick<PodSource, 'name' | 'lastError'>[];
+  /** Those that are configured. */
+  readonly sources: readonly Source[];
   /** Unix time, milliseconds. */
   readonly nowMs: Clock;
 }
+
+type Source = Pick<PodSource, 'name' | 'lastError'>;
 
 export const TTL_MS = 1_000;
 
@@ -63,9 +65,12 @@ interface Answer {
 
 export class IdentityService {
   readonly #options: IdentityOptions;
+  /** Without whose word a pod has no identity. */
+  readonly #authorities: readonly Source[];
 
   constructor(options: IdentityOptions) {
     this.#options = options;
+    this.#authorities = authoritiesAmong(options.sources);
   }
 
   /** Throws IdentityError. A flow that was recorded is never answered from its address instead. */
@@ -94,7 +99,7 @@ export class IdentityService {
 
   /**
    * A pod by its UID, also for 60 s after it went. Without SPIFFE ID and service account while no authority has told
-   * of it, and where it has none. Throws IdentityError.
+   * of it, and where none is known. Throws IdentityError.
    */
   workload(uid: PodUid): { readonly pod: Pod; readonly workload: Workload } {
     const found = this.#podNow(uid);
@@ -164,17 +169,15 @@ export class IdentityService {
   }
 
   #isConfirmed(pod: Pod): boolean {
-    return isConfirmed(pod, this.#options.authorities ?? []);
+    return isConfirmed(pod, this.#authorities);
   }
 
   #requireNamed(pod: Pod): void {
     if (!this.#isConfirmed(pod)) {
-      const names = this.#options.authorities?.map(({ name }) => name).join(' or ');
-      const why = this.#authorityBehind();
-      throw new IdentityError(
-        'NOT_SYNCED',
-        `${names} has not told of pod ${pod.namespace}/${pod.name} yet${why === undefined ? '' : ` (${why})`}`,
-      );
+      throw this.#notToldYet(pod, namesOf(this.#authorities, 'or'), this.#authorityBehind());
+    }
+    if (pod.serviceAccount === '' && !pod.sources.includes('kubernetes')) {
+      throw this.#unconfirmed(pod);
     }
     if (pod.serviceAccount === '') {
       throw new IdentityError(
@@ -184,9 +187,29 @@ export class IdentityService {
     }
   }
 
+  /** The runtime is late where the CNI plugin tells of a pod that starts: it may know the account in a moment. */
+  #unconfirmed(pod: Pod): IdentityError {
+    const { sources } = this.#options;
+    const cri = sources.find(({ name }) => name === 'cri');
+    if (cri !== undefined && !pod.sources.includes('cri')) {
+      return this.#notToldYet(pod, cri.name, cri.lastError);
+    }
+    return new IdentityError(
+      'WORKLOAD_UNCONFIRMED',
+      `no source knows the service account of pod ${pod.namespace}/${pod.name} (asked: ${namesOf(sources, 'and')}): add the source kubernetes, or name the account of such pods, as in sources: {cri: {serviceAccount: default}}`,
+    );
+  }
+
+  #notToldYet(pod: Pod, names: string, why: string | undefined): IdentityError {
+    return new IdentityError(
+      'NOT_SYNCED',
+      `${names} has not told of pod ${pod.namespace}/${pod.name} yet${why === undefined ? '' : ` (${why})`}`,
+    );
+  }
+
   /** Why an authority may not have told all; undefined while all follow. */
   #authorityBehind(): string | undefined {
-    const behind = this.#options.authorities?.find(({ lastError }) => lastError !== undefined);
+    const behind = this.#authorities.find(({ lastError }) => lastError !== undefined);
     return behind === undefined ? undefined : `${behind.name} is behind: ${behind.lastError}`;
   }
 
@@ -196,6 +219,10 @@ export class IdentityService {
       ? new IdentityError('WORKLOAD_NOT_FOUND', message)
       : new IdentityError('NOT_SYNCED', `${message}; ${behind}`);
   }
+}
+
+function namesOf(sources: readonly Source[], last: string): string {
+  return sources.map(({ name }) => name).join(` ${last} `);
 }
 
 function rank(assurance: Assurance): number {

@@ -153,8 +153,12 @@ export interface FixtureOptions {
 }
 
 /** An identity service over a fake datapath, as the agent builds it. */
-export function identityParts(state: Fixture['state'], authorities: IdentityOptions['authorities'] = []) {
-  const store = new PodStore({ nowMs: () => state.nowMs, epoch: 'epoch-1' });
+export function identityParts(
+  state: Fixture['state'],
+  sources: IdentityOptions['sources'] = [{ name: 'static', lastError: undefined }],
+  criServiceAccount?: string,
+) {
+  const store = new PodStore({ nowMs: () => state.nowMs, epoch: 'epoch-1', criServiceAccount });
   const datapath = new FakeDatapath();
   const identity = new IdentityService({
     store,
@@ -162,7 +166,7 @@ export function identityParts(state: Fixture['state'], authorities: IdentityOpti
     trustDomain: 'cluster.local',
     node: 'node-a',
     synced: () => state.synced,
-    authorities,
+    sources,
     nowMs: () => state.nowMs,
   });
   return { store, datapath, identity };

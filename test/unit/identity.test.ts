@@ -270,6 +270,54 @@ describe('where Kubernetes is asked for identities', () => {
   });
 });
 
+describe('where no source knows service accounts', () => {
+  const byAddress: ResolveQuery = { ...QUERY, dst: OTHER_DST };
+  const fromRuntime = (source: 'cri' | 'cni') => pod('web-0', { serviceAccount: '', sources: [source] });
+  const start = (criServiceAccount?: string) => {
+    const sources = (['cri', 'cni'] as const).map((name) => ({ name, lastError: undefined }));
+    parts = identityParts(state, sources, criServiceAccount);
+    addWeb(parts.store, parts.datapath);
+    parts.store.replaceSource('static', []);
+    parts.store.replaceSource('cri', [fromRuntime('cri')]);
+  };
+
+  test('a pod has no name, and the refusal says who was asked and what to add', () => {
+    start();
+    for (const query of [QUERY, byAddress]) {
+      const error = refusal(query);
+      expect([error.code, error.status]).toEqual(['WORKLOAD_UNCONFIRMED', 409]);
+      expect(error.message).toBe(
+        'no source knows the service account of pod default/web-0 (asked: cri and cni): add the source kubernetes, or name the account of such pods, as in sources: {cri: {serviceAccount: default}}',
+      );
+    }
+    expect(parts.identity.workload(uid('uid-web-0')).workload).toMatchObject({
+      podName: 'web-0',
+      spiffeId: '',
+      serviceAccount: '',
+    });
+  });
+
+  test('a pod has the name that the configuration gives to pods of the CRI', () => {
+    start('default');
+    expect(parts.identity.resolve(QUERY)).toMatchObject({
+      workload: { spiffeId: 'spiffe://cluster.local/ns/default/sa/default' },
+      assurance: 'DATAPATH_RECORDED',
+    });
+  });
+
+  test('a pod that only the CNI plugin has told of is NOT_SYNCED until the CRI tells of it', () => {
+    start('default');
+    parts.store.replaceSource('cri', []);
+    parts.store.replaceSource('cni', [fromRuntime('cni')]);
+    expect(refusal(QUERY)).toMatchObject({
+      code: 'NOT_SYNCED',
+      message: 'cri has not told of pod default/web-0 yet',
+    });
+    parts.store.replaceSource('cri', [fromRuntime('cri')]);
+    expect(parts.identity.resolve(QUERY).workload.serviceAccount).toBe('default');
+  });
+});
+
 describe('the interception of a pod', () => {
   const defaults = { enrol: 'labelled', failure: 'closed' } as const;
 
