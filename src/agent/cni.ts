@@ -30,7 +30,7 @@ export async function startCni(parts: {
   const server = await startCniServer({
     runDir,
     source,
-    admit: (uid, timeoutMs) => admissions.admit(uid, timeoutMs),
+    admit: (uidOf, timeoutMs) => admissions.admit(uidOf, timeoutMs),
     blockers,
     credentials: peerCredentials,
     observeAdd: (result, seconds) => metrics.observeCniAdd(result, seconds),

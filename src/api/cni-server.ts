@@ -42,7 +42,7 @@ export type CniAnswer =
 export interface CniServerOptions {
   readonly runDir: string;
   readonly source: CniSource;
-  readonly admit: (uid: PodUid, timeoutMs: number) => Promise<Admission>;
+  readonly admit: (uidOf: () => PodUid, timeoutMs: number) => Promise<Admission>;
   /** What keeps the agent from being ready, in words; empty: it is. */
   readonly blockers: () => readonly string[];
   readonly credentials: (fd: number) => PeerCredentials;
@@ -183,7 +183,9 @@ async function add(request: CniAdd, options: CniServerOptions): Promise<CniAnswe
   const pod = `${attachment.podNamespace}/${attachment.podName}`;
   const uid = options.source.add(attachment);
   const timeoutMs = Math.ceil((request.timeoutMs ?? DEFAULT_TIMEOUT_MS) * (1 - MARGIN));
-  const admission = await options.admit(uid, timeoutMs);
+  const admission = await options
+    .admit(() => options.source.uidOf(attachment) ?? uid, timeoutMs)
+    .finally(() => options.source.settled(attachment));
   const result = admission.kind === 'ready' ? admission.state : admission.kind;
   options.observeAdd(result, (performance.now() - startedMs) / 1_000);
   if (admission.kind === 'ready') {
@@ -204,7 +206,7 @@ async function check(
   if (known === undefined) {
     return refusal(CODE.refused, `nothing is known of ${request.ifname} of container ${request.containerId}`);
   }
-  const admission = await admit(known.podUid as PodUid, request.timeoutMs ?? 1_000);
+  const admission = await admit(() => known.podUid as PodUid, request.timeoutMs ?? 1_000);
   return admission.kind === 'ready'
     ? { ok: true, state: admission.state }
     : refusal(CODE.refused, `pod ${known.podNamespace}/${known.podName}: ${admission.reason}`);

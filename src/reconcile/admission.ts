@@ -30,10 +30,15 @@ export class Admissions {
     this.#options = options;
   }
 
-  async admit(uid: PodUid, timeoutMs: number): Promise<Admission> {
+  /** `uidOf` is asked again and again: the UID of a pod may become known while it waits. */
+  async admit(uidOf: () => PodUid, timeoutMs: number): Promise<Admission> {
     const deadline = AbortSignal.timeout(timeoutMs);
     for (;;) {
+      const uid = uidOf();
       let reason = await this.#options.unknown(uid, deadline);
+      if (reason === undefined && uidOf() !== uid) {
+        continue;
+      }
       if (reason === undefined) {
         const { status, failure } = await this.#look(uid, deadline);
         const decision = status === undefined ? undefined : decide(status);

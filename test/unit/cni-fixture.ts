@@ -78,8 +78,8 @@ export class CniFixture {
     this.#server = await startCniServer({
       runDir: this.folder,
       source: this.source,
-      admit: (uid, timeoutMs) => {
-        this.asked.push({ uid, timeoutMs });
+      admit: (uidOf, timeoutMs) => {
+        this.asked.push({ uid: uidOf(), timeoutMs });
         return this.admission();
       },
       blockers: () => this.blockers,
