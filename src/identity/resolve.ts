@@ -16,8 +16,9 @@ import { type Workload, type WorkloadPlace, type WorkloadState, workloadOf } fro
 export const ASSURANCES = ['IP_ONLY', 'IP_AND_IFACE', 'DATAPATH_RECORDED'] as const;
 
 /**
- * DATAPATH_RECORDED: the hook saw this flow enter by the pod's interface. IP_AND_IFACE: only the address says so,
- * but the datapath lets nobody else send from it. IP_ONLY: only the address says so.
+ * DATAPATH_RECORDED: the hook saw this flow enter by the pod's interface. IP_AND_IFACE: the address says so, and the
+ * interface of this very flow was checked; nothing checks it today, so it is never answered. IP_ONLY: only the address
+ * says so, and others can send from it: a neighbour on the bridge, a process of the node, another node.
  */
 export type Assurance = (typeof ASSURANCES)[number];
 
@@ -25,6 +26,7 @@ export interface ResolveQuery {
   readonly proto: 'tcp';
   readonly src: SocketAddress;
   readonly dst: SocketAddress;
+  /** Default DATAPATH_RECORDED: what is weaker is for those who ask for it. */
   readonly minAssurance?: Assurance;
 }
 
@@ -54,6 +56,7 @@ export interface IdentityOptions extends WorkloadPlace {
 
 type Source = Pick<PodSource, 'name' | 'lastError'>;
 
+const DEFAULT_ASSURANCE: Assurance = 'DATAPATH_RECORDED';
 export const TTL_MS = 1_000;
 
 interface Answer {
@@ -76,13 +79,13 @@ export class IdentityService {
   /** Throws IdentityError. A flow that was recorded is never answered from its address instead. */
   resolve(query: ResolveQuery): Resolution {
     const { store, datapath } = this.#options;
-    const { src, dst, minAssurance } = query;
+    const { src, dst, minAssurance = DEFAULT_ASSURANCE } = query;
     const flow = datapath.lookupFlow(src, dst);
     const answer = flow === undefined ? this.#byAddress(src.ip) : this.#byRecord(flow);
-    if (minAssurance !== undefined && rank(answer.assurance) < rank(minAssurance)) {
+    if (rank(answer.assurance) < rank(minAssurance)) {
       throw new IdentityError(
         'ASSURANCE_TOO_LOW',
-        `the flow is known with ${answer.assurance}, which is less than ${minAssurance}`,
+        `the flow is known with ${answer.assurance}, which is less than ${minAssurance}: minAssurance ${answer.assurance} asks for such answers`,
       );
     }
     return {
@@ -150,7 +153,7 @@ export class IdentityService {
       workload: workloadOf(pod, endpoint?.generation ?? 0, 'LIVE', this.#options),
       direction: 'EGRESS',
       instance: endpoint?.instance ?? '',
-      assurance: endpoint?.state === 'INTERCEPTED' ? 'IP_AND_IFACE' : 'IP_ONLY',
+      assurance: 'IP_ONLY',
     };
   }
 

@@ -113,7 +113,12 @@ it('no failure, no wrong name, and nothing left behind', async () => {
       const live = pods.live();
       const pod = live[Math.floor(Math.random() * live.length)] as NamespacePod;
       const answer = await agent.client
-        .resolve({ proto: 'tcp', src: { ip: pod.ip, port: 1 }, dst: { ip: REMOTE[4], port: 80 } })
+        .resolve({
+          proto: 'tcp',
+          src: { ip: pod.ip, port: 1 },
+          dst: { ip: REMOTE[4], port: 80 },
+          minAssurance: 'IP_ONLY',
+        })
         .then(({ workload }) => workload.podUid, String);
       resolves += 1;
       // It may have gone, and another come under its address, while the question was on its way.

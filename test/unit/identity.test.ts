@@ -120,16 +120,14 @@ describe('a flow that the datapath recorded', () => {
 });
 
 describe('a flow without a record', () => {
-  const query: ResolveQuery = { ...QUERY, dst: OTHER_DST };
+  const query: ResolveQuery = { ...QUERY, dst: OTHER_DST, minAssurance: 'IP_ONLY' };
 
-  test('is IP_AND_IFACE where the pod is intercepted, IP_ONLY where it is not', () => {
+  test('is IP_ONLY, also where the pod is intercepted: anybody beside it can send from its address', () => {
     expect(parts.identity.resolve(query)).toMatchObject({
-      assurance: 'IP_AND_IFACE',
+      assurance: 'IP_ONLY',
       instance: 'default',
       workload: { generation: 3 },
     });
-    parts.datapath.statuses[0] = endpoint(uid('uid-web-0'), { state: 'DEGRADED' });
-    expect(parts.identity.resolve(query).assurance).toBe('IP_ONLY');
     parts.datapath.statuses.length = 0;
     expect(parts.identity.resolve(query)).toMatchObject({
       assurance: 'IP_ONLY',
@@ -163,20 +161,26 @@ describe('a flow without a record', () => {
   });
 
   test('with less assurance than asked for is refused', () => {
-    expect(refusal({ ...query, minAssurance: 'DATAPATH_RECORDED' })).toMatchObject({
-      code: 'ASSURANCE_TOO_LOW',
-      status: 412,
-    });
-    expect(parts.identity.resolve({ ...query, minAssurance: 'IP_AND_IFACE' }).assurance).toBe('IP_AND_IFACE');
+    for (const minAssurance of ['DATAPATH_RECORDED', 'IP_AND_IFACE'] as const) {
+      expect(refusal({ ...query, minAssurance })).toMatchObject({
+        code: 'ASSURANCE_TOO_LOW',
+        status: 412,
+        message: `the flow is known with IP_ONLY, which is less than ${minAssurance}: minAssurance IP_ONLY asks for such answers`,
+      });
+    }
     expect(parts.identity.resolve({ ...QUERY, minAssurance: 'DATAPATH_RECORDED' }).assurance).toBe(
       'DATAPATH_RECORDED',
     );
   });
 
+  test('is refused to those who do not ask for weak answers', () => {
+    expect(refusal({ ...QUERY, dst: OTHER_DST })).toMatchObject({ code: 'ASSURANCE_TOO_LOW', status: 412 });
+  });
+
   test('over IPv6 shows its addresses in brackets', () => {
     parts.store.replaceSource('static', [pod('web-0', { ips: ['fd00:66::3'] })]);
     const src = { ip: 'fd00:66::3', port: 5 };
-    expect(parts.identity.resolve({ proto: 'tcp', src, dst: { ip: 'fd00::1', port: 80 } }).original).toEqual({
+    expect(parts.identity.resolve({ ...query, src, dst: { ip: 'fd00::1', port: 80 } }).original).toEqual({
       src: '[fd00:66::3]:5',
       dst: '[fd00::1]:80',
     });
