@@ -45,7 +45,7 @@ export interface Resolution {
 
 export interface IdentityOptions extends WorkloadPlace {
   readonly store: Pick<PodStore, 'epoch' | 'revision' | 'get' | 'byIp' | 'removed' | 'departed'>;
-  readonly datapath: Pick<DatapathView, 'lookupFlow' | 'endpointOf' | 'podOfEndpoint'>;
+  readonly datapath: Pick<DatapathView, 'lookupFlow' | 'endpointOf' | 'podOfEndpoint' | 'isLiveEndpoint'>;
   /** Whether every configured source has delivered at least once. */
   readonly synced: () => boolean;
   /** Those that are configured. */
@@ -76,12 +76,15 @@ export class IdentityService {
     this.#authorities = authoritiesAmong(options.sources);
   }
 
-  /** Throws IdentityError. A flow that was recorded is never answered from its address instead. */
+  /** Throws IdentityError. A flow whose record counts is never answered from its address instead. */
   resolve(query: ResolveQuery): Resolution {
     const { store, datapath } = this.#options;
     const { src, dst, minAssurance = DEFAULT_ASSURANCE } = query;
     const flow = datapath.lookupFlow(src, dst);
-    const answer = flow === undefined ? this.#byAddress(src.ip) : this.#byRecord(flow);
+    const answer =
+      flow === undefined
+        ? this.#byAddress(src.ip, 'the flow was not recorded')
+        : (this.#byRecord(flow) ?? this.#byAddress(src.ip, 'the flow was recorded for a pod that has gone'));
     if (rank(answer.assurance) < rank(minAssurance)) {
       throw new IdentityError(
         'ASSURANCE_TOO_LOW',
@@ -117,9 +120,20 @@ export class IdentityService {
     };
   }
 
-  #byRecord(flow: FlowRecord): Answer {
-    const uid = this.#options.datapath.podOfEndpoint(flow.endpointId, flow.generation);
+  /**
+   * Undefined where the record does not count: it outlives its endpoint, and who got the address since, and is not
+   * enrolled, can have sent the same again without a record.
+   */
+  #byRecord(flow: FlowRecord): Answer | undefined {
+    const { store, datapath } = this.#options;
+    const isLive = datapath.isLiveEndpoint(flow.endpointId, flow.generation);
+    const uid = datapath.podOfEndpoint(flow.endpointId, flow.generation);
     const found = uid === undefined ? undefined : this.#podNow(uid);
+    const { ip } = flow.direction === 'EGRESS' ? flow.src : flow.dst;
+    const isOwn = isLive && found?.state !== 'TERMINATING';
+    if (!isOwn && (found === undefined || store.byIp(ip).some((other) => other.uid !== uid))) {
+      return undefined;
+    }
     if (found === undefined) {
       throw this.#unknown(
         `the flow was recorded for endpoint ${flow.endpointId} (generation ${flow.generation}), whose pod is not known`,
@@ -134,17 +148,17 @@ export class IdentityService {
     };
   }
 
-  #byAddress(ip: string): Answer {
+  #byAddress(ip: string, why: string): Answer {
     const { store, datapath } = this.#options;
     const [pod, ...others] = store.byIp(ip);
     if (pod === undefined) {
-      throw this.#unknown(`the flow was not recorded, and no pod of this node has the address ${ip}`);
+      throw this.#unknown(`${why}, and no pod of this node has the address ${ip}`);
     }
     if (others.length > 0) {
       const names = [pod, ...others].map(({ namespace, name }) => `${namespace}/${name}`).join(', ');
       throw new IdentityError(
         'AMBIGUOUS',
-        `the flow was not recorded, and ${ip} is the address of ${others.length + 1} pods: ${names}`,
+        `${why}, and ${ip} is the address of ${others.length + 1} pods: ${names}`,
       );
     }
     this.#requireNamed(pod);

@@ -400,6 +400,17 @@ describe('who it is', () => {
     expect(await agent.client.resolve(query)).toMatchObject({
       workload: { podName: pod.name, state: 'TERMINATING' },
     });
+    // Who has the address now is not enrolled, and may have dialled from the same port.
+    const heir = { namespace: 'default', name: 'heir', uid: 'heir', ips: [pod.ips[4]], interface: 'none' };
+    agent.writePods([...described, heir]);
+    await waitFor('the heir to be known', async () => (await agent.workload('heir')) !== undefined);
+    await expect(agent.client.resolve(query)).rejects.toMatchObject({ code: 'ASSURANCE_TOO_LOW' });
+    expect(await agent.client.resolve({ ...query, minAssurance: 'IP_ONLY' })).toMatchObject({
+      workload: { podName: 'heir', state: 'LIVE' },
+      assurance: 'IP_ONLY',
+    });
+    agent.writePods(described);
+    await waitFor('the heir to be forgotten', async () => (await agent.workload('heir')) === undefined);
   });
 
   it('a bad edit of the static file is refused with its line, and the last good state stays', async () => {

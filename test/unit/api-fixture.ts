@@ -118,6 +118,10 @@ export class FakeDatapath implements DatapathView {
     return this.owners.get(`${endpointId}/${generation}`);
   }
 
+  isLiveEndpoint(endpointId: number, generation: number): boolean {
+    return this.statuses.some((one) => one.endpointId === endpointId && one.generation === generation);
+  }
+
   listeners(): readonly ListenerStatus[] {
     return this.listening;
   }

@@ -92,9 +92,68 @@ describe('a flow that the datapath recorded', () => {
     expect(refusal(QUERY)).toMatchObject({ code: 'WORKLOAD_NOT_FOUND', status: 404 });
   });
 
-  test('is not given to the pod that got the address after it', () => {
-    parts.store.replaceSource('static', [pod('web-1')]);
-    expect(parts.identity.resolve(QUERY).workload.podName).toBe('web-0');
+  describe('counts no longer once another pod has the address, and may have sent the same again', () => {
+    const answersFor = (name: string) => {
+      expect(refusal(QUERY)).toMatchObject({ code: 'ASSURANCE_TOO_LOW', status: 412 });
+      expect(parts.identity.resolve({ ...QUERY, minAssurance: 'IP_ONLY' })).toMatchObject({
+        workload: { podName: name, state: 'LIVE' },
+        assurance: 'IP_ONLY',
+      });
+    };
+
+    test('because its pod has gone', () => {
+      parts.store.replaceSource('static', [pod('web-1')]);
+      answersFor('web-1');
+    });
+
+    test('because its pod has gone for Kubernetes, while the runtime still lists it under another address', () => {
+      parts = identityParts(state, [{ name: 'kubernetes', lastError: undefined }]);
+      addWeb(parts.store, parts.datapath);
+      parts.store.replaceSource('static', []);
+      const [old, next] = [
+        pod('web-0', { sources: ['kubernetes'] }),
+        pod('web-1', { sources: ['kubernetes'] }),
+      ];
+      parts.store.replaceSource('cri', [pod('web-0', { ips: ['10.66.0.9'], sources: ['cri'] })]);
+      parts.store.replaceSource('kubernetes', [old]);
+      parts.store.replaceSource('kubernetes', [next]);
+      answersFor('web-1');
+    });
+
+    test('because its pod was enrolled anew, under another address', () => {
+      parts.datapath.statuses[0] = endpoint(uid('uid-web-0'), { generation: 4 });
+      parts.store.replaceSource('static', [pod('web-0', { ips: ['10.66.0.9'] }), pod('web-1')]);
+      answersFor('web-1');
+    });
+
+    test('because nobody knows any more whose it was', () => {
+      parts.datapath.owners.clear();
+      parts.datapath.statuses.length = 0;
+      answersFor('web-0');
+    });
+
+    test('where two others have it, that is AMBIGUOUS; where nobody is named yet, NOT_SYNCED', () => {
+      parts.store.replaceSource('static', [pod('web-1'), pod('web-2')]);
+      expect(refusal(QUERY).code).toBe('AMBIGUOUS');
+      parts.store.replaceSource('static', []);
+      parts.datapath.statuses.length = 0;
+      state.nowMs += 60_001;
+      expect(refusal(QUERY)).toMatchObject({
+        code: 'WORKLOAD_NOT_FOUND',
+        message:
+          'the flow was recorded for a pod that has gone, and no pod of this node has the address 10.66.0.3',
+      });
+      state.synced = false;
+      expect(refusal(QUERY).code).toBe('NOT_SYNCED');
+    });
+  });
+
+  test('is still that of a pod that was enrolled anew, while nobody else has the address', () => {
+    parts.datapath.statuses[0] = endpoint(uid('uid-web-0'), { generation: 4 });
+    expect(parts.identity.resolve(QUERY)).toMatchObject({
+      workload: { podName: 'web-0', generation: 3 },
+      assurance: 'DATAPATH_RECORDED',
+    });
   });
 
   test('of an endpoint that nobody knows is never answered from the address instead', () => {
