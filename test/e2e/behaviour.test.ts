@@ -35,7 +35,10 @@ beforeAll(async () => {
   await lab.serve();
   [containerd, bridge] = [await Containerd.start(lab, 'ptp'), await Containerd.start(lab, 'bridge')];
   agent = new TestAgent(lab, {
-    sources: { cri: { endpoint: `unix://${containerd.socket}` }, static: { file: 'pods.yaml' } },
+    sources: {
+      cri: { endpoint: `unix://${containerd.socket}`, serviceAccount: 'default' },
+      static: { file: 'pods.yaml' },
+    },
     instances: INSTANCES,
   });
   const onBridge = await bridge.runPod({ name: 'on-bridge', runtime: 'runc' });
@@ -152,6 +155,7 @@ describe('a connection that was open before its pod was enrolled', () => {
     const dialled = reply(await plain.app(['dial', REMOTE[4], '80']));
     expect(await proxy.flowFrom(`${plain.ips[4]}:${dialled.localPort}`)).toMatchObject({
       originalDst: '10.200.1.1:80',
+      spiffeId: 'spiffe://cluster.local/ns/default/sa/default',
     });
     await agent.stop();
     agent.writeConfig({});
