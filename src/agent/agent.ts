@@ -19,7 +19,7 @@ import { isBpffs, tcxSupported } from '../native/bpf.js';
 import { type LinkEvent, openLinkEvents } from '../native/link-events.js';
 import { Netfilter } from '../native/netfilter.js';
 import { peerCredentials } from '../native/sockets.js';
-import { authoritiesAmong, confirmation } from '../pods/confirmation.js';
+import { confirmation } from '../pods/confirmation.js';
 import type { PodUid } from '../pods/pod.js';
 import { type PodChange, PodStore } from '../pods/pod-store.js';
 import { CniSource } from '../pods/sources/cni.js';
@@ -105,7 +105,7 @@ async function start(
   );
   log.info({ takenOver: programs.takenOver, bpffs: options.bpffs }, 'BPF programs ready');
   const socket = opened.add(new RouteSocket(), (handle) => handle.close());
-  const store = new PodStore();
+  const store = new PodStore({ criServiceAccount: config.sources.cri?.serviceAccount });
   const sources = openSources(config, options.runDir, store, log);
   const expected = new Set(sources.map((source) => source.name));
   const synced = () => [...expected].every((name) => store.syncedSources().has(name));
@@ -214,7 +214,7 @@ async function start(
     trustDomain: config.trustDomain,
     node: config.node,
     synced,
-    authorities: authoritiesAmong(sources),
+    sources,
     nowMs: Date.now,
   });
   const metrics = new Metrics({ store, datapath, sources, version: packageVersion() });

@@ -17,6 +17,8 @@ import type {
 } from './messages.js';
 import type { ApiReason, Problem } from './problem.js';
 
+export { ASSURANCES } from '../identity/resolve.js';
+
 /** NO_AGENT: nobody listens. NO_PERMISSION: the socket may not be opened. CONNECTION_FAILED: it broke or timed out. */
 export type ApiErrorCode = ApiReason | 'NO_AGENT' | 'NO_PERMISSION' | 'CONNECTION_FAILED';
 

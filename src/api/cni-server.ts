@@ -184,7 +184,9 @@ async function add(request: CniAdd, options: CniServerOptions): Promise<CniAnswe
   const pod = `${attachment.podNamespace}/${attachment.podName}`;
   const uid = options.source.add(attachment);
   const timeoutMs = Math.ceil((request.timeoutMs ?? DEFAULT_TIMEOUT_MS) * (1 - MARGIN));
-  const admission = await options.admissions.admit(uid, timeoutMs);
+  const admission = await options.admissions
+    .admit(() => options.source.uidOf(attachment) ?? uid, timeoutMs)
+    .finally(() => options.source.settled(attachment));
   const result = admission.kind === 'ready' ? admission.state : admission.kind;
   options.observeAdd(result, (performance.now() - startedMs) / 1_000);
   if (admission.kind === 'ready') {
@@ -205,7 +207,7 @@ async function check(
   if (known === undefined) {
     return refusal(CODE.refused, `nothing is known of ${request.ifname} of container ${request.containerId}`);
   }
-  const admission = await admissions.check(known.podUid as PodUid, request.timeoutMs ?? 1_000);
+  const admission = await admissions.check(() => known.podUid as PodUid, request.timeoutMs ?? 1_000);
   return admission.kind === 'ready'
     ? { ok: true, state: admission.state }
     : refusal(CODE.refused, `pod ${known.podNamespace}/${known.podName}: ${admission.reason}`);

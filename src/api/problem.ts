@@ -27,6 +27,7 @@ export interface Problem {
 const TITLES: Readonly<Record<ApiReason, string>> = {
   KEY_INVALID: 'The request is malformed',
   WORKLOAD_NOT_FOUND: 'No pod of this node is known for this',
+  WORKLOAD_UNCONFIRMED: 'No source knows the service account of this pod',
   AMBIGUOUS: 'More than one pod could be meant',
   ASSURANCE_TOO_LOW: 'The evidence is weaker than asked for',
   NOT_SYNCED: 'The agent does not know all pods yet',

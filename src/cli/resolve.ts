@@ -1,5 +1,6 @@
-import { Command, InvalidArgumentError } from 'commander';
-import type { Resolution } from '../identity/resolve.js';
+import { Command, InvalidArgumentError, Option } from 'commander';
+import { ASSURANCES } from '../api/client.js';
+import type { Assurance, Resolution } from '../identity/resolve.js';
 import { parseSocketAddress, type SocketAddress } from '../net/socket-address.js';
 import { json, oneLine, type Print, printToStdout } from './output.js';
 import { withAgent } from './with-agent.js';
@@ -7,6 +8,7 @@ import { withAgent } from './with-agent.js';
 interface ResolveOptions {
   readonly src: SocketAddress;
   readonly dst: SocketAddress;
+  readonly minAssurance?: Assurance;
   readonly json?: true;
 }
 
@@ -19,10 +21,21 @@ export function resolveCommand(print: Print = printToStdout): Command {
       socketAddress,
     )
     .requiredOption('--dst <address:port>', 'where it was going, such as [fd00::1]:80', socketAddress)
+    .addOption(
+      new Option(
+        '--min-assurance <assurance>',
+        'refuse what rests on less; without it, DATAPATH_RECORDED',
+      ).choices(ASSURANCES),
+    )
     .option('--json', 'print JSON')
-    .action(({ src, dst, json: asJson }: ResolveOptions, command: Command) =>
+    .action(({ src, dst, minAssurance, json: asJson }: ResolveOptions, command: Command) =>
       withAgent(command, async (client) => {
-        const resolution = await client.resolve({ proto: 'tcp', src, dst });
+        const resolution = await client.resolve({
+          proto: 'tcp',
+          src,
+          dst,
+          ...(minAssurance === undefined ? {} : { minAssurance }),
+        });
         print(asJson ? json(resolution) : describe(resolution));
       }),
     );

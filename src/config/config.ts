@@ -18,7 +18,8 @@ export interface Config {
   readonly sources: {
     /** Absolute path. */
     readonly static?: { readonly file: string };
-    readonly cri?: { readonly endpoint: string };
+    /** `serviceAccount`: of pods whose own no source knows; without it such a pod has no identity. */
+    readonly cri?: { readonly endpoint: string; readonly serviceAccount?: string | undefined };
     readonly cni?: CniConfig;
     /** `kubeconfig` is an absolute path; without one the agent is a pod of the cluster itself. */
     readonly kubernetes?: { readonly kubeconfig?: string };

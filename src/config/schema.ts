@@ -2,7 +2,7 @@
 
 import { z } from 'zod';
 import { MASKED_MARK, type Mark, parseMark } from '../net/mark.js';
-import { RUNTIME_KINDS } from '../pods/pod.js';
+import { RUNTIME_KINDS, SERVICE_ACCOUNT_NAME } from '../pods/pod.js';
 import { type ListenerAddress, LOG_LEVELS } from './config.js';
 import { parseListenerAddress } from './listeners.js';
 
@@ -106,6 +106,7 @@ const FOLDER_EXPECTED = 'the absolute path of a folder';
 const folder = z.string({ error: FOLDER_EXPECTED }).regex(/^\//, { error: FOLDER_EXPECTED });
 
 const ENDPOINT_EXPECTED = 'a Unix socket such as unix:///run/containerd/containerd.sock';
+const SERVICE_ACCOUNT_EXPECTED = 'the name of a service account';
 
 const sources = section({
   static: section({ file: name('the path of a YAML file') }).optional(),
@@ -114,6 +115,10 @@ const sources = section({
       .string({ error: ENDPOINT_EXPECTED })
       .regex(/^unix:\/\/\/.+$/, { error: ENDPOINT_EXPECTED })
       .default('unix:///run/containerd/containerd.sock'),
+    serviceAccount: z
+      .string({ error: SERVICE_ACCOUNT_EXPECTED })
+      .regex(SERVICE_ACCOUNT_NAME, { error: SERVICE_ACCOUNT_EXPECTED })
+      .optional(),
   }).optional(),
   kubernetes: section({ kubeconfig: name('the path of a kubeconfig file').optional() }).optional(),
   cni: section({

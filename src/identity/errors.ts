@@ -2,6 +2,7 @@
 export type IdentityReason =
   | 'KEY_INVALID'
   | 'WORKLOAD_NOT_FOUND'
+  | 'WORKLOAD_UNCONFIRMED'
   | 'AMBIGUOUS'
   | 'ASSURANCE_TOO_LOW'
   | 'NOT_SYNCED';
@@ -10,6 +11,7 @@ export type IdentityReason =
 export const STATUS_OF_REASON: Readonly<Record<IdentityReason, number>> = {
   KEY_INVALID: 400,
   WORKLOAD_NOT_FOUND: 404,
+  WORKLOAD_UNCONFIRMED: 409,
   AMBIGUOUS: 409,
   ASSURANCE_TOO_LOW: 412,
   NOT_SYNCED: 503,

@@ -3,7 +3,7 @@
 import type { Clock } from '../base/clock.js';
 import type { FlowRecord } from '../datapath/flows.js';
 import { formatSocketAddress, type SocketAddress } from '../net/socket-address.js';
-import { isConfirmed } from '../pods/confirmation.js';
+import { authoritiesAmong, isConfirmed } from '../pods/confirmation.js';
 import { REMEMBERED_MS } from '../pods/gone-pods.js';
 import type { Pod, PodUid } from '../pods/pod.js';
 import type { PodStore } from '../pods/pod-store.js';
@@ -16,8 +16,9 @@ import { type Workload, type WorkloadPlace, type WorkloadState, workloadOf } fro
 export const ASSURANCES = ['IP_ONLY', 'IP_AND_IFACE', 'DATAPATH_RECORDED'] as const;
 
 /**
- * DATAPATH_RECORDED: the hook saw this flow enter by the pod's interface. IP_AND_IFACE: only the address says so,
- * but the datapath lets nobody else send from it. IP_ONLY: only the address says so.
+ * DATAPATH_RECORDED: the hook saw this flow enter by the pod's interface. IP_AND_IFACE: the address says so, and the
+ * interface of this very flow was checked; nothing checks it today, so it is never answered. IP_ONLY: only the address
+ * says so, and others can send from it: a neighbour on the bridge, a process of the node, another node.
  */
 export type Assurance = (typeof ASSURANCES)[number];
 
@@ -25,6 +26,7 @@ export interface ResolveQuery {
   readonly proto: 'tcp';
   readonly src: SocketAddress;
   readonly dst: SocketAddress;
+  /** Default DATAPATH_RECORDED: what is weaker is for those who ask for it. */
   readonly minAssurance?: Assurance;
 }
 
@@ -43,15 +45,18 @@ export interface Resolution {
 
 export interface IdentityOptions extends WorkloadPlace {
   readonly store: Pick<PodStore, 'epoch' | 'revision' | 'get' | 'byIp' | 'removed' | 'departed'>;
-  readonly datapath: Pick<DatapathView, 'lookupFlow' | 'endpointOf' | 'podOfEndpoint'>;
+  readonly datapath: Pick<DatapathView, 'lookupFlow' | 'endpointOf' | 'podOfEndpoint' | 'isLiveEndpoint'>;
   /** Whether every configured source has delivered at least once. */
   readonly synced: () => boolean;
-  /** Sources without whose word a pod has no identity: src/pods/confirmation.ts. */
-  readonly authorities?: readonly Pick<PodSource, 'name' | 'lastError'>[];
+  /** Those that are configured. */
+  readonly sources: readonly Source[];
   /** Unix time, milliseconds. */
   readonly nowMs: Clock;
 }
 
+type Source = Pick<PodSource, 'name' | 'lastError'>;
+
+const DEFAULT_ASSURANCE: Assurance = 'DATAPATH_RECORDED';
 export const TTL_MS = 1_000;
 
 interface Answer {
@@ -63,21 +68,27 @@ interface Answer {
 
 export class IdentityService {
   readonly #options: IdentityOptions;
+  /** Without whose word a pod has no identity. */
+  readonly #authorities: readonly Source[];
 
   constructor(options: IdentityOptions) {
     this.#options = options;
+    this.#authorities = authoritiesAmong(options.sources);
   }
 
-  /** Throws IdentityError. A flow that was recorded is never answered from its address instead. */
+  /** Throws IdentityError. A flow whose record counts is never answered from its address instead. */
   resolve(query: ResolveQuery): Resolution {
     const { store, datapath } = this.#options;
-    const { src, dst, minAssurance } = query;
+    const { src, dst, minAssurance = DEFAULT_ASSURANCE } = query;
     const flow = datapath.lookupFlow(src, dst);
-    const answer = flow === undefined ? this.#byAddress(src.ip) : this.#byRecord(flow);
-    if (minAssurance !== undefined && rank(answer.assurance) < rank(minAssurance)) {
+    const answer =
+      flow === undefined
+        ? this.#byAddress(src.ip, 'the flow was not recorded')
+        : (this.#byRecord(flow) ?? this.#byAddress(src.ip, 'the flow was recorded for a pod that has gone'));
+    if (rank(answer.assurance) < rank(minAssurance)) {
       throw new IdentityError(
         'ASSURANCE_TOO_LOW',
-        `the flow is known with ${answer.assurance}, which is less than ${minAssurance}`,
+        `the flow is known with ${answer.assurance}, which is less than ${minAssurance}: minAssurance ${answer.assurance} asks for such answers`,
       );
     }
     return {
@@ -94,7 +105,7 @@ export class IdentityService {
 
   /**
    * A pod by its UID, also for 60 s after it went. Without SPIFFE ID and service account while no authority has told
-   * of it, and where it has none. Throws IdentityError.
+   * of it, and where none is known. Throws IdentityError.
    */
   workload(uid: PodUid): { readonly pod: Pod; readonly workload: Workload } {
     const found = this.#podNow(uid);
@@ -109,9 +120,20 @@ export class IdentityService {
     };
   }
 
-  #byRecord(flow: FlowRecord): Answer {
-    const uid = this.#options.datapath.podOfEndpoint(flow.endpointId, flow.generation);
+  /**
+   * Undefined where the record does not count: it outlives its endpoint, and who got the address since, and is not
+   * enrolled, can have sent the same again without a record.
+   */
+  #byRecord(flow: FlowRecord): Answer | undefined {
+    const { store, datapath } = this.#options;
+    const isLive = datapath.isLiveEndpoint(flow.endpointId, flow.generation);
+    const uid = datapath.podOfEndpoint(flow.endpointId, flow.generation);
     const found = uid === undefined ? undefined : this.#podNow(uid);
+    const { ip } = flow.direction === 'EGRESS' ? flow.src : flow.dst;
+    const isOwn = isLive && found?.state !== 'TERMINATING';
+    if (!isOwn && (found === undefined || store.byIp(ip).some((other) => other.uid !== uid))) {
+      return undefined;
+    }
     if (found === undefined) {
       throw this.#unknown(
         `the flow was recorded for endpoint ${flow.endpointId} (generation ${flow.generation}), whose pod is not known`,
@@ -126,17 +148,17 @@ export class IdentityService {
     };
   }
 
-  #byAddress(ip: string): Answer {
+  #byAddress(ip: string, why: string): Answer {
     const { store, datapath } = this.#options;
     const [pod, ...others] = store.byIp(ip);
     if (pod === undefined) {
-      throw this.#unknown(`the flow was not recorded, and no pod of this node has the address ${ip}`);
+      throw this.#unknown(`${why}, and no pod of this node has the address ${ip}`);
     }
     if (others.length > 0) {
       const names = [pod, ...others].map(({ namespace, name }) => `${namespace}/${name}`).join(', ');
       throw new IdentityError(
         'AMBIGUOUS',
-        `the flow was not recorded, and ${ip} is the address of ${others.length + 1} pods: ${names}`,
+        `${why}, and ${ip} is the address of ${others.length + 1} pods: ${names}`,
       );
     }
     this.#requireNamed(pod);
@@ -145,7 +167,7 @@ export class IdentityService {
       workload: workloadOf(pod, endpoint?.generation ?? 0, 'LIVE', this.#options),
       direction: 'EGRESS',
       instance: endpoint?.instance ?? '',
-      assurance: endpoint?.state === 'INTERCEPTED' ? 'IP_AND_IFACE' : 'IP_ONLY',
+      assurance: 'IP_ONLY',
     };
   }
 
@@ -164,17 +186,15 @@ export class IdentityService {
   }
 
   #isConfirmed(pod: Pod): boolean {
-    return isConfirmed(pod, this.#options.authorities ?? []);
+    return isConfirmed(pod, this.#authorities);
   }
 
   #requireNamed(pod: Pod): void {
     if (!this.#isConfirmed(pod)) {
-      const names = this.#options.authorities?.map(({ name }) => name).join(' or ');
-      const why = this.#authorityBehind();
-      throw new IdentityError(
-        'NOT_SYNCED',
-        `${names} has not told of pod ${pod.namespace}/${pod.name} yet${why === undefined ? '' : ` (${why})`}`,
-      );
+      throw this.#notToldYet(pod, namesOf(this.#authorities, 'or'), this.#authorityBehind());
+    }
+    if (pod.serviceAccount === '' && !pod.sources.includes('kubernetes')) {
+      throw this.#unconfirmed(pod);
     }
     if (pod.serviceAccount === '') {
       throw new IdentityError(
@@ -184,9 +204,29 @@ export class IdentityService {
     }
   }
 
+  /** The runtime is late where the CNI plugin tells of a pod that starts: it may know the account in a moment. */
+  #unconfirmed(pod: Pod): IdentityError {
+    const { sources } = this.#options;
+    const cri = sources.find(({ name }) => name === 'cri');
+    if (cri !== undefined && !pod.sources.includes('cri')) {
+      return this.#notToldYet(pod, cri.name, cri.lastError);
+    }
+    return new IdentityError(
+      'WORKLOAD_UNCONFIRMED',
+      `no source knows the service account of pod ${pod.namespace}/${pod.name} (asked: ${namesOf(sources, 'and')}): add the source kubernetes, or name the account of such pods, as in sources: {cri: {serviceAccount: default}}`,
+    );
+  }
+
+  #notToldYet(pod: Pod, names: string, why: string | undefined): IdentityError {
+    return new IdentityError(
+      'NOT_SYNCED',
+      `${names} has not told of pod ${pod.namespace}/${pod.name} yet${why === undefined ? '' : ` (${why})`}`,
+    );
+  }
+
   /** Why an authority may not have told all; undefined while all follow. */
   #authorityBehind(): string | undefined {
-    const behind = this.#options.authorities?.find(({ lastError }) => lastError !== undefined);
+    const behind = this.#authorities.find(({ lastError }) => lastError !== undefined);
     return behind === undefined ? undefined : `${behind.name} is behind: ${behind.lastError}`;
   }
 
@@ -196,6 +236,10 @@ export class IdentityService {
       ? new IdentityError('WORKLOAD_NOT_FOUND', message)
       : new IdentityError('NOT_SYNCED', `${message}; ${behind}`);
   }
+}
+
+function namesOf(sources: readonly Source[], last: string): string {
+  return sources.map(({ name }) => name).join(` ${last} `);
 }
 
 function rank(assurance: Assurance): number {

@@ -24,8 +24,9 @@ export function isConfirmed(pod: Pod, authorities: readonly Pick<PodSource, 'nam
 }
 
 /**
- * Asks the authorities for a pod that none of them has told of yet. The function returned gives the reason why it is
- * not known what the pod is, undefined where it is; it never rejects.
+ * Asks the authorities for a pod that none of them has told of yet: by namespace and name alone where nobody knows its
+ * UID, which its source is told then. The function returned gives the reason why it is not known what the pod is,
+ * undefined where it is; it never rejects.
  */
 export function confirmation(
   store: Pick<PodStore, 'get'>,
@@ -37,12 +38,21 @@ export function confirmation(
     if (pod === undefined || isConfirmed(pod, authorities)) {
       return undefined;
     }
+    const nameless = sources.find((source) => source.awaitsUid?.(uid) === true);
+    const asked = nameless === undefined ? uid : undefined;
+    let found: PodUid | undefined;
     try {
-      await Promise.all(authorities.map((source) => source.lookup?.(uid, pod.namespace, pod.name, signal)));
+      const pods = await Promise.all(
+        authorities.map((source) => source.lookup?.(asked, pod.namespace, pod.name, signal)),
+      );
+      found = pods.find((one) => one !== undefined)?.uid;
     } catch (error) {
       return `NOT_SYNCED: ${error instanceof Error ? error.message : String(error)}`;
     }
-    const now = store.get(uid);
+    if (nameless !== undefined && found !== undefined) {
+      nameless.adopt?.(uid, found);
+    }
+    const now = store.get(found ?? uid);
     return now !== undefined && isConfirmed(now, authorities)
       ? undefined
       : 'NOT_SYNCED: the API server has not told of this pod yet';

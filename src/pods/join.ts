@@ -2,9 +2,6 @@
 
 import type { Pod, SourceName } from './pod.js';
 
-/** Where no source is asked that would know. */
-const UNKNOWN_SERVICE_ACCOUNT = 'default';
-
 /** Weakest first: where two sources disagree about a field, the later one is believed. */
 const PRECEDENCE: readonly SourceName[] = ['static', 'cni', 'cri', 'kubernetes'];
 
@@ -16,9 +13,9 @@ interface Part {
 /**
  * One frozen pod out of what each source says of it; undefined where none says anything. An empty field is one the
  * source does not know; addresses are united, the strongest source's first; a pod is on the host's network if any
- * source says so.
+ * source says so. `criServiceAccount` is that of pods whose own no source knows, where the CRI tells of them.
  */
-export function joinPods(said: ReadonlyMap<SourceName, Pod>): Pod | undefined {
+export function joinPods(said: ReadonlyMap<SourceName, Pod>, criServiceAccount = ''): Pod | undefined {
   const parts = PRECEDENCE.flatMap((source): Part[] => {
     const pod = said.get(source);
     return pod === undefined ? [] : [{ source, pod }];
@@ -41,7 +38,7 @@ export function joinPods(said: ReadonlyMap<SourceName, Pod>): Pod | undefined {
     uid: strongest.uid,
     namespace: text((pod) => pod.namespace) ?? '',
     name: text((pod) => pod.name) ?? '',
-    serviceAccount: serviceAccountOf(parts),
+    serviceAccount: serviceAccountOf(parts, criServiceAccount),
     labels: map((pod) => pod.labels),
     annotations: map((pod) => pod.annotations),
     ips: Object.freeze([...new Set(strongestFirst.flatMap((pod) => pod.ips))]),
@@ -61,10 +58,11 @@ export function joinPods(said: ReadonlyMap<SourceName, Pod>): Pod | undefined {
  * none, but not into mirror pods, which it forbids to have any (plugin/pkg/admission/serviceaccount). A label that the
  * runtime was given does not change that; the administrator's static file does.
  */
-function serviceAccountOf(parts: readonly Part[]): string {
-  const isKnown = parts.some(({ source }) => source === 'kubernetes');
+function serviceAccountOf(parts: readonly Part[], criServiceAccount: string): string {
+  const isFrom = (name: SourceName): boolean => parts.some(({ source }) => source === name);
+  const isKnown = isFrom('kubernetes');
   const told = parts
     .filter(({ source }) => !isKnown || source === 'kubernetes' || source === 'static')
     .findLast(({ pod }) => pod.serviceAccount !== '');
-  return told?.pod.serviceAccount ?? (isKnown ? '' : UNKNOWN_SERVICE_ACCOUNT);
+  return told?.pod.serviceAccount ?? (!isKnown && isFrom('cri') ? criServiceAccount : '');
 }

@@ -26,11 +26,16 @@ export class PodStore {
   readonly #pods = new Map<PodUid, Pod>();
   readonly #byIp = new Map<string, Pod[]>();
   readonly #gone: GonePods;
+  readonly #criServiceAccount: string | undefined;
   readonly #listeners = new Set<(changes: readonly PodChange[]) => void>();
   #revision = 0;
 
-  /** `nowMs` is the clock that pods which went are forgotten by. */
-  constructor(options: { nowMs?: Clock; epoch?: string } = {}) {
+  /**
+   * `nowMs` is the clock that pods which went are forgotten by, `criServiceAccount` that of pods whose own no source
+   * knows, where the CRI tells of them. Default: such a pod has none.
+   */
+  constructor(options: { nowMs?: Clock; epoch?: string; criServiceAccount?: string | undefined } = {}) {
+    this.#criServiceAccount = options.criServiceAccount;
     this.#gone = new GonePods(options.nowMs ?? Date.now);
     this.epoch = options.epoch ?? randomUUID();
   }
@@ -151,7 +156,7 @@ export class PodStore {
 
   #rejoin(uid: PodUid): PodChange | undefined {
     const before = this.#pods.get(uid);
-    const after = joinPods(this.#saidOf(uid));
+    const after = joinPods(this.#saidOf(uid), this.#criServiceAccount);
     if (isDeepStrictEqual(before, after)) {
       return undefined;
     }

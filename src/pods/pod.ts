@@ -5,6 +5,9 @@ export type PodUid = string & { readonly __brand: 'PodUid' };
 export const RUNTIME_KINDS = ['runc', 'runsc', 'rund', 'unknown'] as const;
 export type RuntimeKind = (typeof RUNTIME_KINDS)[number];
 
+/** A DNS subdomain (Kubernetes, pkg/apis/core/validation, ValidateServiceAccountName). */
+export const SERVICE_ACCOUNT_NAME = /^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$/;
+
 export type SourceName = 'static' | 'cri' | 'kubernetes' | 'cni';
 
 export type FailurePolicy = 'closed' | 'open';
@@ -21,7 +24,7 @@ export interface Pod {
   readonly uid: PodUid;
   readonly namespace: string;
   readonly name: string;
-  /** Empty for a pod that has none, such as the mirror pod of a static pod of the kubelet. */
+  /** Empty where no source knows it, and for a pod that has none: the mirror pod of a static pod of the kubelet. */
   readonly serviceAccount: string;
   readonly labels: Readonly<Record<string, string>>;
   readonly annotations: Readonly<Record<string, string>>;

@@ -27,7 +27,16 @@ export interface PodSource {
   poke?(): void;
   /**
    * Asks now for one pod that the source may not have told of yet, and has it in the store as if it had. Undefined
-   * where there is no such pod on this node; rejects where the source cannot be asked.
+   * where there is no such pod on this node; rejects where the source cannot be asked. Without a UID: the pod that has
+   * the name now, and is not being deleted.
    */
-  lookup?(uid: PodUid, namespace: string, name: string, signal: AbortSignal): Promise<Pod | undefined>;
+  lookup?(
+    uid: PodUid | undefined,
+    namespace: string,
+    name: string,
+    signal: AbortSignal,
+  ): Promise<Pod | undefined>;
+  /** Whether a pod that starts bears this UID only until `adopt` tells its own, which this source was not told. */
+  awaitsUid?(uid: PodUid): boolean;
+  adopt?(standIn: PodUid, uid: PodUid): void;
 }

@@ -32,22 +32,34 @@ export class Admissions {
     this.#options = options;
   }
 
-  /** For a pod that has no process yet. */
-  async admit(uid: PodUid, timeoutMs: number): Promise<Admission> {
+  /** For a pod that has no process yet. `uidOf` is asked again and again: its UID may become known while it waits. */
+  async admit(uidOf: () => PodUid, timeoutMs: number): Promise<Admission> {
     const { starting } = this.#options;
-    starting.add(uid);
+    const uids = new Set<PodUid>();
+    const uidOfStarting = () => {
+      const uid = uidOf();
+      uids.add(uid);
+      starting.add(uid);
+      return uid;
+    };
     try {
-      return await this.check(uid, timeoutMs);
+      return await this.check(uidOfStarting, timeoutMs);
     } finally {
-      starting.delete(uid);
+      for (const uid of uids) {
+        starting.delete(uid);
+      }
     }
   }
 
   /** The same of a pod that runs. */
-  async check(uid: PodUid, timeoutMs: number): Promise<Admission> {
+  async check(uidOf: () => PodUid, timeoutMs: number): Promise<Admission> {
     const deadline = AbortSignal.timeout(timeoutMs);
     for (;;) {
+      const uid = uidOf();
       let reason = await this.#options.unknown(uid, deadline);
+      if (reason === undefined && uidOf() !== uid) {
+        continue;
+      }
       if (reason === undefined) {
         const { status, failure } = await this.#look(uid, deadline);
         const decision = status === undefined ? undefined : decide(status);

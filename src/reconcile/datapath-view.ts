@@ -18,6 +18,8 @@ export interface DatapathView {
   endpointOf(uid: PodUid): EndpointStatus | undefined;
   /** Also answers for endpoints that were removed in the last 60 s. */
   podOfEndpoint(endpointId: number, generation: number): PodUid | undefined;
+  /** Whether the kernel has an endpoint of this generation now, so that no other pod sends from its interface. */
+  isLiveEndpoint(endpointId: number, generation: number): boolean;
   listeners(): readonly ListenerStatus[];
   counters(): Promise<readonly EndpointCounters[]>;
   /** What was found missing or changed in the kernel and put right, since the agent started. */
@@ -70,6 +72,12 @@ export class Datapath implements DatapathView {
   podOfEndpoint(endpointId: number, generation: number): PodUid | undefined {
     const row = this.#parts.tables.rowById(endpointId);
     return row === undefined || generation > row.generation ? undefined : row.uid;
+  }
+
+  isLiveEndpoint(endpointId: number, generation: number): boolean {
+    const { tables } = this.#parts;
+    const row = tables.rowById(endpointId);
+    return row !== undefined && row.generation === generation && tables.isLive(row);
   }
 
   listeners(): readonly ListenerStatus[] {

@@ -35,7 +35,10 @@ beforeAll(async () => {
   await lab.serve();
   [containerd, bridge] = [await Containerd.start(lab, 'ptp'), await Containerd.start(lab, 'bridge')];
   agent = new TestAgent(lab, {
-    sources: { cri: { endpoint: `unix://${containerd.socket}` }, static: { file: 'pods.yaml' } },
+    sources: {
+      cri: { endpoint: `unix://${containerd.socket}`, serviceAccount: 'default' },
+      static: { file: 'pods.yaml' },
+    },
     instances: INSTANCES,
   });
   const onBridge = await bridge.runPod({ name: 'on-bridge', runtime: 'runc' });
@@ -152,6 +155,7 @@ describe('a connection that was open before its pod was enrolled', () => {
     const dialled = reply(await plain.app(['dial', REMOTE[4], '80']));
     expect(await proxy.flowFrom(`${plain.ips[4]}:${dialled.localPort}`)).toMatchObject({
       originalDst: '10.200.1.1:80',
+      spiffeId: 'spiffe://cluster.local/ns/default/sa/default',
     });
     await agent.stop();
     agent.writeConfig({});
@@ -400,6 +404,17 @@ describe('who it is', () => {
     expect(await agent.client.resolve(query)).toMatchObject({
       workload: { podName: pod.name, state: 'TERMINATING' },
     });
+    // Who has the address now is not enrolled, and may have dialled from the same port.
+    const heir = { namespace: 'default', name: 'heir', uid: 'heir', ips: [pod.ips[4]], interface: 'none' };
+    agent.writePods([...described, heir]);
+    await waitFor('the heir to be known', async () => (await agent.workload('heir')) !== undefined);
+    await expect(agent.client.resolve(query)).rejects.toMatchObject({ code: 'ASSURANCE_TOO_LOW' });
+    expect(await agent.client.resolve({ ...query, minAssurance: 'IP_ONLY' })).toMatchObject({
+      workload: { podName: 'heir', state: 'LIVE' },
+      assurance: 'IP_ONLY',
+    });
+    agent.writePods(described);
+    await waitFor('the heir to be forgotten', async () => (await agent.workload('heir')) === undefined);
   });
 
   it('a bad edit of the static file is refused with its line, and the last good state stays', async () => {

@@ -31,7 +31,8 @@ beforeAll(async () => {
   });
   await agent.start();
   proxy = new TestProxy(lab, agent);
-  await proxy.start();
+  // Nobody but the CNI plugin knows the microVMs, so nobody knows their service accounts.
+  await proxy.start('--allow-unidentified', '--resolve-timeout-ms', '1000');
   await agent.adopted(2);
   capture = lab.daemon(lab.node, 'capture', 'tcpdump', [
     '-i',

@@ -68,9 +68,34 @@ describe('the config map', () => {
   it('leaves the name of the node to the downward API', () => {
     expect(parseConfig(config, 'config.yaml', 'node-7').node).toBe('node-7');
   });
+
+  it('asks the API server for names, and gives no pod a name that it would have to guess', () => {
+    const { sources } = parseConfig(config, 'config.yaml');
+    expect(Object.keys(sources).sort()).toEqual(['cni', 'cri', 'kubernetes']);
+    expect([sources.kubernetes, sources.cri?.serviceAccount]).toEqual([{}, undefined]);
+  });
+
+  it('leaves the chain of the CNI alone: a node would start no pod once the agent was deleted', () => {
+    const { cni } = parseConfig(config, 'config.yaml').sources;
+    expect(cni).toMatchObject({ install: false });
+    for (const folder of [cni?.confDir, cni?.binDir, cni?.stateDir]) {
+      expect(mountOf(folder ?? ''), folder).toMatchObject({ readOnly: false });
+    }
+  });
 });
 
 describe('access to the API server', () => {
+  it('is given to the agent by the account that the role is bound to', () => {
+    const spec = podSpec(base);
+    const [subject] = only(base, 'ClusterRoleBinding').subjects ?? [];
+    expect(subject).toMatchObject({ kind: 'ServiceAccount', name: spec.serviceAccountName });
+    expect(only(base, 'ServiceAccount').metadata).toMatchObject({
+      name: subject?.name,
+      namespace: subject?.namespace,
+    });
+    expect(spec.automountServiceAccountToken).not.toBe(false);
+  });
+
   it('is reading pods and namespaces, and nothing else', () => {
     expect(only(base, 'ClusterRole').rules).toEqual([
       { apiGroups: [''], resources: ['pods', 'namespaces'], verbs: ['get', 'list', 'watch'] },

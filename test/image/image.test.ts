@@ -88,14 +88,18 @@ async function prepareNode(): Promise<void> {
   await runIn(lab.node, 'sysctl', ['-qw', 'net.ipv4.conf.all.src_valid_mark=1']);
 }
 
-/** The base's own file, with what this lab has not (an API server) and has in addition (a proxy that is not root). */
+/**
+ * The base's own file, with what this lab has not (an API server, which would know the pods' service accounts) and has in
+ * addition (a proxy that is not root).
+ */
 function writeConfig(text: string): string {
   const config = parse(text) as {
-    sources: Record<string, unknown>;
+    sources: { cri: Record<string, unknown>; kubernetes?: unknown };
     instances: { owner: object }[];
     api: { allow: object[] };
   };
   delete config.sources.kubernetes;
+  config.sources.cri.serviceAccount = 'default';
   config.api.allow.push({ uid: PROXY_UID });
   for (const instance of config.instances) {
     instance.owner = { uid: PROXY_UID };

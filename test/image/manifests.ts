@@ -46,6 +46,8 @@ export interface Probe {
 }
 
 export interface PodSpec {
+  readonly serviceAccountName?: string;
+  readonly automountServiceAccountToken?: boolean;
   readonly hostNetwork?: boolean;
   readonly hostPID?: boolean;
   readonly initContainers?: readonly Container[];
@@ -68,6 +70,8 @@ export interface Manifest {
     readonly resources: string[];
     readonly verbs: string[];
   }[];
+  /** Of a ClusterRoleBinding. */
+  readonly subjects?: readonly { readonly kind: string; readonly name: string; readonly namespace: string }[];
   /** Of a DaemonSet. */
   readonly spec?: { readonly template: { readonly spec: PodSpec } };
 }

@@ -54,18 +54,21 @@ const known = () => admissions(async () => undefined);
 describe('a pod whose status is', () => {
   test.each(['INTERCEPTED', 'NOT_ENROLLED'] as const)('%s may start', async (state) => {
     reconciler.status = { state };
-    expect(await known().admit(WEB, LONG_MS)).toEqual({ kind: 'ready', state });
+    expect(await known().admit(() => WEB, LONG_MS)).toEqual({ kind: 'ready', state });
     expect([reconciler.rounds, reconciler.listeners.size]).toEqual([[[WEB]], 0]);
   });
 
   test('REFUSED never may', async () => {
     reconciler.status = { state: 'REFUSED', reason: 'an SR-IOV interface' };
-    expect(await known().admit(WEB, LONG_MS)).toEqual({ kind: 'refused', reason: 'an SR-IOV interface' });
+    expect(await known().admit(() => WEB, LONG_MS)).toEqual({
+      kind: 'refused',
+      reason: 'an SR-IOV interface',
+    });
   });
 
   test.each(['PENDING', 'DEGRADED'] as const)('%s waits until it is another', async (state) => {
     reconciler.status = { state, reason: 'not proven yet' };
-    const admitted = known().admit(WEB, LONG_MS);
+    const admitted = known().admit(() => WEB, LONG_MS);
     await vi.waitFor(() => expect(reconciler.rounds.length).toBeGreaterThan(2));
     reconciler.status = { state: 'INTERCEPTED' };
     reconciler.tell();
@@ -75,20 +78,23 @@ describe('a pod whose status is', () => {
 
   test('PENDING to the end is told with what was missing', async () => {
     reconciler.status = { state: 'PENDING', reason: 'no interface yet' };
-    expect(await known().admit(WEB, 120)).toEqual({ kind: 'waiting', reason: 'no interface yet' });
+    expect(await known().admit(() => WEB, 120)).toEqual({ kind: 'waiting', reason: 'no interface yet' });
     expect(reconciler.listeners.size).toBe(0);
   });
 
   test('not there yet, or that of another pod, is no status', async () => {
     reconciler.onRound = async () => reconciler.tell(uid('uid-other'));
     reconciler.status = { state: 'INTERCEPTED' };
-    expect(await known().admit(WEB, 120)).toEqual({ kind: 'waiting', reason: 'the pod is not known yet' });
+    expect(await known().admit(() => WEB, 120)).toEqual({
+      kind: 'waiting',
+      reason: 'the pod is not known yet',
+    });
   });
 });
 
 test('a round that fails is tried again, not at once, and told where nothing else happens', async () => {
   reconciler.onRound = () => Promise.reject(new Error('ENOBUFS'));
-  expect(await known().admit(WEB, 220)).toEqual({
+  expect(await known().admit(() => WEB, 220)).toEqual({
     kind: 'waiting',
     reason: 'looking at the pod failed: ENOBUFS',
   });
@@ -99,10 +105,10 @@ test('a round that fails is tried again, not at once, and told where nothing els
 describe('a pod that nobody has confirmed yet', () => {
   test('is not looked at before, then waits for its status', async () => {
     let reason: string | undefined = 'NOT_SYNCED: the API server is away';
-    const admitted = admissions(async () => reason).admit(WEB, LONG_MS);
+    const admitted = admissions(async () => reason).admit(() => WEB, LONG_MS);
     reconciler.status = { state: 'PENDING', reason: 'no interface yet' };
     const unknown = vi.fn(async () => reason);
-    await admissions(unknown).admit(WEB, 120);
+    await admissions(unknown).admit(() => WEB, 120);
     expect([unknown.mock.calls.length > 1, reconciler.rounds]).toEqual([true, []]);
     reason = undefined;
     await vi.waitFor(() => expect(reconciler.rounds.length).toBeGreaterThan(0));
@@ -112,7 +118,7 @@ describe('a pod that nobody has confirmed yet', () => {
 
   test('is told with the reason when the time is over', async () => {
     const reason = 'NOT_SYNCED: connect ECONNREFUSED';
-    expect(await admissions(async () => reason).admit(WEB, 120)).toEqual({ kind: 'waiting', reason });
+    expect(await admissions(async () => reason).admit(() => WEB, 120)).toEqual({ kind: 'waiting', reason });
     expect(reconciler.rounds).toEqual([]);
   });
 
@@ -121,7 +127,7 @@ describe('a pod that nobody has confirmed yet', () => {
       new Promise<string>((resolve) =>
         signal.addEventListener('abort', () => resolve('the API server is silent'), { once: true }),
       );
-    expect(await admissions(unknown).admit(WEB, 50)).toEqual({
+    expect(await admissions(unknown).admit(() => WEB, 50)).toEqual({
       kind: 'waiting',
       reason: 'the API server is silent',
     });
@@ -184,8 +190,8 @@ test('a pod counts as starting until it is answered, a pod that is only checked 
     return undefined;
   });
   reconciler.status = { state: 'INTERCEPTED' };
-  await both.admit(WEB, LONG_MS);
-  await both.check(WEB, LONG_MS);
+  await both.admit(() => WEB, LONG_MS);
+  await both.check(() => WEB, LONG_MS);
   expect(asked).toEqual([[WEB], []]);
   expect(starting.size).toBe(0);
 });

@@ -118,6 +118,10 @@ export class FakeDatapath implements DatapathView {
     return this.owners.get(`${endpointId}/${generation}`);
   }
 
+  isLiveEndpoint(endpointId: number, generation: number): boolean {
+    return this.statuses.some((one) => one.endpointId === endpointId && one.generation === generation);
+  }
+
   listeners(): readonly ListenerStatus[] {
     return this.listening;
   }
@@ -153,8 +157,12 @@ export interface FixtureOptions {
 }
 
 /** An identity service over a fake datapath, as the agent builds it. */
-export function identityParts(state: Fixture['state'], authorities: IdentityOptions['authorities'] = []) {
-  const store = new PodStore({ nowMs: () => state.nowMs, epoch: 'epoch-1' });
+export function identityParts(
+  state: Fixture['state'],
+  sources: IdentityOptions['sources'] = [{ name: 'static', lastError: undefined }],
+  criServiceAccount?: string,
+) {
+  const store = new PodStore({ nowMs: () => state.nowMs, epoch: 'epoch-1', criServiceAccount });
   const datapath = new FakeDatapath();
   const identity = new IdentityService({
     store,
@@ -162,7 +170,7 @@ export function identityParts(state: Fixture['state'], authorities: IdentityOpti
     trustDomain: 'cluster.local',
     node: 'node-a',
     synced: () => state.synced,
-    authorities,
+    sources,
     nowMs: () => state.nowMs,
   });
   return { store, datapath, identity };

@@ -125,9 +125,15 @@ describe('GET /v1/resolve', () => {
     const ambiguous = '/v1/resolve?proto=tcp&src=10.66.0.3:1&dst=10.200.1.1:80';
     expect(await ask(ambiguous)).toMatchObject({ status: 409, body: { reason: 'AMBIGUOUS' } });
     fixture.store.replaceSource('static', [pod('web-0')]);
-    expect(await ask(`${ambiguous}&minAssurance=DATAPATH_RECORDED`)).toMatchObject({
-      status: 412,
-      body: { reason: 'ASSURANCE_TOO_LOW' },
+    for (const minAssurance of ['', '&minAssurance=DATAPATH_RECORDED', '&minAssurance=IP_AND_IFACE']) {
+      expect(await ask(`${ambiguous}${minAssurance}`)).toMatchObject({
+        status: 412,
+        body: { reason: 'ASSURANCE_TOO_LOW' },
+      });
+    }
+    expect(await ask(`${ambiguous}&minAssurance=IP_ONLY`)).toMatchObject({
+      status: 200,
+      body: { assurance: 'IP_ONLY', workload: { podName: 'web-0' } },
     });
   });
 
@@ -153,6 +159,13 @@ describe('POST /v1/resolve:batch', () => {
       { problem: { reason: 'WORKLOAD_NOT_FOUND', status: 404 } },
       { resolution: { workload: { podName: 'web-0' } } },
     ]);
+    const weak = { proto: 'tcp', src: { ...SRC, port: 1 }, dst: DST } as const;
+    expect(await client.resolveBatch([weak, { ...weak, minAssurance: 'IP_ONLY' }])).toMatchObject({
+      results: [
+        { problem: { reason: 'ASSURANCE_TOO_LOW', status: 412 } },
+        { resolution: { assurance: 'IP_ONLY' } },
+      ],
+    });
     const mixed = JSON.stringify({ queries: [{ proto: 'tcp', src: 'x', dst: '10.0.0.1:80' }, 7] });
     expect((await ask('/v1/resolve:batch', JSON_HEADERS, mixed)).body).toMatchObject({
       results: [

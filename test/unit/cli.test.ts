@@ -151,6 +151,15 @@ describe('with an agent', () => {
     expect(JSON.parse(printed)).toMatchObject({ workload: { podName: 'web-0' }, ttlMs: 1000 });
   });
 
+  test('resolve takes weak answers only when it is asked for them', async () => {
+    const weak = ['--src', '10.66.0.3:1', '--dst', '10.200.1.1:80'];
+    expect(await ask('resolve', ...weak)).toBe(1);
+    expect(errors).toMatch(/^nodesentry: the flow is known with IP_ONLY, .*minAssurance IP_ONLY.*\n$/);
+    expect(await ask('resolve', ...weak, '--min-assurance', 'IP_ONLY')).toBe(0);
+    expect(printed).toContain('Assurance: IP_ONLY\n');
+    expect(await ask('resolve', ...weak, '--min-assurance', 'ALL')).toBe(2);
+  });
+
   test('resolve of a flow that nobody knows exits 1 with one line', async () => {
     expect(await ask('resolve', '--src', '10.9.9.9:1', '--dst', '10.200.1.1:80')).toBe(1);
     expect([printed, errors]).toEqual([

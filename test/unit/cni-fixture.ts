@@ -75,8 +75,8 @@ export class CniFixture {
 
   async start(more: Partial<CniServerOptions> = {}): Promise<void> {
     await this.source.start(this.#stop.signal);
-    const ask: Admissions['admit'] = (uid, timeoutMs) => {
-      this.asked.push({ uid, timeoutMs });
+    const ask: Admissions['admit'] = (uidOf, timeoutMs) => {
+      this.asked.push({ uid: uidOf(), timeoutMs });
       return this.admission();
     };
     this.#server = await startCniServer({

@@ -316,6 +316,18 @@ describe('a mistake is told with its line and field', () => {
     ]);
   });
 
+  it('the account of pods of the CRI is the name of one', () => {
+    const cri = 'sources: {cri: {serviceAccount: build-bot}}';
+    expect(parseConfig(cri, FILE).sources.cri?.serviceAccount).toBe('build-bot');
+    for (const wrong of ['""', 'Default', 'a/b', '../x', '-a']) {
+      expect(mistakes(`sources: {cri: {serviceAccount: ${wrong}}}`)).toEqual([
+        expect.stringMatching(
+          /^1: sources\.cri\.serviceAccount: expected the name of a service account, got "/,
+        ),
+      ]);
+    }
+  });
+
   it('several at once come in the order of the file', () => {
     expect(
       mistakes('sources: {cri: {}}\nlog: {level: loud}\n\nnode: ""\ninterception:\n  table: 254\n'),

@@ -94,7 +94,7 @@ describe('a sandbox', () => {
         uid: 'web-0',
         namespace: 'default',
         name: 'web-0',
-        serviceAccount: 'default',
+        serviceAccount: '',
         labels: { app: 'web' },
         annotations: { 'nodesentry.io/intercept': 'enabled' },
         ips: ['10.66.0.3', 'fd00:66::3'],
@@ -194,8 +194,8 @@ describe('a sandbox', () => {
     ];
     await start();
     expect(podNamed('by-root')?.serviceAccount).toBe('payments');
-    expect(podNamed('by-kubelet')?.serviceAccount).toBe('default');
-    expect(podNamed('by-annotation')?.serviceAccount).toBe('default');
+    expect(podNamed('by-kubelet')?.serviceAccount).toBe('');
+    expect(podNamed('by-annotation')?.serviceAccount).toBe('');
     expect(warnings()).toContain('a label of a pod cannot choose its service account');
   });
 

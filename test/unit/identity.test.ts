@@ -92,9 +92,68 @@ describe('a flow that the datapath recorded', () => {
     expect(refusal(QUERY)).toMatchObject({ code: 'WORKLOAD_NOT_FOUND', status: 404 });
   });
 
-  test('is not given to the pod that got the address after it', () => {
-    parts.store.replaceSource('static', [pod('web-1')]);
-    expect(parts.identity.resolve(QUERY).workload.podName).toBe('web-0');
+  describe('counts no longer once another pod has the address, and may have sent the same again', () => {
+    const answersFor = (name: string) => {
+      expect(refusal(QUERY)).toMatchObject({ code: 'ASSURANCE_TOO_LOW', status: 412 });
+      expect(parts.identity.resolve({ ...QUERY, minAssurance: 'IP_ONLY' })).toMatchObject({
+        workload: { podName: name, state: 'LIVE' },
+        assurance: 'IP_ONLY',
+      });
+    };
+
+    test('because its pod has gone', () => {
+      parts.store.replaceSource('static', [pod('web-1')]);
+      answersFor('web-1');
+    });
+
+    test('because its pod has gone for Kubernetes, while the runtime still lists it under another address', () => {
+      parts = identityParts(state, [{ name: 'kubernetes', lastError: undefined }]);
+      addWeb(parts.store, parts.datapath);
+      parts.store.replaceSource('static', []);
+      const [old, next] = [
+        pod('web-0', { sources: ['kubernetes'] }),
+        pod('web-1', { sources: ['kubernetes'] }),
+      ];
+      parts.store.replaceSource('cri', [pod('web-0', { ips: ['10.66.0.9'], sources: ['cri'] })]);
+      parts.store.replaceSource('kubernetes', [old]);
+      parts.store.replaceSource('kubernetes', [next]);
+      answersFor('web-1');
+    });
+
+    test('because its pod was enrolled anew, under another address', () => {
+      parts.datapath.statuses[0] = endpoint(uid('uid-web-0'), { generation: 4 });
+      parts.store.replaceSource('static', [pod('web-0', { ips: ['10.66.0.9'] }), pod('web-1')]);
+      answersFor('web-1');
+    });
+
+    test('because nobody knows any more whose it was', () => {
+      parts.datapath.owners.clear();
+      parts.datapath.statuses.length = 0;
+      answersFor('web-0');
+    });
+
+    test('where two others have it, that is AMBIGUOUS; where nobody is named yet, NOT_SYNCED', () => {
+      parts.store.replaceSource('static', [pod('web-1'), pod('web-2')]);
+      expect(refusal(QUERY).code).toBe('AMBIGUOUS');
+      parts.store.replaceSource('static', []);
+      parts.datapath.statuses.length = 0;
+      state.nowMs += 60_001;
+      expect(refusal(QUERY)).toMatchObject({
+        code: 'WORKLOAD_NOT_FOUND',
+        message:
+          'the flow was recorded for a pod that has gone, and no pod of this node has the address 10.66.0.3',
+      });
+      state.synced = false;
+      expect(refusal(QUERY).code).toBe('NOT_SYNCED');
+    });
+  });
+
+  test('is still that of a pod that was enrolled anew, while nobody else has the address', () => {
+    parts.datapath.statuses[0] = endpoint(uid('uid-web-0'), { generation: 4 });
+    expect(parts.identity.resolve(QUERY)).toMatchObject({
+      workload: { podName: 'web-0', generation: 3 },
+      assurance: 'DATAPATH_RECORDED',
+    });
   });
 
   test('of an endpoint that nobody knows is never answered from the address instead', () => {
@@ -120,16 +179,14 @@ describe('a flow that the datapath recorded', () => {
 });
 
 describe('a flow without a record', () => {
-  const query: ResolveQuery = { ...QUERY, dst: OTHER_DST };
+  const query: ResolveQuery = { ...QUERY, dst: OTHER_DST, minAssurance: 'IP_ONLY' };
 
-  test('is IP_AND_IFACE where the pod is intercepted, IP_ONLY where it is not', () => {
+  test('is IP_ONLY, also where the pod is intercepted: anybody beside it can send from its address', () => {
     expect(parts.identity.resolve(query)).toMatchObject({
-      assurance: 'IP_AND_IFACE',
+      assurance: 'IP_ONLY',
       instance: 'default',
       workload: { generation: 3 },
     });
-    parts.datapath.statuses[0] = endpoint(uid('uid-web-0'), { state: 'DEGRADED' });
-    expect(parts.identity.resolve(query).assurance).toBe('IP_ONLY');
     parts.datapath.statuses.length = 0;
     expect(parts.identity.resolve(query)).toMatchObject({
       assurance: 'IP_ONLY',
@@ -163,20 +220,26 @@ describe('a flow without a record', () => {
   });
 
   test('with less assurance than asked for is refused', () => {
-    expect(refusal({ ...query, minAssurance: 'DATAPATH_RECORDED' })).toMatchObject({
-      code: 'ASSURANCE_TOO_LOW',
-      status: 412,
-    });
-    expect(parts.identity.resolve({ ...query, minAssurance: 'IP_AND_IFACE' }).assurance).toBe('IP_AND_IFACE');
+    for (const minAssurance of ['DATAPATH_RECORDED', 'IP_AND_IFACE'] as const) {
+      expect(refusal({ ...query, minAssurance })).toMatchObject({
+        code: 'ASSURANCE_TOO_LOW',
+        status: 412,
+        message: `the flow is known with IP_ONLY, which is less than ${minAssurance}: minAssurance IP_ONLY asks for such answers`,
+      });
+    }
     expect(parts.identity.resolve({ ...QUERY, minAssurance: 'DATAPATH_RECORDED' }).assurance).toBe(
       'DATAPATH_RECORDED',
     );
   });
 
+  test('is refused to those who do not ask for weak answers', () => {
+    expect(refusal({ ...QUERY, dst: OTHER_DST })).toMatchObject({ code: 'ASSURANCE_TOO_LOW', status: 412 });
+  });
+
   test('over IPv6 shows its addresses in brackets', () => {
     parts.store.replaceSource('static', [pod('web-0', { ips: ['fd00:66::3'] })]);
     const src = { ip: 'fd00:66::3', port: 5 };
-    expect(parts.identity.resolve({ proto: 'tcp', src, dst: { ip: 'fd00::1', port: 80 } }).original).toEqual({
+    expect(parts.identity.resolve({ ...query, src, dst: { ip: 'fd00::1', port: 80 } }).original).toEqual({
       src: '[fd00:66::3]:5',
       dst: '[fd00::1]:80',
     });
@@ -267,6 +330,54 @@ describe('where Kubernetes is asked for identities', () => {
     parts.store.replaceSource('cri', []);
     expect(refusal(QUERY).code).toBe('NOT_SYNCED');
     expect(parts.identity.workload(uid('uid-web-0')).workload).toMatchObject({ spiffeId: '' });
+  });
+});
+
+describe('where no source knows service accounts', () => {
+  const byAddress: ResolveQuery = { ...QUERY, dst: OTHER_DST };
+  const fromRuntime = (source: 'cri' | 'cni') => pod('web-0', { serviceAccount: '', sources: [source] });
+  const start = (criServiceAccount?: string) => {
+    const sources = (['cri', 'cni'] as const).map((name) => ({ name, lastError: undefined }));
+    parts = identityParts(state, sources, criServiceAccount);
+    addWeb(parts.store, parts.datapath);
+    parts.store.replaceSource('static', []);
+    parts.store.replaceSource('cri', [fromRuntime('cri')]);
+  };
+
+  test('a pod has no name, and the refusal says who was asked and what to add', () => {
+    start();
+    for (const query of [QUERY, byAddress]) {
+      const error = refusal(query);
+      expect([error.code, error.status]).toEqual(['WORKLOAD_UNCONFIRMED', 409]);
+      expect(error.message).toBe(
+        'no source knows the service account of pod default/web-0 (asked: cri and cni): add the source kubernetes, or name the account of such pods, as in sources: {cri: {serviceAccount: default}}',
+      );
+    }
+    expect(parts.identity.workload(uid('uid-web-0')).workload).toMatchObject({
+      podName: 'web-0',
+      spiffeId: '',
+      serviceAccount: '',
+    });
+  });
+
+  test('a pod has the name that the configuration gives to pods of the CRI', () => {
+    start('default');
+    expect(parts.identity.resolve(QUERY)).toMatchObject({
+      workload: { spiffeId: 'spiffe://cluster.local/ns/default/sa/default' },
+      assurance: 'DATAPATH_RECORDED',
+    });
+  });
+
+  test('a pod that only the CNI plugin has told of is NOT_SYNCED until the CRI tells of it', () => {
+    start('default');
+    parts.store.replaceSource('cri', []);
+    parts.store.replaceSource('cni', [fromRuntime('cni')]);
+    expect(refusal(QUERY)).toMatchObject({
+      code: 'NOT_SYNCED',
+      message: 'cri has not told of pod default/web-0 yet',
+    });
+    parts.store.replaceSource('cri', [fromRuntime('cri')]);
+    expect(parts.identity.resolve(QUERY).workload.serviceAccount).toBe('default');
   });
 });
 

@@ -75,7 +75,7 @@ describe('PodStore', () => {
       'cri',
     );
     store.replaceSource('cri', [observed]);
-    expect(store.get(uid('a'))?.serviceAccount).toBe('default');
+    expect(store.get(uid('a'))?.serviceAccount).toBe('');
     store.replaceSource('static', [told]);
     expect(store.get(uid('a'))).toEqual({
       ...told,
@@ -92,11 +92,24 @@ describe('PodStore', () => {
   it('takes the service account from Kubernetes where that knows the pod, even none, unless the file names one', () => {
     const store = new PodStore();
     store.replaceSource('cri', [pod('a', { serviceAccount: 'label' }, 'cri'), pod('b', {}, 'cri')]);
-    expect(store.list().map((one) => one.serviceAccount)).toEqual(['label', 'default']);
+    expect(store.list().map((one) => one.serviceAccount)).toEqual(['label', '']);
     store.replaceSource('kubernetes', [pod('a', {}, 'kubernetes'), pod('b', {}, 'kubernetes')]);
     expect(store.list().map((one) => one.serviceAccount)).toEqual(['', '']);
     store.replaceSource('static', [pod('a', { serviceAccount: 'file' })]);
     expect(store.get(uid('a'))?.serviceAccount).toBe('file');
+  });
+
+  it('takes the account that the configuration names for pods of the CRI only where no source knows theirs', () => {
+    const store = new PodStore({ criServiceAccount: 'assumed' });
+    const accounts = () => store.list().map((one) => one.serviceAccount);
+    store.replaceSource('cri', [pod('a', {}, 'cri'), pod('b', { serviceAccount: 'label' }, 'cri')]);
+    store.replaceSource('cni', [pod('c', {}, 'cni')]);
+    expect(accounts()).toEqual(['assumed', 'label', '']);
+    store.replaceSource('static', [pod('a', { serviceAccount: 'file' })]);
+    expect(store.get(uid('a'))?.serviceAccount).toBe('file');
+    store.replaceSource('static', []);
+    store.replaceSource('kubernetes', [pod('a', {}, 'kubernetes')]);
+    expect(store.get(uid('a'))?.serviceAccount).toBe('');
   });
 
   it('finds every pod that claims an address, and follows when the address moves', () => {

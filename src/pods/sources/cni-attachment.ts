@@ -113,7 +113,7 @@ export interface CniAttachment {
   readonly containerId: string;
   readonly ifname: string;
   readonly netns: string;
-  /** The pod's UID, or the container ID where the runtime tells none. */
+  /** The pod's UID, or `standInOf` where the runtime tells none. */
   readonly podUid: string;
   readonly podNamespace: string;
   readonly podName: string;
@@ -154,6 +154,11 @@ export function problemOf({ issues: [issue] }: z.ZodError, whole: string): strin
   return `${path}: expected ${issue?.message}`;
 }
 
+/** What an attachment bears for the UID of its pod until that is known. */
+export function standInOf({ containerId }: Pick<CniAttachment, 'containerId'>): string {
+  return containerId.slice(0, UID_LENGTH);
+}
+
 /** Its own interface's addresses; those without an interface are taken to be of it too. */
 export function attachmentOf(request: CniAdd): CniAttachment {
   const { interfaces = [], ips = [] } = request.prevResult;
@@ -165,10 +170,7 @@ export function attachmentOf(request: CniAdd): CniAttachment {
     containerId: request.containerId,
     ifname: request.ifname,
     netns: request.netns,
-    podUid:
-      request.podUid === undefined || request.podUid === ''
-        ? request.containerId.slice(0, UID_LENGTH)
-        : request.podUid,
+    podUid: request.podUid === undefined || request.podUid === '' ? standInOf(request) : request.podUid,
     podNamespace: request.podNamespace ?? '',
     podName: request.podName ?? '',
     annotations: request.annotations ?? {},

@@ -11,6 +11,9 @@ import {
   readFileSync,
   renameSync,
   rmSync,
+  type Stats,
+  statSync,
+  utimesSync,
   writeFileSync,
 } from 'node:fs';
 import { join } from 'node:path';
@@ -18,7 +21,7 @@ import type { Log } from '../../base/log.js';
 import type { Pod, PodUid } from '../pod.js';
 import type { PodStore } from '../pod-store.js';
 import type { PodSource } from '../source.js';
-import { type CniAttachment, readAttachment } from './cni-attachment.js';
+import { type CniAttachment, readAttachment, standInOf } from './cni-attachment.js';
 
 export interface CniSourceOptions {
   /** Folder for the files, such as /run/nodesentry/cni. */
@@ -33,6 +36,8 @@ export class CniSource implements PodSource {
   readonly name = 'cni';
   readonly #options: CniSourceOptions;
   readonly #attachments = new Map<string, CniAttachment>();
+  /** Containers whose ADD is under way. */
+  readonly #starting = new Set<string>();
   #problem: () => string | undefined = () => undefined;
 
   constructor(options: CniSourceOptions) {
@@ -55,20 +60,31 @@ export class CniSource implements PodSource {
       this.#load(path);
     }
     this.prune();
+    // After the others have heard of the change that is being told.
+    const unsubscribe = store.subscribe(() => queueMicrotask(() => this.#adoptKnown()));
     const uids = new Set([...this.#attachments.values()].map(({ podUid }) => podUid));
     store.replaceSource(
       this.name,
       [...uids].flatMap((uid) => this.#podOf(uid) ?? []),
     );
     const timer = setInterval(() => this.prune(), this.#options.pruneMs ?? 30_000).unref();
-    signal.addEventListener('abort', () => clearInterval(timer), { once: true });
+    const stop = (): void => {
+      clearInterval(timer);
+      unsubscribe();
+    };
+    signal.addEventListener('abort', stop, { once: true });
   }
 
-  /** Remembered first, then told: an agent that dies in between tells it when it starts again. */
-  add(attachment: CniAttachment): PodUid {
-    const path = this.#path(attachment);
-    writeFileSync(`${path}.new`, JSON.stringify(attachment));
-    renameSync(`${path}.new`, path);
+  /**
+   * Remembered first, then told: an agent that dies in between tells it when it starts again. Returns the UID that it is
+   * told under, which may be another once `adopt` was called: see `uidOf`.
+   */
+  add(given: CniAttachment): PodUid {
+    const attachment = isNameless(given)
+      ? { ...given, podUid: this.#uidKnownOf(given) ?? given.podUid }
+      : given;
+    this.#starting.add(attachment.containerId);
+    this.#write(attachment);
     // Last, also where it was known before: the newest sandbox counts.
     const before = this.#attachments.get(keyOf(attachment));
     this.#attachments.delete(keyOf(attachment));
@@ -78,6 +94,39 @@ export class CniSource implements PodSource {
       this.#publish(before.podUid);
     }
     return attachment.podUid as PodUid;
+  }
+
+  /** The ADD has been answered: from now on the name alone says nothing, another pod may have it by then. */
+  settled({ containerId }: Pick<CniAttachment, 'containerId'>): void {
+    this.#starting.delete(containerId);
+  }
+
+  awaitsUid(uid: PodUid): boolean {
+    return this.#nameless().some(
+      ({ podUid, containerId }) => podUid === uid && this.#starting.has(containerId),
+    );
+  }
+
+  /** The sandbox is that of the pod with this UID from now on, and for good. */
+  adopt(standIn: PodUid, uid: PodUid): void {
+    const own = this.#nameless().filter(({ podUid }) => podUid === standIn);
+    for (const attachment of own) {
+      const named = { ...attachment, podUid: uid };
+      this.#write(named, statSync(this.#path(attachment)));
+      this.#attachments.set(keyOf(named), named);
+    }
+    const pod = this.#podOf(uid);
+    if (own.length > 0 && pod !== undefined) {
+      this.#options.store.updateSource(this.name, { upsert: [pod], remove: [standIn] });
+      this.#options.log.info(
+        { ...nameOf(own[0] as CniAttachment), uid },
+        'cni: the UID of a pod is known now',
+      );
+    }
+  }
+
+  uidOf(which: Pick<CniAttachment, 'containerId' | 'ifname'>): PodUid | undefined {
+    return this.get(which)?.podUid as PodUid | undefined;
   }
 
   /** False where nothing was known of it. */
@@ -114,6 +163,46 @@ export class CniSource implements PodSource {
         this.#options.log.info({ ...nameOf(attachment) }, 'cni: an attachment has gone without a DEL');
       }
     }
+  }
+
+  #nameless(): CniAttachment[] {
+    return [...this.#attachments.values()].filter(isNameless);
+  }
+
+  #adoptKnown(): void {
+    for (const attachment of this.#nameless()) {
+      const uid = this.#uidKnownOf(attachment);
+      if (uid !== undefined) {
+        this.adopt(attachment.podUid as PodUid, uid);
+      }
+    }
+  }
+
+  /** From another interface of the sandbox, or from a source that names this very sandbox or its namespace. */
+  #uidKnownOf({ containerId, netns, podNamespace, podName, podUid }: CniAttachment): PodUid | undefined {
+    const sibling = [...this.#attachments.values()].find(
+      (other) => other.containerId === containerId && !isNameless(other),
+    );
+    const told = this.#options.store
+      .list()
+      .find(
+        (pod) =>
+          pod.uid !== podUid &&
+          pod.sources.some((source) => source !== this.name) &&
+          (podName === '' || (pod.namespace === podNamespace && pod.name === podName)) &&
+          (pod.sandboxId === containerId || pod.netns === netns),
+      );
+    return (sibling?.podUid as PodUid | undefined) ?? told?.uid;
+  }
+
+  /** `times`: those of the file that it takes the place of. */
+  #write(attachment: CniAttachment, times?: Stats): void {
+    const path = this.#path(attachment);
+    writeFileSync(`${path}.new`, JSON.stringify(attachment));
+    if (times !== undefined) {
+      utimesSync(`${path}.new`, times.atime, times.mtime);
+    }
+    renameSync(`${path}.new`, path);
   }
 
   #load(path: string): void {
@@ -173,7 +262,12 @@ function keyOf({ containerId, ifname }: Pick<CniAttachment, 'containerId' | 'ifn
   return `${containerId}@${ifname}`;
 }
 
-/** In the order in which they were added: nothing is written to a file afterwards. */
+/** The runtime told no UID, and nobody has since. */
+function isNameless(attachment: CniAttachment): boolean {
+  return attachment.podUid === standInOf(attachment);
+}
+
+/** In the order in which they were added: a file that is written anew keeps its time. */
 function oldestFirst(paths: readonly string[]): string[] {
   const times = new Map(paths.map((path) => [path, lstatSync(path, { bigint: true }).mtimeNs]));
   const timeOf = (path: string) => times.get(path) ?? 0n;

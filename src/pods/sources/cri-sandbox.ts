@@ -2,7 +2,7 @@
 
 import { z } from 'zod';
 import { parseIp } from '../../net/ip.js';
-import type { Pod } from '../pod.js';
+import { type Pod, SERVICE_ACCOUNT_NAME } from '../pod.js';
 import { type HandlerTable, runtimeKindOf } from '../runtime-kind.js';
 import { POD_UID_EXPECTED, parsePodUid } from '../uid.js';
 
@@ -125,7 +125,7 @@ function serviceAccountOf(labels: Readonly<Record<string, string>>, problems: st
     problems.push(`${SERVICE_ACCOUNT_LABEL}: ignored, a label of a pod cannot choose its service account`);
     return '';
   }
-  if (!/^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$/.test(told)) {
+  if (!SERVICE_ACCOUNT_NAME.test(told)) {
     problems.push(
       `${SERVICE_ACCOUNT_LABEL}: expected the name of a service account, got ${JSON.stringify(told)}`,
     );

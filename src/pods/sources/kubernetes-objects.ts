@@ -49,6 +49,7 @@ const podSchema = z.looseObject({
     namespace: name,
     labels: texts,
     annotations: texts,
+    deletionTimestamp: z.string().nullish(),
     ownerReferences: z
       .array(z.looseObject({ kind: name, name, controller: z.boolean().optional() }))
       .nullish(),
@@ -84,6 +85,8 @@ export interface ApiPod {
   readonly nodeName: string;
   /** Succeeded or Failed: its address may be another pod's by now. */
   readonly over: boolean;
+  /** It is being deleted. */
+  readonly going: boolean;
   /** The UID is that of a static pod, which this object only claims to mirror. */
   readonly mirror: boolean;
 }
@@ -136,6 +139,7 @@ export function readPod(object: unknown, handlers: HandlerTable): Reading<ApiPod
       pod,
       nodeName: spec.nodeName ?? '',
       over: status?.phase === 'Succeeded' || status?.phase === 'Failed',
+      going: typeof metadata.deletionTimestamp === 'string',
       mirror: mirrored !== undefined,
     },
     problems,

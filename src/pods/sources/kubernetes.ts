@@ -124,7 +124,12 @@ export class KubernetesSource implements PodSource {
    * See PodSource. Throws KubernetesError. Before the first list the pod is returned, and published with the list:
    * a snapshot of one pod would take all others for gone.
    */
-  async lookup(uid: PodUid, namespace: string, name: string, signal: AbortSignal): Promise<Pod | undefined> {
+  async lookup(
+    uid: PodUid | undefined,
+    namespace: string,
+    name: string,
+    signal: AbortSignal,
+  ): Promise<Pod | undefined> {
     const state = this.#state;
     if (state.kind === 'idle') {
       throw new KubernetesError('UNAVAILABLE', 'the Kubernetes source has not started yet');
@@ -136,13 +141,19 @@ export class KubernetesSource implements PodSource {
       `get pods ${namespace}/${name}`,
       scope,
     );
-    if (found === undefined || found.pod.uid !== uid || !this.#isOurs(found)) {
+    if (found === undefined || !this.#isOurs(found)) {
+      return undefined;
+    }
+    // Of a StatefulSet's pod that is replaced the old one has the name until it has gone.
+    if (uid === undefined ? found.going : found.pod.uid !== uid) {
       return undefined;
     }
     const place =
       state.namespaces.values().find((known) => known.name === found.pod.namespace) ??
       (await state.namespaces.lookup(`/api/v1/namespaces/${ns}`, `get namespaces ${namespace}`, scope));
-    return place === undefined || this.#contested.has(uid) ? undefined : this.#make(found, place).pod;
+    return place === undefined || this.#contested.has(found.pod.uid)
+      ? undefined
+      : this.#make(found, place).pod;
   }
 
   #reflectors(): readonly Pick<Reflector<unknown>, 'lastError' | 'stats'>[] {
