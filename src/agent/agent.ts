@@ -229,7 +229,10 @@ async function start(
     await startCni({
       config,
       runDir: options.runDir,
+      store,
+      sources,
       source: cniSource,
+      synced,
       admissions,
       blockers,
       metrics,

@@ -8,6 +8,7 @@ import { execFile } from 'node:child_process';
 import { existsSync, readdirSync, readFileSync, rmdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
+import { CNI_RULE_NAME } from '../api/cni-rule.js';
 import { CniError } from '../cni/errors.js';
 import type { Restored } from '../cni/restore.js';
 import { type UninstallOptions, uninstall } from '../cni/uninstall.js';
@@ -51,7 +52,7 @@ export interface CleanupReport {
 export async function cleanup(options: CleanupOptions): Promise<CleanupReport> {
   refuseNewerLayout(options.bpffs, layoutVersion(options.objects, MANIFEST.main));
   // Before anything else: as long as the plugin is in the chain, pods wait for an agent that is gone.
-  const { removed, problems } = removePlugin(options.cni);
+  const { removed, problems } = removePlugin(options);
   const socket = new RouteSocket();
   try {
     // Programs first: from here on nothing is marked, so nothing misses its route.
@@ -67,9 +68,10 @@ export async function cleanup(options: CleanupOptions): Promise<CleanupReport> {
 }
 
 /** A configuration that cannot be written names our plugin still, which then has to stay: without it no pod starts. */
-function removePlugin(options: UninstallOptions): { removed: string[]; problems: string[] } {
+function removePlugin({ cni, runDir }: CleanupOptions): { removed: string[]; problems: string[] } {
   try {
-    const { files, binary } = uninstall(options);
+    const { files, binary } = uninstall(cni);
+    rmSync(join(runDir, CNI_RULE_NAME), { force: true });
     const removed = files.flatMap((file) => describe(file) ?? []);
     return { removed: [...removed, ...(binary.change === 'removed' ? [binary.path] : [])], problems: [] };
   } catch (error) {
