@@ -20,6 +20,10 @@ Reply failed(const std::string &what) {
     return {std::nullopt, what};
 }
 
+Reply unconnected(int error) {
+    return {std::nullopt, std::string("connect: ") + strerror(error), error == ENOENT || error == ECONNREFUSED};
+}
+
 std::string explain(Io outcome, const char *doing) {
     switch (outcome) {
     case Io::kTimedOut:
@@ -76,7 +80,7 @@ Reply ask_once(const std::string &socket, const Request &request, const Deadline
     strncpy(address.sun_path, socket.c_str(), sizeof(address.sun_path) - 1);
     // EAGAIN: the agent's backlog is full.
     if (connect(fd.get(), reinterpret_cast<sockaddr *>(&address), sizeof(address)))
-        return failed(std::string("connect: ") + strerror(errno));
+        return unconnected(errno);
     std::string text = request(deadline.left_ms());
     if (text.size() > kMaxDocument)
         return failed("the request is longer than 1 MiB");
@@ -92,12 +96,13 @@ Reply ask_once(const std::string &socket, const Request &request, const Deadline
     return read_answer(received);
 }
 
-Reply ask_until(const std::string &socket, const Request &request, const Deadline &deadline) {
+Reply ask_until(const std::string &socket, const Request &request, const Deadline &deadline,
+                const std::function<bool()> &is_vain) {
     std::optional<Reply> before;
 
     for (int wait = kFirstPauseMs;; wait = std::min(2 * wait, kLongestPauseMs)) {
         Reply reply = ask_once(socket, request, deadline);
-        if (reply.answer && !reply.answer->retry)
+        if ((reply.answer && !reply.answer->retry) || (reply.nobody && is_vain()))
             return reply;
         if (deadline.passed()) // an attempt that was cut short says less than the one before it
             return !reply.answer && before ? *before : reply;

@@ -21,6 +21,7 @@ struct Answer {
 struct Reply {
     std::optional<Answer> answer;
     std::string failure; // why there is no answer
+    bool nobody = false; // nobody listens at the socket
 };
 
 // Gives the request for the time that is left.
@@ -29,6 +30,8 @@ using Request = std::function<std::string(int left_ms)>;
 Reply ask_once(const std::string &socket, const Request &request, const Deadline &deadline);
 
 // Again, after a short pause that grows, while the agent cannot be reached or answers "retry". Of the last attempt.
-Reply ask_until(const std::string &socket, const Request &request, const Deadline &deadline);
+// Where nobody listens `is_vain` is asked whether to go on.
+Reply ask_until(const std::string &socket, const Request &request, const Deadline &deadline,
+                const std::function<bool()> &is_vain);
 
 } // namespace cni

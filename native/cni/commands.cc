@@ -5,6 +5,7 @@
 #include <cstring>
 #include <unistd.h>
 
+#include "absence.hh"
 #include "agent.hh"
 #include "event_log.hh"
 #include "io.hh"
@@ -103,6 +104,29 @@ void settle(const Call &call, const Reply &reply, long limit_ms, const char *why
     log(call, Level::kWarn, obstacle.message + kOpen + (obstacle.details.empty() ? "" : ": " + obstacle.details));
 }
 
+Judgement while_away(const Call &call) {
+    if (agent_lives(call.configuration.socket))
+        return {Absence::kHold, "an agent is starting"};
+    return judge(call.configuration, call.parameters);
+}
+
+// Asks until there is an answer, for a pod that may have to go without one.
+void ask_for_pod(const Call &call, const char *why_closed) {
+    const auto &[parameters, configuration, started_ms] = call;
+    auto deadline = Deadline::in_ms(configuration.timeout_ms, started_ms);
+    auto is_vain = [&] { return while_away(call).absence == Absence::kAdmit; };
+    Reply reply = ask_until(configuration.socket, request_of(call), deadline, is_vain);
+
+    if (reply.nobody) {
+        Judgement judgement = while_away(call);
+        if (judgement.absence != Absence::kHold)
+            return log(call, Level::kWarn,
+                       "no nodesentry agent runs at " + configuration.socket + " (" + reply.failure +
+                           "), so the pod is let pass as one that is not enrolled: " + judgement.why + took(call));
+    }
+    settle(call, reply, configuration.timeout_ms, why_closed);
+}
+
 void need_prev_result(const Call &call) {
     if (call.configuration.prev_result.empty())
         throw Error(kInvalidConfiguration, "prevResult is missing",
@@ -114,9 +138,7 @@ void need_prev_result(const Call &call) {
 void add(const Call &call) {
     need_prev_result(call);
     check_netns(call.parameters.netns);
-    long limit_ms = call.configuration.timeout_ms;
-    auto deadline = Deadline::in_ms(limit_ms, call.started_ms);
-    settle(call, ask_until(call.configuration.socket, request_of(call), deadline), limit_ms, kClosed);
+    ask_for_pod(call, kClosed);
     if (!write_all(STDOUT_FILENO, std::string(call.configuration.prev_result) + "\n"))
         throw Error(kIoFailure, std::string("writing the result: ") + strerror(errno));
 }
@@ -125,9 +147,7 @@ void check(const Call &call) {
     need_prev_result(call);
     check_netns(call.parameters.netns);
     // A failed CHECK is taken for final, so an agent that is just restarting is waited for.
-    long limit_ms = call.configuration.timeout_ms;
-    auto deadline = Deadline::in_ms(limit_ms, call.started_ms);
-    settle(call, ask_until(call.configuration.socket, request_of(call), deadline), limit_ms, " (failure: closed)");
+    ask_for_pod(call, " (failure: closed)");
 }
 
 void del(const Call &call) {
@@ -146,6 +166,11 @@ void status(const Call &call) {
 
     if (call.configuration.open || (reply.answer && reply.answer->ok))
         return settle(call, reply, limit_ms, "");
+    // A network that is not ready starts no pod at all, and the rule knows some that may.
+    const std::string &socket = call.configuration.socket;
+    if (reply.nobody && rule_is_left(socket) && !agent_lives(socket))
+        return log(call, Level::kWarn,
+                   "no nodesentry agent runs at " + socket + ": pods that are enrolled do not start until one does");
     Obstacle obstacle = obstacle_in(reply, call, limit_ms);
     bool own_code = obstacle.code == kNotAvailable || obstacle.code == kLimitedConnectivity;
     throw Error(own_code ? obstacle.code : kNotAvailable, obstacle.message + " (failure: closed)", obstacle.details);

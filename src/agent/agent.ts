@@ -241,7 +241,10 @@ async function start(
     await startCni({
       config,
       runDir: options.runDir,
+      store,
+      sources,
       source: cniSource,
+      synced,
       admissions,
       blockers,
       metrics,

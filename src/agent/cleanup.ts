@@ -1,12 +1,17 @@
 /**
- * Leaves the node as it was found. Needs no memory of what was done: rules and routes are known by their protocol,
- * the table by its name, programs and maps by their pins; only sysctls were written down.
+ * Leaves the node as it was found. Needs no memory of what was done in the kernel: rules and routes are known by their
+ * protocol, the table by its name, programs and maps by their pins. Written down were sysctls, and the chain of CNI
+ * plugins.
  */
 
 import { execFile } from 'node:child_process';
 import { existsSync, readdirSync, readFileSync, rmdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
+import { CNI_RULE_NAME } from '../api/cni-rule.js';
+import { CniError } from '../cni/errors.js';
+import type { Restored } from '../cni/restore.js';
+import { type UninstallOptions, uninstall } from '../cni/uninstall.js';
 import { MANIFEST } from '../datapath/manifest.js';
 import type { Attachment, Attachments } from '../kernel/attachment.js';
 import { ClsactFilters } from '../kernel/clsact.js';
@@ -30,20 +35,24 @@ export interface CleanupOptions {
   /** Folder with the compiled objects: they say which layouts are ours to take away. */
   readonly objects: string;
   readonly procSys: string;
+  readonly cni: UninstallOptions;
 }
 
 export interface CleanupReport {
   /** What was found and taken away, in words. */
   readonly removed: readonly string[];
+  /** What of ours had to stay, and why; the rest was taken away all the same. */
+  readonly problems: readonly string[];
 }
 
 /**
- * Takes away all that is ours in the kernel. DatapathError LAYOUT_NEWER where a newer agent left things; else what a
+ * Takes away all that is ours on the node. DatapathError LAYOUT_NEWER where a newer agent left things; else what a
  * step threw.
  */
 export async function cleanup(options: CleanupOptions): Promise<CleanupReport> {
   refuseNewerLayout(options.bpffs, layoutVersion(options.objects, MANIFEST.main));
-  const removed: string[] = [];
+  // Before anything else: as long as the plugin is in the chain, pods wait for an agent that is gone.
+  const { removed, problems } = removePlugin(options);
   const socket = new RouteSocket();
   try {
     // Programs first: from here on nothing is marked, so nothing misses its route.
@@ -55,7 +64,36 @@ export async function cleanup(options: CleanupOptions): Promise<CleanupReport> {
   } finally {
     socket.close();
   }
-  return { removed };
+  return { removed, problems };
+}
+
+/** A configuration that cannot be written names our plugin still, which then has to stay: without it no pod starts. */
+function removePlugin({ cni, runDir }: CleanupOptions): { removed: string[]; problems: string[] } {
+  try {
+    const { files, binary } = uninstall(cni);
+    rmSync(join(runDir, CNI_RULE_NAME), { force: true });
+    const removed = files.flatMap((file) => describe(file) ?? []);
+    return { removed: [...removed, ...(binary.change === 'removed' ? [binary.path] : [])], problems: [] };
+  } catch (error) {
+    if (error instanceof CniError) {
+      return { removed: [], problems: [`the CNI plugin is still installed: ${error.message}`] };
+    }
+    throw error;
+  }
+}
+
+function describe({ path, change }: Restored): string | undefined {
+  switch (change) {
+    case 'restored':
+      return `CNI plugin from ${path}, which is as it was before, byte for byte`;
+    case 'entry-removed':
+      return `CNI plugin from ${path}`;
+    case 'removed':
+      return path;
+    case 'left':
+    case 'gone':
+      return undefined;
+  }
 }
 
 async function detachAll({ bpffs }: CleanupOptions, socket: RouteSocket): Promise<string[]> {

@@ -88,7 +88,9 @@ function matches(rule: AllowedCaller, caller: PeerCredentials): boolean {
 
 /**
  * By file, not by name: anybody can mount a program of their own over a trusted path in a mount namespace of their
- * own. With a pidfd, a process id that was given to another process meanwhile is noticed.
+ * own. With a pidfd, a process id that was given to another process meanwhile is noticed. What is not: a process that
+ * connects and hands the socket to a child before it executes the file itself, and code that the loader was told to
+ * put into it (LD_PRELOAD). So this keeps accidents away, and nobody who means it.
  */
 function runs({ pid, pidfd }: PeerCredentials, path: string): boolean {
   try {

@@ -38,18 +38,19 @@ function isAnswered(path: string): Promise<boolean> {
 }
 
 /**
- * Root only, or one group beside it, can be said by the file's mode. Any other rule opens the file to all: the
- * credentials of each connection are checked in every case.
+ * Root only, or one group beside it, can be said by the file's mode. Other uids and further groups open the file to
+ * all: the credentials of each connection are checked in every case. An executable opens it to nobody, since it can be
+ * passed off as one's own (`callers.ts`).
  */
 export function applyAccess(path: string, allow: readonly AllowedCaller[]): void {
-  const others = allow.filter((rule) => !('uid' in rule && rule.uid === 0));
-  const [only] = others;
-  if (only === undefined) {
-    chmodSync(path, 0o660);
-  } else if (others.length === 1 && 'gid' in only) {
-    chownSync(path, -1, only.gid);
+  const uids = allow.filter((rule) => 'uid' in rule && rule.uid !== 0);
+  const [group, ...more] = new Set(allow.flatMap((rule) => ('gid' in rule ? [rule.gid] : [])));
+  if (uids.length > 0 || more.length > 0) {
+    chmodSync(path, 0o666);
+  } else if (group !== undefined) {
+    chownSync(path, -1, group);
     chmodSync(path, 0o660);
   } else {
-    chmodSync(path, 0o666);
+    chmodSync(path, 0o600);
   }
 }

@@ -4,6 +4,7 @@ import { type InstallReport, install } from '../cni/install.js';
 import { builtPlugin } from '../cni/plugin.js';
 import type { Restored } from '../cni/restore.js';
 import { type UninstallReport, uninstall } from '../cni/uninstall.js';
+import { CNI_DEFAULTS } from './cni-places.js';
 import { globalOptions, wholeNumber } from './options.js';
 import { json, type Print, printToStdout } from './output.js';
 
@@ -55,9 +56,9 @@ export function cniCommand(print: Print = printToStdout): Command {
 
 function withPlaces(command: Command): Command {
   return command
-    .option('--conf-dir <dir>', 'where the runtime looks for network configurations', '/etc/cni/net.d')
-    .option('--bin-dir <dir>', 'where the runtime looks for plugins', '/opt/cni/bin')
-    .option('--state-dir <dir>', 'where the originals are kept', '/var/lib/nodesentry/cni')
+    .option('--conf-dir <dir>', 'where the runtime looks for network configurations', CNI_DEFAULTS.confDir)
+    .option('--bin-dir <dir>', 'where the runtime looks for plugins', CNI_DEFAULTS.binDir)
+    .option('--state-dir <dir>', 'where the originals are kept', CNI_DEFAULTS.stateDir)
     .option('--json', 'print JSON');
 }
 

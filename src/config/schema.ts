@@ -136,7 +136,14 @@ const caller = z.union(
   [
     z.strictObject({ uid: integer(0, MAX_ID) }),
     z.strictObject({ gid: integer(0, MAX_ID) }),
-    z.strictObject({ exe: z.string().regex(/^\//, { error: 'the absolute path of an executable' }) }),
+    z.strictObject({
+      exe: z
+        .string()
+        .regex(/^\//, { error: 'the absolute path of an executable' })
+        .describe(
+          'A convenience, no boundary: whoever may start the executable can ask in its name (LD_PRELOAD, a forked child). Opens the socket to no further user.',
+        ),
+    }),
   ],
   { error: `${CALLER_EXPECTED}: a whole number, or the absolute path of an executable` },
 );

@@ -120,7 +120,10 @@ async function agent(cni: CniConfig, { socket }: CniPlaces): Promise<Finding> {
   } catch (error) {
     const why = `no agent answers at ${socket}: ${error instanceof Error ? error.message : String(error)}`;
     return isChained(cni) && cni.failure === 'closed'
-      ? fail(`${why}; until then no pod starts (failure: closed)`, 'start the agent')
+      ? fail(
+          `${why}; until then no pod starts that is enrolled, or may be (failure: closed)`,
+          'start the agent',
+        )
       : warn(why, 'start the agent');
   }
   const { ok: isReady, msg } = parse(answer);

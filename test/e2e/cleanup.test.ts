@@ -1,5 +1,7 @@
 /** After `cleanup` the node is as it was before the agent first started, compared piece by piece. */
 
+import { existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { afterAll, beforeAll, expect, it } from 'vitest';
 import { Containerd } from '../lab/containerd.js';
 import { inNetns, runIn, tryRun, waitFor } from '../lab/exec.js';
@@ -10,17 +12,27 @@ import { enrolled, TestAgent, TestProxy } from './agent.js';
 let lab: Lab;
 let agent: TestAgent;
 let pods: LabPod[];
+let ptp: Containerd;
+let conflist: string;
+let plugin: string;
 
 beforeAll(async () => {
   lab = await Lab.create();
   await lab.serve();
-  const [ptp, bridge] = [await Containerd.start(lab, 'ptp'), await Containerd.start(lab, 'bridge')];
+  ptp = await Containerd.start(lab, 'ptp');
+  const bridge = await Containerd.start(lab, 'bridge');
+  const { directory: confDir, plugins: binDir } = ptp.network;
+  conflist = join(confDir, '10-lab.conflist');
+  plugin = join(binDir, 'nodesentry-cni');
   pods = [
     await ptp.runPod({ name: 'web-0', runtime: 'runc', labels: enrolled('web') }),
     await bridge.runPod({ name: 'web-1', runtime: 'runc', labels: enrolled('web') }),
   ];
   agent = new TestAgent(lab, {
-    sources: { static: { file: 'pods.yaml' } },
+    sources: {
+      static: { file: 'pods.yaml' },
+      cni: { install: true, confDir, binDir, stateDir: join(lab.directory, 'cni-state'), timeoutMs: 2_000 },
+    },
     interception: { mark: '0x40/0x40', table: 7340 },
   });
   const described = pods.map((pod) => ({
@@ -39,6 +51,12 @@ afterAll(async () => {
   await lab?.close();
 });
 
+/** What containerd has loaded, not what is in the file. */
+async function callsUs(): Promise<boolean> {
+  const { info } = (await ptp.call('Status', { verbose: true })) as { info: { cniconfig?: string } };
+  return info.cniconfig?.includes('nodesentry-cni') === true;
+}
+
 /** Everything a program or rule of ours could stand in, as text; counters left out. */
 async function node(): Promise<Record<string, string>> {
   const show = async (command: string, ...args: string[]) =>
@@ -51,6 +69,8 @@ async function node(): Promise<Record<string, string>> {
     qdiscs: await show('tc', 'qdisc', 'show'),
     nft: await show('nft', 'list', 'ruleset'),
     net: await show('bpftool', 'net'),
+    conflist: readFileSync(conflist, 'utf8'),
+    plugin: String(existsSync(plugin)),
     // Others on this machine load programs too: ours are known by name.
     programs: await show(
       'sh',
@@ -89,7 +109,17 @@ it('leaves rules, routes, tc, nftables, programs, maps and sysctls as they were'
     expect(reply(await pod.app(['dial', REMOTE[4], '80']))).toMatchObject({ ok: true });
   }
   const during = await node();
-  for (const piece of ['rules4', 'rules6', 'nft', 'programs', 'maps', 'sysctls', 'bpffs']) {
+  for (const piece of [
+    'rules4',
+    'rules6',
+    'nft',
+    'programs',
+    'maps',
+    'sysctls',
+    'bpffs',
+    'conflist',
+    'plugin',
+  ]) {
     expect(during[piece], piece).not.toBe(before[piece]);
   }
 
@@ -105,10 +135,62 @@ it('leaves rules, routes, tc, nftables, programs, maps and sysctls as they were'
   // The kernel frees programs and maps a moment after their last reference.
   await waitFor('programs to be freed', async () => (await node()).programs === before.programs, 5_000);
   expect(await node()).toEqual(before);
+  // First of all: pods of the moment between would wait for an agent that is gone.
+  const [first, second] = done.stdout.split('\n');
+  expect(first).toBe(`removed CNI plugin from ${conflist}, which is as it was before, byte for byte`);
+  expect(second).toBe(`removed ${plugin}`);
+});
+
+it('pods start without the agent from then on', async () => {
+  await waitFor('containerd to load the chain', async () => !(await callsUs()), 30_000);
+  const pod = await ptp.runPod({ name: 'after', runtime: 'runc' });
+  await pod.stop();
 });
 
 it('finds nothing to do the second time', async () => {
   const again = await agent.cli('cleanup', '--json');
   expect(again.code).toBe(0);
   expect(JSON.parse(again.stdout)).toMatchObject({ removed: [] });
+});
+
+it('takes the rest away where the chain cannot be restored, and says which file is in the way', async () => {
+  await agent.start();
+  const installed = readFileSync(conflist, 'utf8');
+  expect(installed).toContain('nodesentry-cni');
+  await agent.stop();
+  const state = join(lab.directory, 'cni-state/state.json');
+  const kept = readFileSync(state);
+  writeFileSync(state, 'not what we wrote');
+  const failed = await agent.cli('cleanup');
+  expect(failed.code).toBe(1);
+  expect(failed.stderr).toContain(`the CNI plugin is still installed: ${state}`);
+  expect(failed.stdout).toContain('removed pin');
+  // In the chain without its binary no pod would start at all.
+  expect([readFileSync(conflist, 'utf8'), existsSync(plugin)]).toEqual([installed, true]);
+
+  writeFileSync(state, kept);
+  const done = await agent.cli('cleanup');
+  expect([done.code, done.stderr]).toEqual([0, '']);
+  expect([readFileSync(conflist, 'utf8').includes('nodesentry-cni'), existsSync(plugin)]).toEqual([
+    false,
+    false,
+  ]);
+});
+
+it('finds the plugin by options where the configuration cannot be read, and says so where it may be elsewhere', async () => {
+  const { directory: confDir, plugins: binDir } = ptp.network;
+  const stateDir = join(lab.directory, 'cni-state');
+  const before = readFileSync(conflist, 'utf8');
+  const install = ['--conf-dir', confDir, '--bin-dir', binDir, '--state-dir', stateDir];
+  expect((await agent.cli('cni', 'install', ...install)).code).toBe(0);
+  const config = readFileSync(agent.configPath, 'utf8');
+  writeFileSync(agent.configPath, 'sources: {cni: {confDirs: /x}}');
+  const places = ['--cni-conf-dir', confDir, '--cni-bin-dir', binDir];
+  const elsewhere = await agent.cli('cleanup', '--cni-conf-dir', join(lab.directory, 'none'));
+  expect([elsewhere.code, elsewhere.stderr]).toEqual([1, expect.stringContaining('confDirs')]);
+  expect(existsSync(plugin)).toBe(true);
+  const done = await agent.cli('cleanup', ...places, '--cni-state-dir', stateDir);
+  writeFileSync(agent.configPath, config);
+  expect([done.code, done.stderr]).toEqual([0, '']);
+  expect([readFileSync(conflist, 'utf8'), existsSync(plugin)]).toEqual([before, false]);
 });

@@ -2,6 +2,7 @@
 
 import { Command } from 'commander';
 import { beforeAll, describe, expect, it } from 'vitest';
+import { CNI_DEFAULTS } from '../../src/cli/cni-places.js';
 import { addGlobalOptions, type GlobalOptions } from '../../src/cli/options.js';
 import { parseConfig } from '../../src/config/load.js';
 import { CAPABILITIES } from '../../src/kernel/capabilities.js';
@@ -22,11 +23,15 @@ beforeAll(async () => {
 
 const all = (spec: PodSpec): Container[] => [...(spec.initContainers ?? []), ...spec.containers];
 /** Longest mount that holds the path: path on the node, and where. */
-function mountOf(path: string): { hostPath: string | undefined; readOnly: boolean } | undefined {
-  const mount = (agent.volumeMounts ?? [])
+function mountOf(
+  path: string,
+  { volumeMounts = [] }: Container = agent,
+  spec: PodSpec = podSpec(base),
+): { hostPath: string | undefined; readOnly: boolean } | undefined {
+  const mount = volumeMounts
     .filter(({ mountPath }) => path === mountPath || path.startsWith(`${mountPath}/`))
     .sort((a, b) => b.mountPath.length - a.mountPath.length)[0];
-  const volume = podSpec(base).volumes?.find(({ name }) => name === mount?.name);
+  const volume = spec.volumes?.find(({ name }) => name === mount?.name);
   return mount && { hostPath: volume?.hostPath?.path, readOnly: mount.readOnly === true };
 }
 
@@ -60,6 +65,17 @@ describe('the DaemonSet', () => {
     for (const kind of ['startupProbe', 'livenessProbe', 'readinessProbe'] as const) {
       const command = agent[kind]?.exec.command.join(' ');
       expect(command, kind).toMatch(/^nodesentry status --check (live|ready)$/);
+    }
+  });
+});
+
+describe('cleanup', () => {
+  it('can reach, where the agent had it, all that it takes away or restores', () => {
+    const [container] = podSpec(cleanup).initContainers ?? [];
+    const { runDir, bpffs } = addGlobalOptions(new Command()).opts<GlobalOptions>();
+    for (const path of [runDir, bpffs, ...Object.values(CNI_DEFAULTS)]) {
+      expect(mountOf(path), path).toBeDefined();
+      expect(mountOf(path, container, podSpec(cleanup)), path).toEqual(mountOf(path));
     }
   });
 });

@@ -475,9 +475,17 @@ describe('who may ask', () => {
       const { mode, gid } = statSync(fixture.api.path);
       return [(mode & 0o777).toString(8), gid];
     };
-    expect(await modeOf('[{uid: 0}]')).toEqual(['660', 0]);
+    expect(await modeOf('[{uid: 0}]')).toEqual(['600', 0]);
     expect(await modeOf('[{uid: 0}, {gid: 1234}]')).toEqual(['660', 1234]);
+    expect(await modeOf('[{gid: 1234}, {gid: 1234}, {exe: /bin/true}]')).toEqual(['660', 1234]);
     expect(await modeOf('[{uid: 1000}]')).toEqual(['666', 0]);
+    expect(await modeOf('[{uid: 1000}, {exe: /bin/true}]')).toEqual(['666', 0]);
+    expect(await modeOf('[{gid: 1234}, {gid: 1235}]')).toEqual(['666', 0]);
+  });
+
+  test('an executable alone opens the socket to nobody: who runs it says little about who asks', async () => {
+    const { fixture } = await start({ config: config('[{uid: 0}, {exe: /bin/true}]') });
+    expect((statSync(fixture.api.path).mode & 0o777).toString(8)).toBe('600');
   });
 });
 

@@ -208,6 +208,21 @@ describe('a mirror pod', () => {
 });
 
 describe('a namespace', () => {
+  test('is told with what it gives to pods, also without a pod on this node', async () => {
+    const source = new KubernetesSource({ kubeconfig, node: 'node-a', handlers: {}, store, log, ...FAST });
+    expect(source.namespaces).toBeUndefined();
+    await source.start(abort.signal);
+    server.put('namespaces', apiNamespace('shop', { labels: { 'nodesentry.io/intercept': 'enabled' } }));
+    await eventually(() =>
+      expect(source.namespaces).toEqual(
+        new Map([
+          ['default', {}],
+          ['shop', { 'nodesentry.io/intercept': 'enabled' }],
+        ]),
+      ),
+    );
+  });
+
   test('gives its pods every interception key that they do not have themselves', async () => {
     server.put(
       'namespaces',

@@ -93,6 +93,14 @@ export class KubernetesSource implements PodSource {
     };
   }
 
+  /** What the namespaces of the cluster give to their pods, by name; undefined before they were listed. */
+  get namespaces(): ReadonlyMap<string, ApiNamespace['inherited']> | undefined {
+    const state = this.#state;
+    return state.kind === 'idle' || !state.namespaces.synced
+      ? undefined
+      : new Map(state.namespaces.values().map(({ name, inherited }) => [name, inherited]));
+  }
+
   /** Rejects with KubeconfigError where the access is not configured in a way that can work. */
   async start(signal: AbortSignal): Promise<void> {
     const { kubeconfig, node, handlers, log, deadlineMs, memory, nowMs = Date.now } = this.#options;
