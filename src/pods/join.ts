@@ -1,9 +1,12 @@
 /** How what several sources say of one pod becomes that pod. */
 
-import type { Pod, SourceName } from './pod.js';
+import type { InterfaceIps, Pod, SourceName } from './pod.js';
 
 /** Weakest first: where two sources disagree about a field, the later one is believed. */
 const PRECEDENCE: readonly SourceName[] = ['static', 'cni', 'cri', 'kubernetes'];
+
+/** Strongest first, of an interface's addresses: who gave them, who saw them given, and an annotation of the pod. */
+const TELL_INTERFACES: readonly SourceName[] = ['static', 'cni', 'cri', 'kubernetes'];
 
 interface Part {
   readonly source: SourceName;
@@ -34,6 +37,8 @@ export function joinPods(said: ReadonlyMap<SourceName, Pod>, criServiceAccount =
   const netns = text((pod) => pod.netns);
   const hostInterface = text((pod) => pod.interface);
   const owner = strongestFirst.find((pod) => pod.owner !== undefined)?.owner;
+  const ips = Object.freeze([...new Set(strongestFirst.flatMap((pod) => pod.ips))]);
+  const interfaceIps = interfaceIpsOf(said, ips);
   return Object.freeze({
     uid: strongest.uid,
     namespace: text((pod) => pod.namespace) ?? '',
@@ -41,7 +46,8 @@ export function joinPods(said: ReadonlyMap<SourceName, Pod>, criServiceAccount =
     serviceAccount: serviceAccountOf(parts, criServiceAccount),
     labels: map((pod) => pod.labels),
     annotations: map((pod) => pod.annotations),
-    ips: Object.freeze([...new Set(strongestFirst.flatMap((pod) => pod.ips))]),
+    ips,
+    ...(interfaceIps === undefined ? {} : { interfaceIps }),
     runtime: strongestFirst.find((pod) => pod.runtime !== 'unknown')?.runtime ?? 'unknown',
     runtimeHandler: text((pod) => pod.runtimeHandler) ?? '',
     sandboxId: text((pod) => pod.sandboxId) ?? '',
@@ -65,4 +71,20 @@ function serviceAccountOf(parts: readonly Part[], criServiceAccount: string): st
     .filter(({ source }) => !isKnown || source === 'kubernetes' || source === 'static')
     .findLast(({ pod }) => pod.serviceAccount !== '');
   return told?.pod.serviceAccount ?? (!isKnown && isFrom('cri') ? criServiceAccount : '');
+}
+
+/** Each interface's by the strongest source that names it. An annotation cannot move an address that others have told. */
+function interfaceIpsOf(
+  said: ReadonlyMap<SourceName, Pod>,
+  ips: readonly string[],
+): InterfaceIps | undefined {
+  const told: Record<string, readonly string[]> = {};
+  for (const source of TELL_INTERFACES) {
+    for (const [name, own] of Object.entries(said.get(source)?.interfaceIps ?? {})) {
+      told[name] ??= Object.freeze(
+        source === 'kubernetes' ? own.filter((ip) => !ips.includes(ip)) : [...own],
+      );
+    }
+  }
+  return Object.keys(told).length === 0 ? undefined : Object.freeze(told);
 }

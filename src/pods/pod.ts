@@ -19,6 +19,8 @@ export interface PodOwner {
   readonly name: string;
 }
 
+export type InterfaceIps = Readonly<Record<string, readonly string[]>>;
+
 /** A pod as the sources describe it: desired state, nothing observed in the kernel. */
 export interface Pod {
   readonly uid: PodUid;
@@ -30,6 +32,11 @@ export interface Pod {
   readonly annotations: Readonly<Record<string, string>>;
   /** Canonical text form (RFC 5952 for IPv6), without prefix length. */
   readonly ips: readonly string[];
+  /**
+   * By the pod's own name of an interface, where a source tells whose addresses they are. What only an annotation tells is
+   * not among `ips`.
+   */
+  readonly interfaceIps?: InterfaceIps;
   readonly runtime: RuntimeKind;
   /** The CRI handler, such as `gvisor`; empty for the default one or where the source does not know. */
   readonly runtimeHandler: string;
@@ -41,6 +48,27 @@ export interface Pod {
   readonly interface?: string;
   readonly owner?: PodOwner;
   readonly sources: readonly SourceName[];
+}
+
+/**
+ * The addresses that may stand as source in what this interface of the pod sends; empty where nobody has told. Undefined as
+ * a name: a source named the host's end alone, which then is the pod's only one. `isFirst`: the interface of the pod's own
+ * addresses, which are those that no other interface is told to have.
+ */
+export function ipsOf(
+  { ips, interfaceIps = {} }: Pick<Pod, 'ips' | 'interfaceIps'>,
+  podInterface: string | undefined,
+  isFirst: boolean,
+): readonly string[] {
+  if (podInterface === undefined) {
+    return ips;
+  }
+  const own = interfaceIps[podInterface] ?? [];
+  if (!isFirst) {
+    return own;
+  }
+  const others = Object.entries(interfaceIps).flatMap(([name, told]) => (name === podInterface ? [] : told));
+  return [...new Set([...ips.filter((ip) => !others.includes(ip)), ...own])];
 }
 
 /** The application a pod belongs to: `nodesentry.io/app`, else `app.kubernetes.io/name`, else `app`, else its owner. */

@@ -5,7 +5,7 @@
 import type { Log } from '../base/log.js';
 import type { EndpointPlan } from '../datapath/endpoints.js';
 import { interceptionOf } from '../pods/annotations.js';
-import { appOf, type FailurePolicy, type Pod, type PodUid } from '../pods/pod.js';
+import { appOf, type FailurePolicy, ipsOf, type Pod, type PodUid } from '../pods/pod.js';
 import type { PodStore } from '../pods/pod-store.js';
 import { locate } from '../runtimes/locate.js';
 import type { HostAttachment, Location, Unreachable } from '../runtimes/location.js';
@@ -264,21 +264,29 @@ export class Decisions {
     if (instance === undefined) {
       return leave('REFUSED', `NO_INSTANCE: no instance is configured for app ${app ?? '(none)'}`);
     }
-    const endpoint = (at: HostAttachment): PlannedEndpoint => ({
+    const endpoint = (at: HostAttachment, ips: readonly string[]): PlannedEndpoint => ({
       at,
       plan: {
         ifindex: at.link.index,
         instance: instance.number,
         failureOpen: failure === 'open',
         bridgeIndex: at.kind === 'bridge' ? at.bridge.index : 0,
-        ips: pod.ips,
+        ips,
       },
     });
+    const further = location.more.map((at) => ({ at, ips: ipsOf(pod, at.podInterface, false) }));
     return {
       kind: 'intercept',
       pod,
-      endpoints: [endpoint(location.primary), ...location.more.map(endpoint)],
-      unreachable: location.unreachable,
+      endpoints: [
+        endpoint(location.primary, ipsOf(pod, location.primary.podInterface, true)),
+        ...further.filter(({ ips }) => ips.length > 0).map(({ at, ips }) => endpoint(at, ips)),
+      ],
+      // With the addresses of another interface, all that this one sends would be taken for forged.
+      unreachable: [
+        ...location.unreachable,
+        ...further.filter(({ ips }) => ips.length === 0).map(({ at }) => withoutAddress(at)),
+      ],
       instance: instance.name,
       failure,
       problems,
@@ -294,6 +302,10 @@ export class Decisions {
       return { kind: 'refused', code: 'NO_INTERFACE', reason, retry: true };
     }
   }
+}
+
+function withoutAddress({ link, podInterface = link.name }: HostAttachment): Unreachable {
+  return { name: podInterface, kind: link.kind, reason: `no source tells the addresses of ${podInterface}` };
 }
 
 /** What a decision says of the pod's interfaces, as text that can be compared. */

@@ -183,7 +183,9 @@ export class Reconciler {
   }
 
   #addresses(): Set<string> {
-    return new Set(this.#decisions.toIntercept().flatMap(({ pod }) => pod.ips));
+    return new Set(
+      this.#decisions.toIntercept().flatMap(({ endpoints }) => endpoints.flatMap(({ plan }) => plan.ips)),
+    );
   }
 
   /** All at once: attaching waits for the kernel, and for several pods it waits no longer than for one. */

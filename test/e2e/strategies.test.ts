@@ -130,7 +130,13 @@ describe('a pod with two interfaces', () => {
        ip route add ${SECOND[4]}/32 via ${second.gateway[4]} dev net1
        ip route add ${SECOND[6]}/128 via ${second.gateway[6]} dev net1`,
     );
-    describePod(pod, { ips: [pod.ips[4], pod.ips[6], second[4], second[6]] });
+    // Nobody has told its addresses: it is left alone, and named. What it sends is not taken for forged.
+    const { interception } = await agent.reaches(pod.name, 'DEGRADED');
+    expect(interception.reason).toContain('not intercepted: no source tells the addresses of net1');
+    expect(await interfacesOf(pod)).toHaveLength(1);
+    expect((await agent.packets(pod.name)).SPOOFED_SOURCE ?? 0).toBe(0);
+
+    describePod(pod, { interfaceIps: { net1: [second[4], second[6]] } });
     await waitFor('both interfaces', async () => (await interfacesOf(pod)).length === 2);
     await agent.reaches(pod.name, 'INTERCEPTED');
     expect(await interfacesOf(pod)).toMatchObject([

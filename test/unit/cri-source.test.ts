@@ -158,6 +158,18 @@ describe('a sandbox', () => {
     expect(source.lastError).toBeUndefined();
   });
 
+  it('has the addresses of each of its interfaces, where the CNI result tells them', async () => {
+    const inside = (IP: string) => ({ Sandbox: '/var/run/netns/cni-1', IPConfigs: [{ IP, Gateway: '' }] });
+    const interfaces = {
+      eth0: inside('10.66.0.3'),
+      net1: inside('FD00:77::3'),
+      veth1: { Sandbox: '', IPConfigs: null },
+    };
+    runtime.sandboxes = [sandbox('a', { info: JSON.stringify(containerdInfo(interfaces)) })];
+    await start();
+    expect(podNamed('a')?.interfaceIps).toEqual({ eth0: ['10.66.0.3'], net1: ['fd00:77::3'] });
+  });
+
   it('of an unknown handler is unknown and reported once; the configuration can name it', async () => {
     runtime.sandboxes = [
       sandbox('a', { runtimeHandler: 'secure' }),

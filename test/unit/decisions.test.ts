@@ -58,7 +58,31 @@ it('a second veth is located as soon as its host end is heard of', async () => {
   expect(affected).toEqual([pods[1]?.uid]);
   await decisions.update(affected);
   const decision = decisions.of(pods[1]?.uid as PodUid);
-  expect(decision).toMatchObject({ endpoints: [{ plan: { ifindex: 101 } }, { plan: { ifindex: 300 } }] });
+  expect(decision).toMatchObject({
+    endpoints: [{ plan: { ifindex: 101 } }],
+    unreachable: [{ name: 'net1', kind: 'veth', reason: 'no source tells the addresses of net1' }],
+  });
+});
+
+it('each veth has its own addresses, and one whose addresses nobody tells is left alone', async () => {
+  const { decisions, pods, inside, host } = world(1);
+  ['net1', 'net2'].forEach((name, n) => {
+    inside[0]?.push(link(3 + n, name, { peerIndex: 300 + n, peerNamespaceId: 0 }));
+    host.set(300 + n, link(300 + n, `veth${300 + n}`, { peerIndex: 3 + n, peerNamespaceId: 0 }));
+  });
+  pods[0] = {
+    ...podNumber(0),
+    ips: ['10.66.0.1', '10.77.0.1'],
+    interfaceIps: { net1: ['10.77.0.1', 'fd00:77::1'] },
+  };
+  await decisions.update('all');
+  expect(decisions.of(podNumber(0).uid)).toMatchObject({
+    endpoints: [
+      { plan: { ifindex: 100, ips: ['10.66.0.1'] } },
+      { at: { podInterface: 'net1' }, plan: { ifindex: 300, ips: ['10.77.0.1', 'fd00:77::1'] } },
+    ],
+    unreachable: [{ name: 'net2', reason: 'no source tells the addresses of net2' }],
+  });
 });
 
 it('a pod whose namespace cannot be entered any more stays intercepted while its interface is there', async () => {

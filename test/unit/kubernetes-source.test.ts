@@ -260,6 +260,32 @@ describe('a namespace', () => {
     expect(podNamed('web')?.annotations).toEqual({ 'nodesentry.io/failure': 'open' });
   });
 
+  test('has the addresses of further networks as Multus writes them, and none where that cannot be read', async () => {
+    const status = (value: unknown) => ({
+      metadata: {
+        annotations: {
+          'k8s.v1.cni.cncf.io/network-status': typeof value === 'string' ? value : JSON.stringify(value),
+        },
+      },
+    });
+    const networks = [
+      { name: 'cbr0', interface: 'eth0', ips: ['10.66.0.3'], default: true, dns: {} },
+      {
+        name: 'default/storage',
+        interface: 'net1',
+        ips: ['10.77.0.3', 'FD00:77::3', 'nonsense'],
+        mac: '02:00',
+      },
+      { name: 'default/layer2', interface: 'net2' },
+    ];
+    server.put('pods', apiPod('web', status(networks)));
+    server.put('pods', apiPod('bad', status('{')));
+    server.put('pods', apiPod('other', status({ interface: 'net1' })));
+    await start();
+    expect(podNamed('web')?.interfaceIps).toEqual({ net1: ['10.77.0.3', 'fd00:77::3'] });
+    expect([podNamed('bad')?.interfaceIps, podNamed('other')?.interfaceIps]).toEqual([undefined, undefined]);
+  });
+
   test('that changes changes its pods at once', async () => {
     server.put('pods', apiPod('web'));
     await follow();

@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest';
 import { interceptionOf } from '../../src/pods/annotations.js';
-import type { Pod, PodUid, SourceName } from '../../src/pods/pod.js';
+import { ipsOf, type Pod, type PodUid, type SourceName } from '../../src/pods/pod.js';
 import { type PodChange, PodStore } from '../../src/pods/pod-store.js';
 import { runtimeKindOf } from '../../src/pods/runtime-kind.js';
 
@@ -87,6 +87,27 @@ describe('PodStore', () => {
     });
     store.replaceSource('cri', []);
     expect(store.get(uid('a'))).toEqual(told);
+  });
+
+  it('takes the addresses of an interface from the strongest source that names it; an annotation moves none', () => {
+    const store = new PodStore();
+    store.replaceSource('cni', [
+      pod('a', { ips: ['10.0.0.1'], interfaceIps: { eth0: ['10.0.0.1'] } }, 'cni'),
+    ]);
+    store.replaceSource('kubernetes', [
+      pod('a', { interfaceIps: { eth0: ['10.9.9.9'], net1: ['10.0.0.1', '10.77.0.1'] } }, 'kubernetes'),
+    ]);
+    const joined = store.get(uid('a'));
+    expect(joined?.interfaceIps).toEqual({ eth0: ['10.0.0.1'], net1: ['10.77.0.1'] });
+    expect(joined?.ips).toEqual(['10.0.0.1']);
+    expect([ipsOf(joined as Pod, 'eth0', true), ipsOf(joined as Pod, 'net1', false)]).toEqual([
+      ['10.0.0.1'],
+      ['10.77.0.1'],
+    ]);
+    expect(ipsOf(joined as Pod, undefined, true)).toEqual(['10.0.0.1']);
+    expect(ipsOf(joined as Pod, 'net2', false)).toEqual([]);
+    store.replaceSource('static', [pod('a', { interfaceIps: { net1: ['10.88.0.1'] } })]);
+    expect(store.get(uid('a'))?.interfaceIps?.net1).toEqual(['10.88.0.1']);
   });
 
   it('takes the service account from Kubernetes where that knows the pod, even none, unless the file names one', () => {

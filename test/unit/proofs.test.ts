@@ -33,13 +33,13 @@ beforeEach(() => {
 
 describe('a pod that is asked for a proof', () => {
   test('is asked at its interface, under its row and for its instance', async () => {
-    const web = installed(3, {}, routed(200, { instance: 1 }));
+    const web = installed(3, {}, routed(200, { instance: 1, ips: ['10.77.0.1'] }));
     expect(await proofs.ask([web])).toEqual([uidOf(web)]);
-    const question = { ips: ['10.66.0.4'], endpoint: 13, generation: 2 };
+    const question = { endpoint: 13, generation: 2 };
     expect(canaries.asked).toEqual([
       [
-        { ...question, ifindex: 103, instance: 0 },
-        { ...question, ifindex: 200, instance: 1 },
+        { ...question, ifindex: 103, instance: 0, ips: ['10.66.0.1'] },
+        { ...question, ifindex: 200, instance: 1, ips: ['10.77.0.1'] },
       ],
     ]);
   });

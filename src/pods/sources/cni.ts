@@ -234,6 +234,7 @@ export class CniSource implements PodSource {
     if (newest === undefined) {
       return undefined;
     }
+    const inSandbox = own.filter(({ netns }) => netns === newest.netns);
     return {
       uid: uid as PodUid,
       namespace: newest.podNamespace,
@@ -241,9 +242,8 @@ export class CniSource implements PodSource {
       serviceAccount: '',
       labels: {},
       annotations: newest.annotations,
-      ips: [
-        ...new Set(own.filter(({ netns }) => netns === newest.netns).flatMap((attachment) => attachment.ips)),
-      ],
+      ips: [...new Set(inSandbox.flatMap((attachment) => attachment.ips))],
+      interfaceIps: Object.fromEntries(inSandbox.map(({ ifname, ips }) => [ifname, ips])),
       runtime: 'unknown',
       runtimeHandler: '',
       sandboxId: newest.containerId,

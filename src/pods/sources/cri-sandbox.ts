@@ -2,7 +2,7 @@
 
 import { z } from 'zod';
 import { parseIp } from '../../net/ip.js';
-import { type Pod, SERVICE_ACCOUNT_NAME } from '../pod.js';
+import { type InterfaceIps, type Pod, SERVICE_ACCOUNT_NAME } from '../pod.js';
 import { type HandlerTable, runtimeKindOf } from '../runtime-kind.js';
 import { POD_UID_EXPECTED, parsePodUid } from '../uid.js';
 
@@ -47,7 +47,18 @@ const infoSchema = z.looseObject({
     .nullish()
     .catch(undefined),
   cniResult: z
-    .looseObject({ Interfaces: z.record(z.string(), z.looseObject({ Sandbox: z.string().nullish() })) })
+    .looseObject({
+      Interfaces: z.record(
+        z.string(),
+        z.looseObject({
+          Sandbox: z.string().nullish(),
+          IPConfigs: z
+            .array(z.looseObject({ IP: z.string() }))
+            .nullish()
+            .catch(undefined),
+        }),
+      ),
+    })
     .nullish()
     .catch(undefined),
 });
@@ -88,6 +99,7 @@ export function readSandbox({ status, info }: SandboxStatus, handlers: HandlerTa
     ),
     annotations: status.annotations,
     ips: addressesOf(status, problems),
+    ...(hostNetwork ? {} : { interfaceIps: interfaceIpsOf(details) }),
     runtime: runtimeKindOf(handlers, status.runtimeHandler, runtimeType),
     runtimeHandler: status.runtimeHandler,
     sandboxId: status.id,
@@ -168,4 +180,18 @@ function hostInterfaceOf({ cniResult }: SandboxInfo): string | undefined {
     .filter((name) => name !== 'lo');
   const candidates = outside.length > 1 ? outside.filter((name) => name.startsWith('veth')) : outside;
   return candidates.length === 1 ? candidates[0] : undefined;
+}
+
+/** The pod's ends of the interfaces in the CNI result, with the addresses that they were given. */
+function interfaceIpsOf({ cniResult }: SandboxInfo): InterfaceIps {
+  const inside = Object.entries(cniResult?.Interfaces ?? {}).filter(
+    ([, { Sandbox }]) => (Sandbox ?? '') !== '',
+  );
+  return Object.fromEntries(
+    inside
+      .map(
+        ([name, { IPConfigs }]) => [name, (IPConfigs ?? []).flatMap(({ IP }) => parseIp(IP) ?? [])] as const,
+      )
+      .filter(([, ips]) => ips.length > 0),
+  );
 }

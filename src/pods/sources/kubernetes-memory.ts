@@ -24,6 +24,9 @@ const VERSION = 1;
 const MAX_BYTES = 64 << 20;
 
 const texts = z.record(z.string(), z.string());
+const addresses = z.array(
+  z.string().refine((text) => parseIp(text) === text, { error: 'expected an IP address' }),
+);
 const podSchema = z.strictObject({
   uid: z.string().transform((given, context) => {
     const uid = parsePodUid(given);
@@ -38,7 +41,8 @@ const podSchema = z.strictObject({
   serviceAccount: z.string(),
   labels: texts,
   annotations: texts,
-  ips: z.array(z.string().refine((text) => parseIp(text) === text, { error: 'expected an IP address' })),
+  ips: addresses,
+  interfaceIps: z.record(z.string(), addresses).exactOptional(),
   runtime: z.enum(RUNTIME_KINDS),
   runtimeHandler: z.string(),
   sandboxId: z.literal(''),

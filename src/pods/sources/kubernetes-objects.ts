@@ -4,12 +4,13 @@ import { z } from 'zod';
 import { parseIp } from '../../net/ip.js';
 import { isInterceptionKey } from '../annotations.js';
 import { formatPath } from '../checked-yaml.js';
-import type { Pod, PodOwner } from '../pod.js';
+import type { InterfaceIps, Pod, PodOwner } from '../pod.js';
 import { type HandlerTable, runtimeKindOf } from '../runtime-kind.js';
 import { POD_UID_EXPECTED, parsePodUid } from '../uid.js';
 
 /** The kubelet's word for a static pod: the UID that the container runtime was given. */
 const MIRROR_ANNOTATION = 'kubernetes.io/config.mirror';
+const NETWORK_STATUS_ANNOTATION = 'k8s.v1.cni.cncf.io/network-status';
 const TEMPLATE_HASH_LABEL = 'pod-template-hash';
 
 const name = z.string().min(1);
@@ -127,6 +128,7 @@ export function readPod(object: unknown, handlers: HandlerTable): Reading<ApiPod
     labels: metadata.labels,
     annotations: metadata.annotations,
     ips: addressesOf(status, problems),
+    ...interfaceIpsOf(metadata.annotations, problems),
     runtime: kind,
     runtimeHandler: kind === 'unknown' ? '' : handler,
     sandboxId: '',
@@ -164,6 +166,41 @@ export function inherit(pod: Pod, namespace: ApiNamespace): Pod {
     ([key]) => !Object.hasOwn(pod.labels, key) && !Object.hasOwn(pod.annotations, key),
   );
   return missing.length === 0 ? pod : { ...pod, labels: { ...pod.labels, ...Object.fromEntries(missing) } };
+}
+
+const networkStatusSchema = z.array(
+  z.looseObject({
+    interface: z.string().optional(),
+    ips: z.array(z.string()).optional(),
+    default: z.boolean().optional(),
+  }),
+);
+
+/**
+ * What Multus writes of further networks: Kubernetes Network Custom Resource Definition De-facto Standard 1.3, 5. The
+ * default network's addresses stand in the pod's status.
+ */
+function interfaceIpsOf(
+  annotations: Readonly<Record<string, string>>,
+  problems: string[],
+): { readonly interfaceIps?: InterfaceIps } {
+  const given = annotations[NETWORK_STATUS_ANNOTATION];
+  if (given === undefined) {
+    return {};
+  }
+  const field = formatPath(['metadata', 'annotations', NETWORK_STATUS_ANNOTATION]);
+  try {
+    const networks = networkStatusSchema.parse(JSON.parse(given));
+    const told = networks.flatMap(({ interface: name, ips = [], default: isDefault }) => {
+      const own = ips.flatMap((text) => parseIp(text) ?? []);
+      return name === undefined || isDefault === true || own.length === 0 ? [] : [[name, own] as const];
+    });
+    return told.length === 0 ? {} : { interfaceIps: Object.fromEntries(told) };
+  } catch (error) {
+    const reason = error instanceof z.ZodError ? firstProblem(error) : (error as Error).message;
+    problems.push(`${field}: ${reason}`);
+    return {};
+  }
 }
 
 /** Field selectors, as `k8s.io/apimachinery/pkg/fields` escapes them. */

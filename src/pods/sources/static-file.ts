@@ -66,6 +66,11 @@ const pod = z
       labels: texts('a mapping of labels').prefault({}),
       annotations: texts('a mapping of annotations').prefault({}),
       ips: ips.optional(),
+      interfaceIps: z
+        .record(z.string().regex(/^[^\s/:]{1,15}$/, { error: INTERFACE_EXPECTED }), ips, {
+          error: "a mapping of a pod's interfaces to lists of IP addresses",
+        })
+        .optional(),
       hostNetwork: z.boolean({ error: 'true or false' }).default(false),
       interface: text(INTERFACE_EXPECTED, /^[^\s/:]{1,15}$/).optional(),
       netns: text('the absolute path of a network namespace', /^\/./).optional(),
@@ -77,6 +82,9 @@ const pod = z
       context.addIssue({ code: 'custom', message, path, params: { whole: true } });
     if (!given.hostNetwork && (given.ips ?? []).length === 0) {
       refuse('expected at least one IP address (or hostNetwork: true)', ['ips']);
+    }
+    if (given.interface !== undefined && given.interfaceIps !== undefined) {
+      refuse('interface and interfaceIps exclude each other: name the netns', ['interfaceIps']);
     }
     if (given.interface !== undefined && given.netns !== undefined) {
       refuse('interface and netns exclude each other', ['netns']);
@@ -105,11 +113,14 @@ export function parseStaticPods(content: string, path: string): Pod[] {
   if (!checked.ok) {
     throw new StaticPodsError(checked.problems);
   }
-  return checked.value.pods.map(({ ips: addresses, interface: hostInterface, netns, ...rest }) => ({
-    ...rest,
-    ips: addresses ?? [],
-    ...(hostInterface === undefined ? {} : { interface: hostInterface }),
-    ...(netns === undefined ? {} : { netns }),
-    sources: ['static'],
-  }));
+  return checked.value.pods.map(
+    ({ ips: addresses, interfaceIps, interface: hostInterface, netns, ...rest }) => ({
+      ...rest,
+      ips: [...new Set([...(addresses ?? []), ...Object.values(interfaceIps ?? {}).flat()])],
+      ...(interfaceIps === undefined ? {} : { interfaceIps }),
+      ...(hostInterface === undefined ? {} : { interface: hostInterface }),
+      ...(netns === undefined ? {} : { netns }),
+      sources: ['static'],
+    }),
+  );
 }
