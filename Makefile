@@ -5,10 +5,12 @@
 #   make image   the container image, as build/nodesentry-image.tar
 #   make test-k8s  the Kubernetes source against a real kube-apiserver and etcd (compiles the former once: minutes)
 #   make bench-enrolment   how long a starting pod waits for us, at 10 and at 1,000 pods
+#   make bench-loop        for how long the agent's event loop is held, with 1,000 pods and a full flow table
+#   make bench-run-times   what a packet costs in the program, beside another build
 #   make build | lint | format | clean
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: bench-enrolment build check image demo test test-k8s lint format packages-build packages-lab packages-k8s go-tools native typescript clean
+.PHONY: bench-enrolment bench-loop bench-run-times build check image demo test test-k8s lint format packages-build packages-lab packages-k8s go-tools native typescript clean
 
 build: packages-build native typescript
 
@@ -46,6 +48,12 @@ demo: packages-lab build
 
 bench-enrolment: packages-lab build
 	@npx --no-install tsx test/bench/enrolment.ts
+
+bench-loop: packages-lab build
+	@npx --no-install tsx test/bench/loop.ts
+
+bench-run-times: build
+	@npx --no-install tsx test/bench/run-times.ts
 
 test: packages-lab go-tools build
 	@echo "test: running everything against the real kernel, runtimes and proxies"

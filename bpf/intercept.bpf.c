@@ -1,12 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 /* pod_egress: tc ingress of a pod's host-side interface, which is everything that the pod sends. What its mark relies
  * on further along stands in docs/datapath.md, "Who relies on whom". */
+#include <linux/udp.h>
+
 #include "sockets.h"
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
 #define TCP_CHECKSUM_OFFSET 16
 #define TCP_FLAGS_OFFSET 12
+#define PORT_DHCP_SERVER 67
+#define PORT_DHCPV6_SERVER 547
+#define ICMPV6_MLD_REPORT 131
+#define ICMPV6_MLD_DONE 132
+#define ICMPV6_ROUTER_SOLICITATION 133
+#define ICMPV6_NEIGHBOUR_SOLICITATION 135
+#define ICMPV6_NEIGHBOUR_ADVERTISEMENT 136
+#define ICMPV6_MLD2_REPORT 143
 #define TURNS_PASSED_OVER 3
 #define REFRESH_JIFFIES 1024 /* one to ten seconds */
 
@@ -345,6 +355,47 @@ static __always_inline bool answer_canary(struct __sk_buff *skb, const struct pa
     return true;
 }
 
+static __always_inline bool is_open_udp(struct __sk_buff *skb, const struct packet *packet) {
+    const __u16 dhcp = packet->family == AF_INET ? PORT_DHCP_SERVER : PORT_DHCPV6_SERVER;
+    struct udphdr udp;
+    __u16 port;
+
+    if (bpf_skb_load_bytes(skb, packet->l4, &udp, sizeof(udp)))
+        return false;
+    port = bpf_ntohs(udp.dest);
+    return port == dhcp || bpf_map_lookup_elem(&udp_ports, &port);
+}
+
+/* Router and neighbour solicitation and advertisement (RFC 4861), and the reports by which switches learn where such
+ * messages have to go (RFC 2710, RFC 3810). */
+static __always_inline bool is_discovery(struct __sk_buff *skb, const struct packet *packet) {
+    __u8 type;
+
+    if (packet->family != AF_INET6 || bpf_skb_load_bytes(skb, packet->l4, &type, sizeof(type)))
+        return false;
+    return type == ICMPV6_ROUTER_SOLICITATION || type == ICMPV6_NEIGHBOUR_SOLICITATION ||
+           type == ICMPV6_NEIGHBOUR_ADVERTISEMENT || type == ICMPV6_MLD_REPORT || type == ICMPV6_MLD_DONE ||
+           type == ICMPV6_MLD2_REPORT;
+}
+
+/* What an address needs to be of use, and what the configuration names. */
+static __always_inline bool may_pass_closed(struct __sk_buff *skb, const struct packet *packet, int parsed) {
+    if (packet->tagged || packet->fragment)
+        return false;
+    if (parsed == VERDICT_NOT_IP)
+        return skb->protocol == bpf_htons(ETH_P_ARP);
+    if (packet->key.protocol == IPPROTO_UDP)
+        return is_open_udp(skb, packet);
+    return packet->key.protocol == IPPROTO_ICMPV6 && is_discovery(skb, packet);
+}
+
+static __always_inline int not_tcp(struct __sk_buff *skb, const struct packet *packet, const struct endpoint *endpoint,
+                                   int parsed) {
+    if ((endpoint->flags & ENDPOINT_DROP_OTHER) && !may_pass_closed(skb, packet, parsed))
+        return drop(endpoint, VERDICT_OTHER_DROPPED);
+    return pass(endpoint, parsed);
+}
+
 SEC("tc")
 int pod_egress(struct __sk_buff *skb) {
     const struct endpoint nobody = {};
@@ -361,11 +412,11 @@ int pod_egress(struct __sk_buff *skb) {
 
     parsed = parse(skb, &packet);
     if (parsed == VERDICT_NOT_IP)
-        return pass(endpoint, VERDICT_NOT_IP);
+        return not_tcp(skb, &packet, endpoint, parsed);
     if (parsed != VERDICT_MALFORMED && parsed != VERDICT_EXTENSION_HEADERS && !source_belongs(ifindex, &packet))
         return drop(endpoint, VERDICT_SPOOFED_SOURCE);
     if (parsed == VERDICT_NOT_TCP)
-        return pass(endpoint, VERDICT_NOT_TCP);
+        return not_tcp(skb, &packet, endpoint, parsed);
     if (parsed != PARSED_TCP)
         return drop(endpoint, parsed);
 

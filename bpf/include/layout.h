@@ -25,6 +25,7 @@
 #define MAX_INSTANCES 256
 #define MAX_LISTENERS (MAX_INSTANCES * SLOTS_PER_INSTANCE)
 #define MAX_FLOWS 262144
+#define MAX_UDP_PORTS 1024
 #define MAX_VERDICTS 32
 #define EVENT_BYTES (1 << 20)
 
@@ -47,6 +48,7 @@ enum endpoint_flag {
     ENDPOINT_FAILURE_OPEN = 1 << 0, /* no listener: let the connection through instead of resetting it */
     ENDPOINT_BRIDGED = 1 << 1,      /* the interface is a bridge port: steer by way of bridge_ifindex */
     ENDPOINT_SINCE_BIRTH = 1 << 2,  /* enrolled before the pod's first process: no connection of it can be older */
+    ENDPOINT_DROP_OTHER = 1 << 3,   /* what is not TCP is dropped, but for what an address needs and `udp_ports` */
 };
 
 /* endpoints: host-side ifindex -> struct endpoint */
@@ -130,6 +132,8 @@ struct turn {
     __u32 number;
 };
 
+/* udp_ports: destination ports that stay open where other protocols are closed -> 1; in host byte order */
+
 /* settings: one row, written by the agent */
 struct settings {
     __u32 followed; /* somebody reads the events: otherwise none are sent */
@@ -172,6 +176,7 @@ enum verdict {
     VERDICT_NO_ENDPOINT,       /* passed: a program is attached, the endpoint is gone */
     VERDICT_EVENT_LOST,        /* an event found the ring full; the packet was not affected */
     VERDICT_UNKNOWN_RESET,     /* reset: of no connection that a pod enrolled since its birth can have */
+    VERDICT_OTHER_DROPPED,     /* dropped: not TCP, of a pod whose other protocols are closed */
     VERDICT_COUNT,
 };
 

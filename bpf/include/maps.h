@@ -79,6 +79,14 @@ struct {
 } turns SEC(".maps");
 
 struct {
+    __uint(type, BPF_MAP_TYPE_HASH);
+    __uint(max_entries, MAX_UDP_PORTS);
+    __uint(map_flags, BPF_F_NO_PREALLOC);
+    __type(key, __u16);
+    __type(value, __u8);
+} udp_ports SEC(".maps");
+
+struct {
     __uint(type, BPF_MAP_TYPE_ARRAY);
     __uint(max_entries, 1);
     __type(key, __u32);

@@ -38,7 +38,7 @@ struct packet {
     __u8 family;
     __u8 tcp_flags;
     __u8 tagged; /* behind a VLAN tag that names a VLAN */
-    __u8 pad;
+    __u8 fragment;
 };
 
 struct vlan_tag {
@@ -99,9 +99,10 @@ static __always_inline int parse_ipv4(struct __sk_buff *skb, struct packet *pack
     packet->key.protocol = ip.protocol;
     map_v4(&packet->key.src, ip.saddr);
     map_v4(&packet->key.dst, ip.daddr);
+    packet->fragment = !!(ip.frag_off & bpf_htons(IPV4_MORE_FRAGMENTS | IPV4_OFFSET_MASK));
     if (ip.protocol != IPPROTO_TCP)
         return VERDICT_NOT_TCP;
-    if (ip.frag_off & bpf_htons(IPV4_MORE_FRAGMENTS | IPV4_OFFSET_MASK))
+    if (packet->fragment)
         return VERDICT_FRAGMENT;
     return parse_tcp(skb, packet);
 }
@@ -136,6 +137,7 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *pack
             /* What stands behind a later fragment cannot be seen, and an extension header here may hide TCP. */
             if (extension.next == IPPROTO_TCP || is_extension(extension.next))
                 return VERDICT_FRAGMENT;
+            packet->fragment = 1;
             packet->key.protocol = extension.next;
             return VERDICT_NOT_TCP;
         }

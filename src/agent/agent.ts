@@ -217,7 +217,9 @@ async function start(
     sources,
     nowMs: Date.now,
   });
-  const metrics = new Metrics({ store, datapath, sources, version: packageVersion() });
+  const metrics = opened.add(new Metrics({ store, datapath, sources, version: packageVersion() }), (handle) =>
+    handle.close(),
+  );
   opened.add(
     await startHttpApi({
       runDir: options.runDir,

@@ -62,12 +62,13 @@ export async function startCni(parts: {
 
 function keepRule(parts: Parameters<typeof startCni>[0], log: Logger): void {
   const { config, runDir, store, sources, synced, opened } = parts;
-  const { enrol, failure } = config.interception;
+  const { enrol, failure, other } = config.interception;
   const authorities = authoritiesAmong(sources);
   const kubernetes = sources.find((source) => source instanceof KubernetesSource);
   const known = () => ({
     enrol,
     failure,
+    other,
     pods: store.list().filter((pod) => !pod.hostNetwork && isConfirmed(pod, authorities)),
     namespaces: kubernetes?.namespaces && wordsOf(kubernetes.namespaces),
   });

@@ -6,6 +6,7 @@ import { Canaries } from '../datapath/canary.js';
 import type { EndpointTables } from '../datapath/endpoints.js';
 import type { InstanceSlots } from '../datapath/instance-slots.js';
 import { type DatapathPrograms, MANIFEST, type Role } from '../datapath/manifest.js';
+import { UdpPorts } from '../datapath/udp-ports.js';
 import { ClsactFilters } from '../kernel/clsact.js';
 import type { RouteSocket } from '../kernel/netlink.js';
 import { NotrackTable } from '../kernel/notrack-table.js';
@@ -42,7 +43,7 @@ export function createReconciler(parts: {
 }): Reconciler {
   const { config, options, programs, socket, links, netfilter, store, tables, slots, repairs, synced } =
     parts;
-  const { mark, table, rulePriority, enrol, failure } = config.interception;
+  const { mark, table, rulePriority, enrol, failure, other } = config.interception;
   const log = parts.log.child({ part: 'datapath' });
   const attachments = tcxSupported()
     ? new TcxLinks<Role>(MANIFEST, programs.linksPath)
@@ -62,6 +63,7 @@ export function createReconciler(parts: {
       notrack,
       programs,
       tables,
+      udpPorts: new UdpPorts(programs.maps.udp_ports, config.interception.udpPorts),
       lookup,
       settings,
       repairs,
@@ -73,7 +75,7 @@ export function createReconciler(parts: {
     sysctls: new InterfaceSysctls(options.runDir, options.procSys),
     proofs: new Proofs(canaries, () => performance.now()),
     repairs,
-    defaults: { enrol, failure },
+    defaults: { enrol, failure, other },
     instanceFor: (app) => {
       const instance = instanceFor(config, app);
       return instance && { name: instance.name, number: slots.numberOf(instance.name) };

@@ -1,6 +1,8 @@
 /** Store and datapath, put together into what the API shows. */
 
+import { inTurns } from '../base/in-turns.js';
 import type { FlowEvent } from '../datapath/flows.js';
+import { IdentityError } from '../identity/errors.js';
 import type { IdentityService } from '../identity/resolve.js';
 import { interceptionReport } from '../identity/workload.js';
 import { formatSocketAddress } from '../net/socket-address.js';
@@ -39,18 +41,31 @@ export class Views {
     return { ...workload, interception: interceptionReport(pod, datapath.endpointOf(uid), interception) };
   }
 
-  workloads(): WorkloadsMessage {
+  async workloads(): Promise<WorkloadsMessage> {
     const { epoch, revision } = this.#options.store;
     const pods = [...this.#options.store.list()].sort(
       (a, b) => compare(a.namespace, b.namespace) || compare(a.name, b.name) || compare(a.uid, b.uid),
     );
-    return { epoch, revision, workloads: pods.map((pod) => this.workload(pod.uid)) };
+    // One that is forgotten meanwhile is left out.
+    const workloads = await inTurns(pods, (pod) => this.#workloadOrNone(pod.uid));
+    return { epoch, revision, workloads: workloads.filter((workload) => workload !== undefined) };
+  }
+
+  #workloadOrNone(uid: PodUid): WorkloadMessage | undefined {
+    try {
+      return this.workload(uid);
+    } catch (error) {
+      if (error instanceof IdentityError) {
+        return undefined;
+      }
+      throw error;
+    }
   }
 
   /** The newest first. */
   async flows(limit: number): Promise<FlowMessage[]> {
     const flows = await this.#options.datapath.listFlows(limit);
-    return flows.map((flow) => this.flow({ ...flow, verdict: 'FLOW_STARTED' }));
+    return inTurns(flows, (flow) => this.flow({ ...flow, verdict: 'FLOW_STARTED' }));
   }
 
   flow(event: FlowEvent): FlowMessage {

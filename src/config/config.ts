@@ -2,7 +2,7 @@
 
 import type { Family } from '../net/family.js';
 import type { Mark } from '../net/mark.js';
-import type { EnrolMode } from '../pods/annotations.js';
+import type { EnrolMode, OtherProtocols } from '../pods/annotations.js';
 import type { FailurePolicy, RuntimeKind } from '../pods/pod.js';
 
 export interface Config {
@@ -14,6 +14,9 @@ export interface Config {
     readonly rulePriority: number;
     readonly failure: FailurePolicy;
     readonly enrol: EnrolMode;
+    readonly other: OtherProtocols;
+    /** That stay open where other protocols are dropped. */
+    readonly udpPorts: readonly number[];
   };
   readonly sources: {
     /** Absolute path. */

@@ -131,6 +131,7 @@ const sources = section({
   }).optional(),
 });
 
+const MAX_UDP_PORTS = 1024;
 const CALLER_EXPECTED = 'exactly one of uid, gid and exe';
 const caller = z.union(
   [
@@ -168,6 +169,11 @@ export function configSchema(hostname: string) {
       rulePriority: integer(1, 32765).default(90),
       failure: oneOf(['closed', 'open']).default('closed'),
       enrol: oneOf(['labelled', 'all']).default('labelled'),
+      other: oneOf(['pass', 'drop']).default('pass'),
+      udpPorts: z
+        .array(integer(1, 65_535), { error: 'a list of ports' })
+        .max(MAX_UDP_PORTS, { error: `at most ${MAX_UDP_PORTS} ports` })
+        .default([]),
     }).prefault({}),
     sources: sources.prefault({}),
     instances: z

@@ -28,6 +28,8 @@ export interface EndpointPlan {
   readonly ifindex: number;
   readonly instance: number;
   readonly failureOpen: boolean;
+  /** What is not TCP is dropped, but for what an address needs and the UDP ports that stay open. */
+  readonly dropOther: boolean;
   readonly bridgeIndex: number;
   readonly ips: readonly string[];
 }
@@ -319,7 +321,8 @@ export class EndpointTables {
       flags:
         (plan.failureOpen ? flags.failureOpen : 0) |
         (plan.bridgeIndex > 0 ? flags.bridged : 0) |
-        (row.sinceBirth ? flags.sinceBirth : 0),
+        (row.sinceBirth ? flags.sinceBirth : 0) |
+        (plan.dropOther ? flags.dropOther : 0),
       bridge_ifindex: plan.bridgeIndex,
     });
   }

@@ -1,5 +1,6 @@
 /** The kernel's record of who sent each flow: looked up, listed, and delivered as events. */
 
+import { inTurns } from '../base/in-turns.js';
 import { u32 } from '../kernel/struct.js';
 import { type BpfMap, openRingBuffer, type RingBuffer } from '../native/bpf.js';
 import { bytesToIp, ipToBytes } from '../net/ip.js';
@@ -91,7 +92,7 @@ export class Flows {
   async list(limit: number): Promise<FlowRecord[]> {
     const { flowKey, flow } = this.#options.layouts;
     const { count, keys, values } = await this.#options.flows.largest(flow.offsetOf('started_ns'), limit);
-    return Array.from({ length: count }, (_, index) => {
+    return inTurns([...Array(count).keys()], (index) => {
       const key = keys.subarray(index * flowKey.size, (index + 1) * flowKey.size);
       const value = values.subarray(index * flow.size, (index + 1) * flow.size);
       const [src, dst] = this.#addresses(key, flowKey);

@@ -25,7 +25,12 @@ export interface Layouts {
   readonly canary: Struct;
   /** `enum verdict`, index to name without its prefix. */
   readonly verdicts: readonly string[];
-  readonly flags: { readonly failureOpen: number; readonly bridged: number; readonly sinceBirth: number };
+  readonly flags: {
+    readonly failureOpen: number;
+    readonly bridged: number;
+    readonly sinceBirth: number;
+    readonly dropOther: number;
+  };
   readonly limits: { readonly flowsOfEndpoint: number };
   readonly slots: SlotLayout;
 }
@@ -69,6 +74,7 @@ export function readLayouts(object: BpfObject): Layouts {
       failureOpen: enumValue(flags, 'ENDPOINT_FAILURE_OPEN'),
       bridged: enumValue(flags, 'ENDPOINT_BRIDGED'),
       sinceBirth: enumValue(flags, 'ENDPOINT_SINCE_BIRTH'),
+      dropOther: enumValue(flags, 'ENDPOINT_DROP_OTHER'),
     },
     limits: { flowsOfEndpoint: enumValue(object.enumValues('limit'), 'MAX_FLOWS_OF_ENDPOINT') },
     slots: {

@@ -24,6 +24,7 @@ export const MANIFEST = {
     connections: { onNewLayout: 'begun-anew' },
     shares: { onNewLayout: 'begun-anew' },
     turns: { onNewLayout: 'begun-anew' },
+    udp_ports: { onNewLayout: 'begun-anew' },
     settings: { onNewLayout: 'begun-anew' },
     listeners: { onNewLayout: 'begun-anew' },
     counters: { onNewLayout: 'begun-anew' },

@@ -6,14 +6,19 @@ import type { FailurePolicy, Pod } from './pod.js';
 /** labelled: pods that say `enabled`. all: every pod that does not say `disabled`. */
 export type EnrolMode = 'labelled' | 'all';
 
+/** What becomes of what is not TCP: it passes, or is dropped but for what an address needs. */
+export type OtherProtocols = 'pass' | 'drop';
+
 export interface InterceptionDefaults {
   readonly enrol: EnrolMode;
   readonly failure: FailurePolicy;
+  readonly other: OtherProtocols;
 }
 
 export interface Interception {
   readonly enrolled: boolean;
   readonly failure: FailurePolicy;
+  readonly other: OtherProtocols;
   /** One sentence per key whose value could not be followed; the default of that key applies. */
   readonly problems: readonly string[];
 }
@@ -45,6 +50,7 @@ export function interceptionOf(
   const problems: string[] = [];
   const intercept = choice(pod, 'intercept', ['enabled', 'disabled'], problems);
   const failure = choice(pod, 'failure', ['closed', 'open'], problems);
+  const other = choice(pod, 'other-protocols', ['pass', 'drop'], problems);
   for (const [key, expected, isRight] of SELECTIONS) {
     const value = given(pod, key);
     if (value === undefined || (value === 'all' && key !== 'exclude-outbound-cidrs')) {
@@ -58,6 +64,8 @@ export function interceptionOf(
   return {
     enrolled: defaults.enrol === 'all' ? intercept !== 'disabled' : intercept === 'enabled',
     failure: failure ?? defaults.failure,
+    // The stricter of the two: a pod cannot open what the node has closed.
+    other: defaults.other === 'drop' ? 'drop' : (other ?? 'pass'),
     problems,
   };
 }

@@ -4,7 +4,7 @@
 
 import type { Log } from '../base/log.js';
 import type { EndpointPlan } from '../datapath/endpoints.js';
-import { interceptionOf } from '../pods/annotations.js';
+import { type InterceptionDefaults, interceptionOf } from '../pods/annotations.js';
 import { appOf, type FailurePolicy, ipsOf, type Pod, type PodUid } from '../pods/pod.js';
 import type { PodStore } from '../pods/pod-store.js';
 import { locate } from '../runtimes/locate.js';
@@ -20,7 +20,7 @@ const LOCATED_ANEW = 10;
 export interface DecisionsOptions {
   readonly store: Pick<PodStore, 'list' | 'get'>;
   readonly links: PodLinks;
-  readonly defaults: { readonly enrol: 'labelled' | 'all'; readonly failure: FailurePolicy };
+  readonly defaults: InterceptionDefaults;
   /** Which instance serves an app; undefined where the configuration has none for it. */
   readonly instanceFor: (
     app: string | undefined,
@@ -238,7 +238,7 @@ export class Decisions {
 
   async #decide(pod: Pod): Promise<Decision> {
     const { defaults, instanceFor } = this.#options;
-    const { enrolled, failure, problems } = interceptionOf(pod, defaults);
+    const { enrolled, failure, other, problems } = interceptionOf(pod, defaults);
     const leave = (
       state: LeaveDecision['state'],
       reason: string | undefined,
@@ -270,6 +270,7 @@ export class Decisions {
         ifindex: at.link.index,
         instance: instance.number,
         failureOpen: failure === 'open',
+        dropOther: other === 'drop',
         bridgeIndex: at.kind === 'bridge' ? at.bridge.index : 0,
         ips,
       },

@@ -164,6 +164,7 @@ function isSame(a: PlannedEndpoint, b: PlannedEndpoint): boolean {
     (a.plan.ifindex === b.plan.ifindex &&
       a.plan.instance === b.plan.instance &&
       a.plan.failureOpen === b.plan.failureOpen &&
+      a.plan.dropOther === b.plan.dropOther &&
       a.plan.bridgeIndex === b.plan.bridgeIndex &&
       a.plan.ips.join() === b.plan.ips.join())
   );

@@ -3,6 +3,7 @@
 import type { Log } from '../base/log.js';
 import type { EndpointTables } from '../datapath/endpoints.js';
 import type { DatapathPrograms } from '../datapath/manifest.js';
+import type { UdpPorts } from '../datapath/udp-ports.js';
 import { DatapathError } from '../kernel/errors.js';
 import type { NotrackTable } from '../kernel/notrack-table.js';
 import type {
@@ -25,6 +26,7 @@ export interface NodeStateOptions {
   readonly notrack: Pick<NotrackTable, 'ensure' | 'change'>;
   readonly programs: Pick<DatapathPrograms, 'programs' | 'ensurePins'>;
   readonly tables: Pick<EndpointTables, 'refresh' | 'recount'>;
+  readonly udpPorts: Pick<UdpPorts, 'ensure'>;
   readonly lookup: Pick<SocketLookup, 'attach'>;
   readonly settings: Pick<PolicyRoutesSettings, 'table' | 'rulePriority'>;
   readonly repairs: Pick<Repairs, 'note'>;
@@ -84,11 +86,11 @@ export class NodeState {
   }
 
   async #ensure(addresses: ReadonlySet<string>): Promise<void> {
-    const { routes, notrack, programs, tables, lookup } = this.#options;
+    const { routes, notrack, programs, tables, udpPorts, lookup } = this.#options;
     for (const what of programs.ensurePins()) {
       this.#put('pin', what);
     }
-    for (const what of tables.refresh()) {
+    for (const what of [...tables.refresh(), ...udpPorts.ensure()]) {
       this.#put('map', what);
     }
     this.#looks += 1;

@@ -5,6 +5,7 @@ import type { PodStore } from '../pods/pod-store.js';
 import type { PodSource } from '../pods/source.js';
 import type { DatapathView } from '../reconcile/datapath-view.js';
 import type { EndpointState } from '../reconcile/status.js';
+import { LoopDelay } from './loop-delay.js';
 
 export interface MetricsOptions {
   readonly store: Pick<PodStore, 'list' | 'get' | 'removed'>;
@@ -35,6 +36,7 @@ const COLUMN_HELP = {
 
 export class Metrics {
   readonly #registry = new Registry();
+  readonly #loopDelay = new LoopDelay();
   readonly #resolveSeconds: Histogram;
   readonly #resolves: Counter<'result'>;
   readonly #cniAddSeconds: Histogram<'result'>;
@@ -168,6 +170,11 @@ export class Metrics {
       },
     });
     addSourceMetrics(sources, registers);
+    addLoopMetrics(this.#loopDelay, registers);
+  }
+
+  close(): void {
+    this.#loopDelay.close();
   }
 
   /** `result` is the assurance of an answer or the reason of a refusal. */
@@ -189,6 +196,20 @@ export class Metrics {
   text(): Promise<string> {
     return this.#registry.metrics();
   }
+}
+
+function addLoopMetrics(delay: LoopDelay, registers: Registry[]): void {
+  new Gauge({
+    name: 'nodesentry_event_loop_delay_seconds',
+    help: 'How late the event loop of the agent was since the last scrape; quantile 1 is the longest it was held',
+    labelNames: ['quantile'],
+    registers,
+    collect() {
+      for (const [quantile, seconds] of Object.entries(delay.take())) {
+        this.set({ quantile }, seconds);
+      }
+    },
+  });
 }
 
 function addSourceMetrics(sources: NonNullable<MetricsOptions['sources']>, registers: Registry[]): void {

@@ -14,6 +14,7 @@ const PLAN: EndpointPlan = {
   ifindex: 40,
   instance: 2,
   failureOpen: false,
+  dropOther: false,
   bridgeIndex: 0,
   ips: ['10.66.0.3', 'fd00:66::3'],
 };

@@ -81,7 +81,7 @@ function leaveOlder(objects = OBJECTS): { readonly linkIds: number[]; readonly p
     pods.forEach((ifindex, index) => {
       const row = tables.enrol(uid(index), ifindex, false);
       const ips = [`10.66.0.${index + 2}`];
-      tables.write(row, { ifindex, instance: 5, failureOpen: true, bridgeIndex: 0, ips });
+      tables.write(row, { ifindex, instance: 5, failureOpen: true, dropOther: false, bridgeIndex: 0, ips });
       links.attach({ role: 'egress', ifindex }, programs.programs.pod_egress);
     });
     links.attach({ role: 'steer', ifindex: bridge }, programs.programs.bridge_steer);
@@ -132,7 +132,14 @@ function expectTakenOver(programs: DatapathPrograms, links: readonly number[]): 
     expect(endpoint.number(value, 'generation')).toBe(index + 1);
     expect(endpoint.number(value, 'instance')).toBe(5);
     expect(endpoint.number(value, 'flags')).toBe(programs.layouts.flags.failureOpen);
-    const plan = { ifindex, instance: 5, failureOpen: true, bridgeIndex: 0, ips: [`10.66.0.${index + 2}`] };
+    const plan = {
+      ifindex,
+      instance: 5,
+      failureOpen: true,
+      dropOther: false,
+      bridgeIndex: 0,
+      ips: [`10.66.0.${index + 2}`],
+    };
     const row = tables.rowOf(uid(index));
     expect(row && tables.verify(row, plan)).toBeUndefined();
   });
@@ -244,7 +251,7 @@ describe('an agent of a newer layout', () => {
     const programs = open(OBJECTS);
     const [ifindex = 0] = pods;
     const tables = new EndpointTables(programs.maps, programs.layouts);
-    const plan = { ifindex, instance: 0, failureOpen: false, bridgeIndex: 0, ips: [] };
+    const plan = { ifindex, instance: 0, failureOpen: false, dropOther: false, bridgeIndex: 0, ips: [] };
     tables.write(tables.enrol(uid(0), ifindex, false), plan);
     const links = new ClsactFilters(MANIFEST);
     netns.run(() => links.attach({ role: 'egress', ifindex }, programs.programs.pod_egress));

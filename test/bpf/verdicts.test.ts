@@ -5,6 +5,7 @@ import { afterAll, beforeAll, beforeEach, describe, expect, it, vi } from 'vites
 import { EndpointTables } from '../../src/datapath/endpoints.js';
 import { type Layouts, readLayouts } from '../../src/datapath/layouts.js';
 import { Listeners } from '../../src/datapath/listeners.js';
+import { UdpPorts } from '../../src/datapath/udp-ports.js';
 import { u32 } from '../../src/kernel/struct.js';
 import { BpfObject, openRingBuffer } from '../../src/native/bpf.js';
 import { closeFd } from '../../src/native/descriptors.js';
@@ -68,7 +69,14 @@ beforeEach(() => {
 
 function enrol(failureOpen = false) {
   const row = tables.enrol('pod-uid' as PodUid, ifindex, true);
-  tables.write(row, { ifindex, instance: 0, failureOpen, bridgeIndex: 0, ips: [POD[4], POD[6]] });
+  tables.write(row, {
+    ifindex,
+    instance: 0,
+    failureOpen,
+    dropOther: false,
+    bridgeIndex: 0,
+    ips: [POD[4], POD[6]],
+  });
   return row;
 }
 
@@ -224,6 +232,7 @@ describe.each([4, 6] as const)('a packet of IPv%i', (family) => {
       ifindex,
       instance: 0,
       failureOpen: true,
+      dropOther: false,
       bridgeIndex: 0,
       ips: [POD[family]],
     });
@@ -287,6 +296,68 @@ describe.each([4, 6] as const)('a packet of IPv%i', (family) => {
       expect(result.action, `${length} bytes`).toBe(DROP);
     }
     expect((await send(whole)).action).toBe(REDIRECT);
+  });
+
+  describe('other than TCP, of a pod whose other protocols are closed,', () => {
+    function closed(): void {
+      const row = tables.enrol('pod-uid' as PodUid, ifindex, true);
+      const plan = { ifindex, instance: 0, failureOpen: false, dropOther: true, bridgeIndex: 0 };
+      tables.write(row, { ...plan, ips: [POD[4], POD[6]] });
+      new UdpPorts(object.map('udp_ports'), [53]).ensure();
+    }
+    const icmp6 = (type: number) =>
+      frame({ ...base, protocol: PROTOCOL.ICMP6, patch: (bytes, { l4 }) => void bytes.writeUInt8(type, l4) });
+    const udp = (dport: number) => frame({ ...base, protocol: PROTOCOL.UDP, dport });
+    const passes = { action: NEXT };
+    const dropped = { action: DROP, verdicts: ['OTHER_DROPPED 1'] };
+
+    it('is dropped', async () => {
+      closed();
+      expect(await send(udp(5353))).toMatchObject(dropped);
+    });
+
+    it('is dropped whatever it is: ICMP, SCTP, tunnels, fragments, unknown frames', async () => {
+      closed();
+      const others = [1, 4, 41, 47, 50, 132].map((protocol) => frame({ ...base, protocol }));
+      const fragment = frame({
+        ...base,
+        protocol: PROTOCOL.UDP,
+        dport: 53,
+        ...(family === 4
+          ? { fragment: 0x2000 }
+          : { extensions: [[PROTOCOL.FRAGMENT, Buffer.alloc(8)] as const] }),
+      });
+      const unknown = Buffer.from(udp(53));
+      unknown.writeUInt16BE(0x8847, 12);
+      for (const other of [...others, fragment, unknown]) {
+        expect((await send(other)).action).toBe(DROP);
+      }
+    });
+
+    it('passes where an address needs it, and to the UDP ports that are listed', async () => {
+      closed();
+      const dhcp = family === 4 ? 67 : 547;
+      const arp = Buffer.from(udp(1));
+      arp.writeUInt16BE(0x0806, 12);
+      const needed = family === 4 ? [] : [131, 132, 133, 135, 136, 143].map(icmp6);
+      for (const one of [udp(dhcp), udp(53), arp, ...needed]) {
+        expect(await send(one)).toMatchObject(passes);
+      }
+      if (family === 6) {
+        expect((await send(icmp6(128))).action).toBe(DROP);
+        expect((await send(icmp6(134))).action).toBe(DROP); // a pod is no router
+      }
+    });
+
+    it('a port that is not listed any more is closed again', async () => {
+      closed();
+      expect(new UdpPorts(object.map('udp_ports'), [123]).ensure()).toEqual([
+        'the open UDP port 123 was missing',
+        'the open UDP port 53 did not belong there',
+      ]);
+      expect((await send(udp(53))).action).toBe(DROP);
+      expect((await send(udp(123))).action).toBe(NEXT);
+    });
   });
 
   it('is dropped with a TCP header shorter than 20 bytes', async () => {
@@ -454,7 +525,13 @@ describe.each([4, 6] as const)('with a listener, a packet of IPv%i', (family) =>
   /** Enrols the pod and adopts the listener, as the agent does. */
   async function ready(bridged: boolean) {
     const row = tables.enrol('pod-uid' as PodUid, ifindex, true);
-    const plan = { ifindex, instance: 0, failureOpen: false, bridgeIndex: bridged ? ifindex : 0 };
+    const plan = {
+      ifindex,
+      instance: 0,
+      failureOpen: false,
+      dropOther: false,
+      bridgeIndex: bridged ? ifindex : 0,
+    };
     tables.write(row, { ...plan, ips: [POD[4], POD[6]] });
     const wanted = { host: '::', port: connection.port, family: 6 } as const;
     const instances = [{ name: 'default', number: 0, outbound: [wanted], inbound: [], owner: { uid: 0 } }];
@@ -509,6 +586,7 @@ describe.each([4, 6] as const)('with a listener, a packet of IPv%i', (family) =>
       ifindex,
       instance: 0,
       failureOpen: false,
+      dropOther: false,
       bridgeIndex: ifindex,
       ips: [POD[4], POD[6]],
     });

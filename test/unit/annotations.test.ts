@@ -1,7 +1,7 @@
 import { describe, expect, it } from 'vitest';
 import { interceptionOf } from '../../src/pods/annotations.js';
 
-const DEFAULTS = { enrol: 'labelled', failure: 'closed' } as const;
+const DEFAULTS = { enrol: 'labelled', failure: 'closed', other: 'pass' } as const;
 
 function annotated(annotations: Record<string, string>) {
   return interceptionOf({ labels: {}, annotations }, DEFAULTS);

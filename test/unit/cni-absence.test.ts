@@ -95,6 +95,7 @@ const pods = [pod('in-shop', 'shop', ENABLED), pod('own', 'mixed', ENABLED), pod
 const LABELLED = cniRule({
   enrol: 'labelled',
   failure: 'closed',
+  other: 'pass',
   pods,
   namespaces,
   selfEnrolling: new Set(),
@@ -102,6 +103,7 @@ const LABELLED = cniRule({
 const ALL = cniRule({
   enrol: 'all',
   failure: 'closed',
+  other: 'pass',
   pods: [...pods, pod('out', 'plain', DISABLED)],
   namespaces,
   selfEnrolling: new Set(),
@@ -161,7 +163,16 @@ describe('without a source that knows labels of pods that start', () => {
   ] satisfies ['labelled' | 'all', Case, string][])(
     'enrol: %s, a pod %j: %s',
     async (enrol, which, expected) => {
-      leave(cniRule({ enrol, failure: 'closed', pods, namespaces: undefined, selfEnrolling: new Set() }));
+      leave(
+        cniRule({
+          enrol,
+          failure: 'closed',
+          other: 'pass',
+          pods,
+          namespaces: undefined,
+          selfEnrolling: new Set(),
+        }),
+      );
       expect(fate(await start(which))).toBe(expected);
     },
   );

@@ -23,7 +23,13 @@ const open = (enrol: 'labelled' | 'all' = 'labelled') =>
 
 beforeEach(() => {
   folder = mkdtempSync(join(tmpdir(), 'nodesentry-rule-'));
-  known = { enrol: 'labelled', failure: 'closed', pods: [], namespaces: new Map([['team', undefined]]) };
+  known = {
+    enrol: 'labelled',
+    failure: 'closed',
+    other: 'pass',
+    pods: [],
+    namespaces: new Map([['team', undefined]]),
+  };
   warnings = [];
 });
 

@@ -55,6 +55,8 @@ describe('a configuration', () => {
         rulePriority: 90,
         failure: 'closed',
         enrol: 'labelled',
+        other: 'pass',
+        udpPorts: [],
       },
       sources: {
         static: { file: '/etc/nodesentry/pods.yaml' },

@@ -9,7 +9,7 @@ function world(count: number) {
   const decisions = new Decisions({
     store: { list: () => pods, get: (uid) => pods.find((pod) => pod.uid === uid) },
     links: links.asPodLinks(),
-    defaults: { enrol: 'all', failure: 'closed' },
+    defaults: { enrol: 'all', failure: 'closed', other: 'pass' },
     instanceFor: () => ({ name: 'default', number: 0 }),
     log: { error: () => undefined },
   });

@@ -382,7 +382,7 @@ describe('where no source knows service accounts', () => {
 });
 
 describe('the interception of a pod', () => {
-  const defaults = { enrol: 'labelled', failure: 'closed' } as const;
+  const defaults = { enrol: 'labelled', failure: 'closed', other: 'pass' } as const;
 
   test('is PENDING until the datapath has looked at a pod that wants it', () => {
     expect(interceptionReport(pod('a'), undefined, defaults)).toMatchObject({

@@ -33,6 +33,7 @@ class NodeStandIn {
       refresh: () => this.#step('maps', this.wrong.maps),
       recount: this.recount,
     },
+    udpPorts: { ensure: () => this.#step('ports', []) },
     routes: {
       ensure: async ({ tableIsOurs }) => {
         this.tableWasOurs.push(tableIsOurs);
@@ -111,7 +112,7 @@ describe('the parts of a node', () => {
   test('are put in place in their order: a mark is delivered before packets are marked', async () => {
     expect(state.problem()).toBe('the first round has not run yet');
     await state.ensure(ADDRESSES);
-    expect(node.done).toEqual(['pins', 'maps', 'routes', 'nftables', 'lookup', 'followed']);
+    expect(node.done).toEqual(['pins', 'maps', 'ports', 'routes', 'nftables', 'lookup', 'followed']);
     expect(node.ensured.mock.calls).toEqual([[ADDRESSES]]);
     expect(state.problem()).toBeUndefined();
   });
@@ -241,7 +242,7 @@ describe('the addresses of pods that come and go', () => {
     const addresses = new Set(['10.66.0.2']);
     await state.addresses(addresses);
     expect(node.ensured.mock.calls).toEqual([[addresses]]);
-    expect(node.done).toEqual(['pins', 'maps', 'routes', 'nftables', 'lookup', 'followed']);
+    expect(node.done).toEqual(['pins', 'maps', 'ports', 'routes', 'nftables', 'lookup', 'followed']);
 
     node.takesChanges = true;
     await state.addresses(addresses);

@@ -256,30 +256,49 @@ describe('interceptionOf', () => {
     ['all', intercept('disabled'), {}, false],
     ['all', intercept('disabled'), intercept('enabled'), true],
   ] as const)('enrol %s, labels %o, annotations %o: %s', (enrol, labels, annotations, enrolled) => {
-    expect(interceptionOf({ labels, annotations }, { enrol, failure: 'closed' })).toEqual({
+    expect(interceptionOf({ labels, annotations }, { enrol, failure: 'closed', other: 'pass' })).toEqual({
       enrolled,
       failure: 'closed',
+      other: 'pass',
       problems: [],
     });
   });
 
   it('reports a bad value and keeps to the default of that key alone', () => {
     const annotations = { 'nodesentry.io/failure': 'ajar', 'nodesentry.io/intercept': 'enabled' };
-    expect(interceptionOf({ labels: {}, annotations }, { enrol: 'labelled', failure: 'open' })).toEqual({
+    expect(
+      interceptionOf({ labels: {}, annotations }, { enrol: 'labelled', failure: 'open', other: 'pass' }),
+    ).toEqual({
       enrolled: true,
       failure: 'open',
+      other: 'pass',
       problems: ['nodesentry.io/failure: expected closed or open, got "ajar"'],
     });
     expect(
       interceptionOf(
         { labels: intercept('yes'), annotations: { 'nodesentry.io/failure': 'open' } },
-        { enrol: 'all', failure: 'closed' },
+        { enrol: 'all', failure: 'closed', other: 'pass' },
       ),
     ).toEqual({
       enrolled: true,
       failure: 'open',
+      other: 'pass',
       problems: ['nodesentry.io/intercept: expected enabled or disabled, got "yes"'],
     });
+  });
+
+  it.each([
+    ['pass', undefined, 'pass'],
+    ['pass', 'drop', 'drop'],
+    ['drop', undefined, 'drop'],
+    ['drop', 'pass', 'drop'],
+  ] as const)('other protocols: %s on the node and %s of the pod are %s', (other, own, expected) => {
+    const annotations = own === undefined ? {} : { 'nodesentry.io/other-protocols': own };
+    const { other: found } = interceptionOf(
+      { labels: {}, annotations },
+      { enrol: 'all', failure: 'closed', other },
+    );
+    expect(found).toBe(expected);
   });
 
   it('says which wishes this version cannot fulfil', () => {
@@ -288,12 +307,13 @@ describe('interceptionOf', () => {
       'nodesentry.io/inbound': 'all',
       'nodesentry.io/exclude-outbound-cidrs': '10.0.0.0/8',
     };
-    expect(interceptionOf({ labels: {}, annotations }, { enrol: 'all', failure: 'closed' }).problems).toEqual(
-      [
-        'nodesentry.io/outbound: "80,443" is not available in this version and has no effect',
-        'nodesentry.io/exclude-outbound-cidrs: "10.0.0.0/8" is not available in this version and has no effect',
-      ],
-    );
+    expect(
+      interceptionOf({ labels: {}, annotations }, { enrol: 'all', failure: 'closed', other: 'pass' })
+        .problems,
+    ).toEqual([
+      'nodesentry.io/outbound: "80,443" is not available in this version and has no effect',
+      'nodesentry.io/exclude-outbound-cidrs: "10.0.0.0/8" is not available in this version and has no effect',
+    ]);
   });
 });
 

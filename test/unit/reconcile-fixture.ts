@@ -72,7 +72,15 @@ function numberOf(netns: string): number {
 export function routed(ifindex: number, plan: Partial<EndpointPlan> = {}): PlannedEndpoint {
   return {
     at: { kind: 'routed', link: link(ifindex, `veth${ifindex}`), podInterface: 'eth0' },
-    plan: { ifindex, instance: 0, failureOpen: false, bridgeIndex: 0, ips: ['10.66.0.1'], ...plan },
+    plan: {
+      ifindex,
+      instance: 0,
+      failureOpen: false,
+      dropOther: false,
+      bridgeIndex: 0,
+      ips: ['10.66.0.1'],
+      ...plan,
+    },
   };
 }
 
@@ -84,7 +92,7 @@ export function bridged(ifindex: number, bridge: Link): PlannedEndpoint {
       bridge,
       podInterface: 'eth0',
     },
-    plan: routed(ifindex, { bridgeIndex: bridge.index }).plan,
+    plan: routed(ifindex, { dropOther: false, bridgeIndex: bridge.index }).plan,
   };
 }
 

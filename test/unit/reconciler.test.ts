@@ -57,7 +57,7 @@ function world(count: number) {
   const reconciler = new Reconciler({
     store,
     links: links.asPodLinks(),
-    defaults: { enrol: 'all', failure: 'closed' },
+    defaults: { enrol: 'all', failure: 'closed', other: 'pass' },
     instanceFor: () => ({ name: 'default', number: 0 }),
     tables: kernel.tables,
     attachments: kernel.attachments,
@@ -231,7 +231,7 @@ describe('a pod that goes', () => {
 
 describe('what an agent before us left in the kernel', () => {
   const leave = async ({ kernel }: World) => {
-    const plan = { ifindex: 555, instance: 0, failureOpen: false, bridgeIndex: 0, ips: [] };
+    const plan = { ifindex: 555, instance: 0, failureOpen: false, dropOther: false, bridgeIndex: 0, ips: [] };
     kernel.tables.write(kernel.tables.enrol('uid-old' as PodUid, 555, false), plan);
     await kernel.attachments.attachAsync({ role: 'egress', ifindex: 555 }, PROGRAMS.pod_egress);
   };

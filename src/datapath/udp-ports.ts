@@ -1,0 +1,36 @@
+/** The UDP ports that stay open where a pod's other protocols are closed, as the programs look them up. */
+
+import type { BpfMap } from '../native/bpf.js';
+
+const PRESENT = Buffer.from([1]);
+
+export class UdpPorts {
+  readonly #map: BpfMap;
+  readonly #wanted: ReadonlySet<number>;
+
+  constructor(map: BpfMap, wanted: readonly number[]) {
+    this.#map = map;
+    this.#wanted = new Set(wanted);
+  }
+
+  /** Writes what differs. Returns what did, in words. */
+  ensure(): string[] {
+    const present = new Set(this.#map.entries().map(([key]) => key.readUInt16LE(0)));
+    const changes: string[] = [];
+    for (const port of [...this.#wanted].filter((candidate) => !present.has(candidate))) {
+      this.#map.set(u16(port), PRESENT);
+      changes.push(`the open UDP port ${port} was missing`);
+    }
+    for (const port of [...present].filter((candidate) => !this.#wanted.has(candidate))) {
+      this.#map.delete(u16(port));
+      changes.push(`the open UDP port ${port} did not belong there`);
+    }
+    return changes;
+  }
+}
+
+function u16(value: number): Buffer {
+  const bytes = Buffer.alloc(2);
+  bytes.writeUInt16LE(value);
+  return bytes;
+}
