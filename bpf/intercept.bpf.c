@@ -321,9 +321,8 @@ static __always_inline int without_socket(struct __sk_buff *skb, const struct pa
     struct bpf_sock *listener;
 
     if (!is_known(packet, endpoint)) {
-        if (endpoint->flags & ENDPOINT_SINCE_BIRTH)
-            return reset(skb, packet, endpoint, VERDICT_UNKNOWN_RESET);
-        return pass(endpoint, VERDICT_OLDER_CONNECTION);
+        return pass(endpoint, endpoint->flags & ENDPOINT_SINCE_BIRTH ? VERDICT_LEFT_TO_CONNTRACK
+                                                                     : VERDICT_OLDER_CONNECTION);
     }
     listener = listener_socket(endpoint->instance, DIRECTION_EGRESS, packet->family);
     if (!listener)

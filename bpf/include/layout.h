@@ -175,7 +175,7 @@ enum verdict {
     VERDICT_STEER_LOST,        /* dropped: reached the bridge with our mark but without a socket */
     VERDICT_NO_ENDPOINT,       /* passed: a program is attached, the endpoint is gone */
     VERDICT_EVENT_LOST,        /* an event found the ring full; the packet was not affected */
-    VERDICT_UNKNOWN_RESET,     /* reset: of no connection that a pod enrolled since its birth can have */
+    VERDICT_LEFT_TO_CONNTRACK, /* passed: of a pod enrolled since its birth, so it can only answer somebody else */
     VERDICT_OTHER_DROPPED,     /* dropped: not TCP, of a pod whose other protocols are closed */
     VERDICT_COUNT,
 };

@@ -2,19 +2,18 @@
 
 import { setImmediate } from 'node:timers/promises';
 
-/** A few milliseconds of what is done here for each. */
-const IN_A_ROW = 100;
+const TURN_MS = 2;
 
-/** `each` for all of them, in their order; whatever else waits has its turn after every hundred. */
+/** `each` for all of them, in their order; whatever else waits has its turn every few milliseconds. */
 export async function inTurns<T, R>(items: readonly T[], each: (item: T) => R): Promise<R[]> {
   const results: R[] = [];
-  for (let from = 0; from < items.length; from += IN_A_ROW) {
-    if (from > 0) {
+  let begun = performance.now();
+  for (const item of items) {
+    if (performance.now() - begun > TURN_MS) {
       await setImmediate();
+      begun = performance.now();
     }
-    for (const item of items.slice(from, from + IN_A_ROW)) {
-      results.push(each(item));
-    }
+    results.push(each(item));
   }
   return results;
 }

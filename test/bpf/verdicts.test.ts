@@ -227,19 +227,21 @@ describe.each([4, 6] as const)('a packet of IPv%i', (family) => {
     ['SYN+FIN', TCP.SYN | TCP.FIN],
     ['FIN', TCP.FIN],
     ['no flag at all', 0],
-  ])('%s is reset where the pod has been enrolled since before its first process', async (_name, flags) => {
-    tables.write(tables.enrol('pod-uid' as PodUid, ifindex, false, true), {
-      ifindex,
-      instance: 0,
-      failureOpen: true,
-      dropOther: false,
-      bridgeIndex: 0,
-      ips: [POD[family]],
-    });
-    const sent = await send(frame({ ...base, flags, payload: Buffer.from('data') }));
-    expect(sent).toMatchObject({ action: REDIRECT, verdicts: ['UNKNOWN_RESET 1'], mark: 0 });
-    expect(readTcp(sent.data).flags).toBe(TCP.RST | TCP.ACK);
-  });
+  ])(
+    '%s is left to connection tracking where the pod has been enrolled since before its first process',
+    async (_name, flags) => {
+      tables.write(tables.enrol('pod-uid' as PodUid, ifindex, false, true), {
+        ifindex,
+        instance: 0,
+        failureOpen: true,
+        dropOther: false,
+        bridgeIndex: 0,
+        ips: [POD[family]],
+      });
+      const sent = await send(frame({ ...base, flags, payload: Buffer.from('data') }));
+      expect(sent).toMatchObject({ action: NEXT, verdicts: ['LEFT_TO_CONNTRACK 1'], mark: 0 });
+    },
+  );
 
   it('passes as part of a connection that an earlier generation recorded', async () => {
     const row = enrol();
