@@ -302,10 +302,27 @@ static __always_inline int no_listener(struct __sk_buff *skb, const struct packe
     return reset(skb, packet, endpoint, VERDICT_NO_LISTENER_RESET);
 }
 
+/* 127.0.0.0/8 and ::1. With route_localnet, which kube-proxy sets, the stack would take such a packet in, and the proxy
+ * would dial its own node. */
+static __always_inline bool is_loopback(const struct packet *packet) {
+    const __u8 *bytes = packet->key.dst.bytes;
+
+    if (packet->family == AF_INET)
+        return bytes[12] == 127;
+    for (int i = 0; i < 15; i++) {
+        if (bytes[i])
+            return false;
+    }
+    return bytes[15] == 1;
+}
+
 static __always_inline int start(struct __sk_buff *skb, const struct packet *packet, const struct endpoint *endpoint) {
-    struct bpf_sock *listener = listener_socket(endpoint->instance, DIRECTION_EGRESS, packet->family);
+    struct bpf_sock *listener;
     int action;
 
+    if (is_loopback(packet))
+        return drop(endpoint, VERDICT_LOOPBACK);
+    listener = listener_socket(endpoint->instance, DIRECTION_EGRESS, packet->family);
     if (!listener)
         return no_listener(skb, packet, endpoint);
     action = deliver(skb, packet, endpoint, listener, VERDICT_FLOW_STARTED);
@@ -321,8 +338,8 @@ static __always_inline int without_socket(struct __sk_buff *skb, const struct pa
     struct bpf_sock *listener;
 
     if (!is_known(packet, endpoint)) {
-        return pass(endpoint, endpoint->flags & ENDPOINT_SINCE_BIRTH ? VERDICT_LEFT_TO_CONNTRACK
-                                                                     : VERDICT_OLDER_CONNECTION);
+        return pass(endpoint,
+                    endpoint->flags & ENDPOINT_SINCE_BIRTH ? VERDICT_LEFT_TO_CONNTRACK : VERDICT_OLDER_CONNECTION);
     }
     listener = listener_socket(endpoint->instance, DIRECTION_EGRESS, packet->family);
     if (!listener)

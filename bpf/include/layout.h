@@ -177,6 +177,7 @@ enum verdict {
     VERDICT_EVENT_LOST,        /* an event found the ring full; the packet was not affected */
     VERDICT_LEFT_TO_CONNTRACK, /* passed: of a pod enrolled since its birth, so it can only answer somebody else */
     VERDICT_OTHER_DROPPED,     /* dropped: not TCP, of a pod whose other protocols are closed */
+    VERDICT_LOOPBACK,          /* dropped: a connection to a loopback address, which would be the node's */
     VERDICT_COUNT,
 };
 

@@ -204,6 +204,17 @@ describe.each([4, 6] as const)('a packet of IPv%i', (family) => {
     expect(readTcp(result.data)).toMatchObject({ acknowledgement: 7006, flags: TCP.RST | TCP.ACK });
   });
 
+  it('is dropped on its way to a loopback address, which would be the node’s', async () => {
+    enrol(true);
+    const loopback = family === 4 ? ['127.0.0.1', '127.9.9.9'] : ['::1'];
+    for (const dst of loopback) {
+      expect((await send(frame({ ...base, dst }))).action).toBe(DROP);
+    }
+    const [row] = (await tables.counters()).filter(({ podUid }) => podUid === 'pod-uid');
+    expect(row?.packets).toMatchObject({ LOOPBACK: loopback.length, NO_LISTENER_OPEN: 0 });
+    expect((await send(frame(base))).action).toBe(NEXT);
+  });
+
   it('passes without a listener under failure policy open, and forgets an older flow of its tuple', async () => {
     const row = enrol(true);
     record({ src: POD[family], dst: FAR[family], generation: row.generation, id: row.id });

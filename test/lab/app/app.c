@@ -4,6 +4,8 @@
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
+#include <linux/if_ether.h>
+#include <linux/if_packet.h>
 #include <net/if.h>
 #include <netinet/in.h>
 #include <netinet/ip.h>
@@ -538,6 +540,82 @@ static _Noreturn int first(const char *ip, const char *port) {
     pause_forever();
 }
 
+/* --- frames ----------------------------------------------------------------------------------------------------- */
+
+static int open_link(const char *name) {
+    struct sockaddr_ll link = {.sll_family = AF_PACKET, .sll_protocol = htons(ETH_P_ALL)};
+    int fd = socket(AF_PACKET, SOCK_RAW, 0), bytes = 8 << 20;
+
+    link.sll_ifindex = if_nametoindex(name);
+    if (fd < 0 || link.sll_ifindex == 0 || bind(fd, (struct sockaddr *)&link, sizeof(link)) < 0)
+        return -1;
+    setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &bytes, sizeof(bytes));
+    return fd;
+}
+
+/* The next frame on stdin, a line of hexadecimal digits; 0 at the end. */
+static size_t next_frame(unsigned char *frame, size_t room) {
+    static char line[2 * CHUNK];
+    size_t length = 0;
+    unsigned int byte;
+
+    if (!fgets(line, sizeof(line), stdin))
+        return 0;
+    for (char *at = line; length < room && sscanf(at, "%2x", &byte) == 1; at += 2)
+        frame[length++] = byte;
+    return length;
+}
+
+/* Sends frames as they are, headers and all: what a program with CAP_NET_RAW can do. */
+static int frames(const char *name) {
+    static unsigned char frame[CHUNK];
+    int fd = open_link(name), sent = 0, refused = 0;
+    size_t length;
+
+    if (fd < 0)
+        return failed("link", errno, now_ms());
+    while ((length = next_frame(frame, sizeof(frame))) > 0) {
+        if (send(fd, frame, length, 0) == (ssize_t)length)
+            sent++;
+        else
+            refused++;
+    }
+    printf("{\"ok\":true,\"sent\":%d,\"refused\":%d}\n", sent, refused);
+    return 0;
+}
+
+static void change_port(unsigned char *tcp, size_t offset, uint16_t port) {
+    uint16_t before = tcp[offset] << 8 | tcp[offset + 1];
+    uint32_t sum = (uint16_t) ~(tcp[16] << 8 | tcp[17]);
+
+    sum += (uint16_t)~before + port; /* RFC 1624 */
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum = (sum & 0xffff) + (sum >> 16);
+    tcp[offset] = port >> 8;
+    tcp[offset + 1] = port;
+    tcp[16] = (uint16_t)~sum >> 8;
+    tcp[17] = ~sum;
+}
+
+/* The frame on stdin, a TCP segment over IPv4 without options, again and again from other ports to other ports. */
+static int flood(const char *name, int count) {
+    unsigned char frame[1514];
+    int fd = open_link(name), sent = 0;
+    size_t length = next_frame(frame, sizeof(frame));
+
+    if (fd < 0 || length < 54)
+        return failed("link", errno, now_ms());
+    for (int i = 0; i < count; i++) {
+        change_port(frame + 34, 0, 1024 + i % 64000);
+        change_port(frame + 34, 2, 80 + i / 64000);
+        while (send(fd, frame, length, 0) < 0 && errno == ENOBUFS)
+            usleep(100);
+        sent++;
+    }
+    printf("{\"ok\":true,\"sent\":%d}\n", sent);
+    return 0;
+}
+
 int main(int count, char **words) {
     const char *command = count > 1 ? words[1] : "";
 
@@ -562,10 +640,14 @@ int main(int count, char **words) {
         return reuse(words[2], words[3], atoi(words[4]), atoi(words[5]));
     if (strcmp(command, "hold") == 0 && count == 5)
         return hold(words[2], words[3], words[4]);
+    if (strcmp(command, "frames") == 0 && count == 3)
+        return frames(words[2]);
+    if (strcmp(command, "flood") == 0 && count == 4)
+        return flood(words[2], atoi(words[3]));
     if (strcmp(command, "spoof") == 0 && count == 6)
         return spoof(words[2], words[3], words[4], atoi(words[5]));
     fprintf(stderr, "usage: app pause | serve PORT... | first|dial IP PORT | fetch|push IP PORT BYTES |\n"
                     "           keepalive|connects IP PORT COUNT INTERVAL_US | reuse IP PORT LOCALPORT COUNT |\n"
-                    "           hold IP PORT FILE | spoof SRC IP PORT COUNT\n");
+                    "           hold IP PORT FILE | spoof SRC IP PORT COUNT | frames LINK | flood LINK COUNT\n");
     return 2;
 }
