@@ -1,7 +1,8 @@
 /** Which rules of others set, overwrite or match the bits of our mark. Masks are respected. */
 
+import { CHAINS } from '../kernel/notrack-rules.js';
 import { type Mark, parseMark } from '../net/mark.js';
-import type { IptablesTable, NftRule, NftSet, Rulesets } from './rulesets.js';
+import type { IptablesTable, NftChain, NftRule, NftSet, Rulesets } from './rulesets.js';
 
 export interface MarkUse {
   /** `sets`: puts a bit of ours on a packet. `overwrites`: takes ours away. `matches`: decides by a bit of ours. */
@@ -17,8 +18,23 @@ interface Effect {
 }
 
 const ALL = 0xffffffff;
+/** Priorities at which our table takes the mark off and gives it back. */
+const OWN_PREROUTING = CHAINS.filter(({ hook }) => hook === 'prerouting').map(({ prio }) => prio) as [
+  number,
+  number,
+];
 /** A packet that meets these has been routed by its mark already. */
 const AFTER_ROUTING = new Set(['input', 'forward', 'output', 'postrouting', 'egress']);
+
+/** Whether an intercepted packet bears our mark there, and would miss it. */
+type Bears = { readonly here: boolean; readonly missed: boolean };
+
+/** Our table takes the mark off before the chains of others at prerouting, and gives it back after them. */
+function bearsAt({ hook = '', prio }: Pick<NftChain, 'hook' | 'prio'>): Bears {
+  const [first, last] = OWN_PREROUTING;
+  const isBetween = hook === 'prerouting' && prio !== undefined && prio > first && prio < last;
+  return { here: !isBetween, missed: !isBetween && !AFTER_ROUTING.has(hook) };
+}
 
 /** Of a named set or map, such as `@marks`. */
 type Elements = (name: string) => readonly unknown[];
@@ -37,11 +53,9 @@ export function markUses(
   bits: number,
 ): MarkUse[] {
   const found: Found = { uses: [], connection: [], restored: false };
-  const hooks = new Map(
-    nftables.chains.map((chain) => [chainOf({ ...chain, chain: chain.name }), chain.hook]),
-  );
+  const chains = new Map(nftables.chains.map((chain) => [chainOf({ ...chain, chain: chain.name }), chain]));
   for (const rule of nftables.rules) {
-    inNftRule(rule, AFTER_ROUTING.has(hooks.get(chainOf(rule)) ?? ''), nftables.sets, bits, found);
+    inNftRule(rule, bearsAt(chains.get(chainOf(rule)) ?? {}), nftables.sets, bits, found);
   }
   for (const table of iptables) {
     for (const { chain, words } of table.rules) {
@@ -52,12 +66,12 @@ export function markUses(
   return [...new Map(all.map((use) => [`${use.does} ${use.where}`, use])).values()];
 }
 
-function effects(list: readonly Effect[], bits: number, where: string, afterRouting: boolean): MarkUse[] {
+function effects(list: readonly Effect[], bits: number, where: string, isMissed: boolean): MarkUse[] {
   return list.flatMap(({ keep, flip }): MarkUse[] => {
     if ((flip & bits) !== 0) {
       return [{ does: 'sets', where }];
     }
-    return (~keep & bits) !== 0 && !afterRouting ? [{ does: 'overwrites', where }] : [];
+    return (~keep & bits) !== 0 && isMissed ? [{ does: 'overwrites', where }] : [];
   });
 }
 
@@ -65,13 +79,7 @@ function chainOf({ family, table, chain }: { family: string; table: string; chai
   return `${family} ${table} ${chain}`;
 }
 
-function inNftRule(
-  rule: NftRule,
-  afterRouting: boolean,
-  sets: readonly NftSet[],
-  bits: number,
-  found: Found,
-): void {
+function inNftRule(rule: NftRule, bears: Bears, sets: readonly NftSet[], bits: number, found: Found): void {
   const where = chainOf(rule);
   const elements: Elements = (name) =>
     sets.find((set) => set.family === rule.family && set.table === rule.table && `@${set.name}` === name)
@@ -81,17 +89,21 @@ function inNftRule(
     if (isObject(mangle) && isMark(mangle.key, 'meta')) {
       const list = effectsOf(mangle.value, 'meta', elements);
       found.restored ||= list === 'of the connection';
-      found.uses.push(...(list === 'of the connection' ? [] : effects(list, bits, where, afterRouting)));
+      found.uses.push(...(list === 'of the connection' ? [] : effects(list, bits, where, bears.missed)));
     } else if (isObject(mangle) && isMark(mangle.key, 'ct')) {
       const list = effectsOf(mangle.value, 'ct', elements);
-      found.connection.push(...(list === 'of the connection' ? [] : effects(list, bits, where, true)));
-    } else if (isObject(match)) {
+      found.connection.push(...(list === 'of the connection' ? [] : effects(list, bits, where, false)));
+    } else if (isObject(match) && bears.here) {
       const mask = maskOf(match.left);
       const exact = match.op === '==' || match.op === 'in';
       if (exact ? hasBit(match.right, mask & bits, elements) : (mask & bits) !== 0) {
         found.uses.push({ does: 'matches', where });
       }
-    } else if (isObject(vmap) && hasBit(keysOf(vmap.data, elements), maskOf(vmap.key) & bits, elements)) {
+    } else if (
+      isObject(vmap) &&
+      bears.here &&
+      hasBit(keysOf(vmap.data, elements), maskOf(vmap.key) & bits, elements)
+    ) {
       found.uses.push({ does: 'matches', where });
     }
   }
@@ -207,7 +219,10 @@ function isObject(value: unknown): value is Json {
   return typeof value === 'object' && value !== null && !Array.isArray(value);
 }
 
-/** iptables-extensions(8): what the options of `mark`, MARK, CONNMARK and TPROXY mean. */
+/**
+ * iptables-extensions(8): what the options of `mark`, MARK, CONNMARK and TPROXY mean. No chain of iptables comes upon our
+ * mark before routing: its PREROUTING is between the two of ours.
+ */
 function inIptablesRule(
   table: IptablesTable,
   chain: string,
@@ -216,7 +231,6 @@ function inIptablesRule(
   found: Found,
 ): void {
   const where = `${table.command} ${table.name} ${chain}`;
-  const afterRouting = AFTER_ROUTING.has(chain.toLowerCase());
   let scope = '';
   words.forEach((word, index) => {
     const next = words[index + 1] ?? '';
@@ -225,16 +239,16 @@ function inIptablesRule(
     } else if (word === '--mark' && scope === 'mark') {
       const { value, mask } = valueAndMask(next);
       const looked = words[index - 1] === '!' ? mask : value & mask;
-      if ((looked & bits) !== 0) {
+      if (chain !== 'PREROUTING' && (looked & bits) !== 0) {
         found.uses.push({ does: 'matches', where });
       }
     } else if (word === '--set-xmark' || word === '--set-mark' || word === '--tproxy-mark') {
       const { value, mask } = valueAndMask(next);
       const list = [{ keep: ~mask, flip: value }];
       if (scope === 'CONNMARK') {
-        found.connection.push(...effects(list, bits, where, true));
+        found.connection.push(...effects(list, bits, where, false));
       } else {
-        found.uses.push(...effects(list, bits, where, afterRouting || word === '--tproxy-mark'));
+        found.uses.push(...effects(list, bits, where, false));
       }
     } else if (word === '--restore-mark') {
       found.restored = true;

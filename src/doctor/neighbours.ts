@@ -104,7 +104,8 @@ const CONSEQUENCES = [
   {
     does: 'sets',
     verb: 'set bits of',
-    advice: 'packets that get it would be delivered to this node: set interception.mark to bits nobody uses',
+    advice:
+      'forwarded packets lose it before they are routed, the node’s own that get it are delivered to this node: set interception.mark to bits nobody uses',
   },
   {
     does: 'overwrites',

@@ -9,6 +9,7 @@ export interface NftChain {
   readonly name: string;
   /** Of a base chain. */
   readonly hook?: string;
+  readonly prio?: number;
   readonly policy?: string;
 }
 

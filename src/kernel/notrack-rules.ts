@@ -10,7 +10,7 @@ import type { Json } from './nft.js';
 export interface Chain {
   readonly name: string;
   readonly hook: string;
-  /** -300 is raw: before connection tracking (-200) and everybody's filters. */
+  /** -300 is raw: before connection tracking (-200) and everybody's filters. Above 0 comes nothing but routing. */
   readonly prio: number;
 }
 
@@ -26,71 +26,92 @@ export interface Rule {
 
 export const CHAINS: readonly Chain[] = [
   { name: 'prerouting', hook: 'prerouting', prio: -310 },
-  { name: 'after_raw', hook: 'prerouting', prio: -290 },
+  { name: 'before_routing', hook: 'prerouting', prio: 1000 },
   { name: 'output', hook: 'output', prio: -300 },
 ];
+
+/** A part of a rule in both forms. */
+type Part = Pick<Rule, 'text' | 'expr'>;
 
 /** In the order in which they run. */
 export function notrackRules(mark: Mark): readonly Rule[] {
   const marked = formatMark(mark);
   const [others, ours] = [hex(~mark.mask >>> 0), hex(mark.value)];
-  const setMark = `meta mark set meta mark and ${others} or ${ours}`;
-  // A wildcard socket is a listener: a new connection is never marked here.
-  const connected = `meta l4proto tcp socket transparent 1 socket wildcard 0 ${setMark}`;
-  const connectedListed = [TCP, TRANSPARENT, NOT_LISTENING, markIsSet(mark)];
+  const isMarked: Part = {
+    text: `meta mark and ${hex(mark.mask)} == ${ours}`,
+    expr: [equals({ '&': [META_MARK, mark.mask] }, mark.value)],
+  };
+  const setMark: Part = {
+    text: `meta mark set meta mark and ${others} or ${ours}`,
+    expr: [markIsSet(mark)],
+  };
+  const clearMark: Part = { text: `meta mark set meta mark and ${others}`, expr: [markIsCleared(mark)] };
+  const rule = (chain: string, what: string, parts: readonly Part[]): Rule => ({
+    chain,
+    comment: `${chain} ${what} ${marked}`,
+    text: parts.map(({ text }) => text).join(' '),
+    expr: parts.flatMap(({ expr }) => expr),
+  });
   return [
     // A pod's packet whose connection is at the proxy's socket already, and which our program did not see: should it be
     // missing for a moment, the packet goes on to the proxy instead of to a destination that knows nothing of it.
-    {
-      chain: 'prerouting',
-      comment: `prerouting connected IPv4 ${marked}`,
-      text: `ip saddr @pods4 ${connected}`,
-      expr: [address('ip', 'saddr', 'pods4'), ...connectedListed],
-    },
-    {
-      chain: 'prerouting',
-      comment: `prerouting connected IPv6 ${marked}`,
-      text: `ip6 saddr @pods6 ${connected}`,
-      expr: [address('ip6', 'saddr', 'pods6'), ...connectedListed],
-    },
-    // An intercepted packet is not tracked. It does not bear our mark while the raw chains of others run: a reverse-path
-    // check by mark (Calico's `rpfilter --validmark`) would find our local route and drop it.
-    {
-      chain: 'prerouting',
-      comment: `prerouting intercepted ${marked}`,
-      text: `meta mark and ${hex(mark.mask)} == ${ours} notrack meta mark set meta mark and ${others}`,
-      expr: [equals({ '&': [META_MARK, mark.mask] }, mark.value), NOTRACK, markIsCleared(mark)],
-    },
-    // It gets its mark back by the socket that it was given. One that did not would be dropped by the stack, which
+    ...TAKEN.map(({ family, isTaken }) =>
+      rule('prerouting', `connected ${family}`, [isTaken, NOT_LISTENING, setMark]),
+    ),
+    // An intercepted packet is not tracked. It does not bear our mark while the chains of others run: a reverse-path
+    // check by mark (Calico's `rpfilter --validmark`, firewalld's) would find our local route and drop it. A packet of
+    // somebody else's may have the same bit for a reason of its own, and goes on as it is.
+    ...TAKEN.map(({ family, isTaken }) =>
+      rule('prerouting', `intercepted ${family}`, [isMarked, isTaken, NOTRACK, clearMark]),
+    ),
+    // Now everybody has seen the mark of a packet that is not ours, and our policy rule would deliver it on this node.
+    rule('before_routing', 'foreign', [isMarked, clearMark]),
+    // Ours gets its mark back by the socket that it was given. One that did not would be dropped by the stack, which
     // forwards no packet that has a socket (ip_forward).
-    {
-      chain: 'after_raw',
-      comment: `prerouting marked again ${marked}`,
-      text: `ct state untracked meta l4proto tcp socket transparent 1 ${setMark}`,
-      expr: [UNTRACKED, TCP, TRANSPARENT, markIsSet(mark)],
-    },
+    ...TAKEN.map(({ family, isTaken }) =>
+      rule('before_routing', `intercepted ${family}`, [UNTRACKED, isTaken, setMark]),
+    ),
     // The proxy's replies: to an enrolled pod, from a transparent socket of this node (ADR 2).
     {
       chain: 'output',
       comment: 'output replies IPv4',
       text: 'meta l4proto tcp ip daddr @pods4 socket transparent 1 notrack',
-      expr: [TCP, address('ip', 'daddr', 'pods4'), TRANSPARENT, NOTRACK],
+      expr: [TCP, address('ip', 'daddr', 'pods4'), TRANSPARENT, ...NOTRACK.expr],
     },
     {
       chain: 'output',
       comment: 'output replies IPv6',
       text: 'meta l4proto tcp ip6 daddr @pods6 socket transparent 1 notrack',
-      expr: [TCP, address('ip6', 'daddr', 'pods6'), TRANSPARENT, NOTRACK],
+      expr: [TCP, address('ip6', 'daddr', 'pods6'), TRANSPARENT, ...NOTRACK.expr],
     },
   ];
 }
 
 const META_MARK = { meta: { key: 'mark' } };
-const NOTRACK = { notrack: null };
-const UNTRACKED = { match: { op: 'in', left: { ct: { key: 'state' } }, right: 'untracked' } };
 const TCP = equals({ meta: { key: 'l4proto' } }, 'tcp');
 const TRANSPARENT = equals({ socket: { key: 'transparent' } }, 1);
-const NOT_LISTENING = equals({ socket: { key: 'wildcard' } }, 0);
+const NOTRACK: Part = { text: 'notrack', expr: [{ notrack: null }] };
+const UNTRACKED: Part = {
+  text: 'ct state untracked',
+  expr: [{ match: { op: 'in', left: { ct: { key: 'state' } }, right: 'untracked' } }],
+};
+/** A wildcard socket is a listener: a new connection is not meant. */
+const NOT_LISTENING: Part = {
+  text: 'socket wildcard 0',
+  expr: [equals({ socket: { key: 'wildcard' } }, 0)],
+};
+/** An enrolled pod's packet that a transparent socket takes, be it one that the packet was given. */
+const TAKEN: readonly { readonly family: string; readonly isTaken: Part }[] = [
+  { family: 'IPv4', isTaken: taken('ip', 'pods4') },
+  { family: 'IPv6', isTaken: taken('ip6', 'pods6') },
+];
+
+function taken(protocol: 'ip' | 'ip6', set: string): Part {
+  return {
+    text: `${protocol} saddr @${set} meta l4proto tcp socket transparent 1`,
+    expr: [address(protocol, 'saddr', set), TCP, TRANSPARENT],
+  };
+}
 
 function equals(left: Json, right: Json): Json {
   return { match: { op: '==', left, right } };

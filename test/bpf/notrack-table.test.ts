@@ -57,24 +57,36 @@ describe('the table', () => {
     const text = table().replaceAll(/\s+/g, ' ');
     expect(text).toContain('elements = { 10.66.0.3, 10.66.0.20 }');
     expect(text).toContain('elements = { fd00:66::3 }');
-    // In this order: what is marked by the first two is not tracked by the third.
-    expect(text).toMatch(
-      /hook prerouting priority raw - 10; policy accept; ip saddr @pods4 .*ip6 saddr @pods6 .*meta mark & 0x00000040 == 0x00000040 notrack/,
-    );
-    expect(text).toContain(
-      'ip saddr @pods4 meta l4proto tcp socket transparent 1 socket wildcard 0 meta mark set meta mark | 0x00000040',
+    const ours = (set: string) => `saddr @${set} meta l4proto tcp socket transparent 1`;
+    const untracked = 'notrack meta mark set meta mark & 0xffffffbf';
+    // In this order: what is marked by the first two is not tracked by the others.
+    expect(text.replaceAll(/ comment "[^"]*"/g, '')).toContain(
+      [
+        'hook prerouting priority raw - 10; policy accept;',
+        `ip ${ours('pods4')} socket wildcard 0 meta mark set meta mark | 0x00000040`,
+        `ip6 ${ours('pods6')} socket wildcard 0 meta mark set meta mark | 0x00000040`,
+        `meta mark & 0x00000040 == 0x00000040 ip ${ours('pods4')} ${untracked}`,
+        `meta mark & 0x00000040 == 0x00000040 ip6 ${ours('pods6')} ${untracked} }`,
+      ].join(' '),
     );
     expect(text).toContain('ip daddr @pods4 socket transparent 1 notrack');
     expect(text).toContain('ip6 daddr @pods6 socket transparent 1 notrack');
-    expect(text.match(/notrack/g)).toHaveLength(3);
+    expect(text.match(/notrack/g)).toHaveLength(4);
   });
 
-  it("takes the mark off while others' raw chains run, and gives it back by the socket", async () => {
+  it('takes a foreign bit off right before routing, and gives the mark back to what is ours', async () => {
     await inside.ensure(SETTINGS);
-    const text = table().replaceAll(/\s+/g, ' ');
-    expect(text).toContain('notrack meta mark set meta mark & 0xffffffbf');
+    const text = table()
+      .replaceAll(/\s+/g, ' ')
+      .replaceAll(/ comment "[^"]*"/g, '');
+    const ours = (set: string) => `saddr @${set} meta l4proto tcp socket transparent 1`;
     expect(text).toContain(
-      'hook prerouting priority raw + 10; policy accept; ct state untracked meta l4proto tcp socket transparent 1 meta mark set meta mark | 0x00000040',
+      [
+        'hook prerouting priority 1000; policy accept;',
+        'meta mark & 0x00000040 == 0x00000040 meta mark set meta mark & 0xffffffbf',
+        `ct state untracked ip ${ours('pods4')} meta mark set meta mark | 0x00000040`,
+        `ct state untracked ip6 ${ours('pods6')} meta mark set meta mark | 0x00000040 }`,
+      ].join(' '),
     );
   });
 

@@ -332,16 +332,31 @@ describe('packet filter rules of others', () => {
     expect(await uses()).toEqual(['sets ip other c4']);
   });
 
-  test('our own table is left out, and after routing an overwritten mark is no loss', async () => {
-    const hook = (name: string): string =>
-      `chain ${name} { type filter hook ${name} priority 0; meta mark set 0x100; }`;
+  test('our own table is left out, and an overwritten mark is no loss where our packets do not bear it', async () => {
+    const chain = (name: string, hook: string, priority: number): string =>
+      `chain ${name} { type filter hook ${hook} priority ${priority}; meta mark set 0x100; }`;
     const ours = 'table inet nodesentry { chain p { meta mark and 0x40 == 0x40 accept; }; }';
-    await inside(
-      'nft',
-      ['-f', '-'],
-      `${ours}\ntable ip x { ${hook('postrouting')}; ${hook('prerouting')}; }`,
-    );
-    expect(await uses()).toEqual(['overwrites ip x prerouting']);
+    const theirs = [
+      chain('first', 'prerouting', -320),
+      chain('raw', 'prerouting', -300),
+      chain('mangle', 'prerouting', -150),
+      chain('last', 'prerouting', 1001),
+      chain('post', 'postrouting', 0),
+    ];
+    await inside('nft', ['-f', '-'], `${ours}\ntable ip x { ${theirs.join('; ')}; }`);
+    expect(await uses()).toEqual(['overwrites ip x first', 'overwrites ip x last']);
+  });
+
+  test('a rule at prerouting that asks for our bit is met where intercepted packets bear it, and nowhere else', async () => {
+    const chain = (name: string, hook: string, priority: number): string =>
+      `chain ${name} { type filter hook ${hook} priority ${priority}; meta mark and 0x40 == 0x40 accept; }`;
+    const theirs = [
+      chain('first', 'prerouting', -320),
+      chain('mangle', 'prerouting', -150),
+      chain('in', 'input', 0),
+    ];
+    await inside('nft', ['-f', '-'], `table ip x { ${theirs.join('; ')}; }`);
+    expect(await uses()).toEqual(['matches ip x first', 'matches ip x in']);
   });
 
   test.each(['iptables', 'iptables-legacy', 'ip6tables', 'ip6tables-legacy'])(
@@ -367,11 +382,7 @@ describe('packet filter rules of others', () => {
       await add('OUTPUT', '-j', 'MARK', '--set-xmark', '0x40/0x40');
       await add('POSTROUTING', '-j', 'CONNMARK', '--set-mark', '0x40');
       const where = command.replace('-legacy', '');
-      const expected = [
-        `matches ${where} mangle FORWARD`,
-        `overwrites ${where} mangle PREROUTING`,
-        `sets ${where} mangle OUTPUT`,
-      ];
+      const expected = [`matches ${where} mangle FORWARD`, `sets ${where} mangle OUTPUT`];
       expect((await uses()).sort()).toEqual(expected);
       await add('PREROUTING', '-j', 'CONNMARK', '--restore-mark');
       expect((await uses()).sort()).toEqual([...expected, `sets ${where} mangle POSTROUTING`]);
