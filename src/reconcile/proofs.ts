@@ -106,7 +106,7 @@ function targetsOf(installed: Installed): CanaryTarget[] {
   }
   return decision.endpoints.map(({ plan }) => ({
     ifindex: plan.ifindex,
-    ips: decision.pod.ips,
+    ips: plan.ips,
     endpoint: row.id,
     generation: row.generation,
     instance: plan.instance,

@@ -2,8 +2,8 @@
 
 import { beforeEach, describe, expect, test } from 'vitest';
 import type { CanaryResult } from '../../src/datapath/canary.js';
-import type { PlannedEndpoint } from '../../src/reconcile/decisions.js';
 import type { Installed } from '../../src/reconcile/endpoint-installer.js';
+import type { PlannedEndpoint } from '../../src/reconcile/planned-endpoint.js';
 import { Proofs } from '../../src/reconcile/proofs.js';
 import { CanariesStandIn, decision, gate, routed } from './reconcile-fixture.js';
 
@@ -32,14 +32,14 @@ beforeEach(() => {
 });
 
 describe('a pod that is asked for a proof', () => {
-  test('is asked at its interface, under its row and for its instance', async () => {
-    const web = installed(3, {}, routed(200, { instance: 1 }));
+  test('is asked at each interface from its addresses, under its row and for its instance', async () => {
+    const web = installed(3, {}, routed(200, { instance: 1, ips: ['10.66.7.4'] }));
     expect(await proofs.ask([web])).toEqual([uidOf(web)]);
-    const question = { ips: ['10.66.0.4'], endpoint: 13, generation: 2 };
+    const question = { endpoint: 13, generation: 2 };
     expect(canaries.asked).toEqual([
       [
-        { ...question, ifindex: 103, instance: 0 },
-        { ...question, ifindex: 200, instance: 1 },
+        { ...question, ifindex: 103, ips: ['10.66.0.1'], instance: 0 },
+        { ...question, ifindex: 200, ips: ['10.66.7.4'], instance: 1 },
       ],
     ]);
   });
