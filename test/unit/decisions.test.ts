@@ -192,6 +192,24 @@ describe('a pod that is in the kernel, and cannot be placed any more', () => {
     }
   });
 
+  it('is looked at again whatever link is heard of', async () => {
+    change(0, { ips: [] });
+    await now.decisions.update('all');
+    expect(await now.decisions.affectedBy(new Set([999]))).toEqual([uid]);
+  });
+
+  it('is held under the enrolment that it has, whichever of its interfaces the kernel names first', async () => {
+    now.host.set(300, link(300, 'veth300', { peerIndex: 3, peerNamespaceId: 0 }));
+    const written = now.kernel.endpoints.get(100) as NonNullable<ReturnType<typeof now.kernel.endpoints.get>>;
+    now.kernel.endpoints.clear();
+    now.kernel.endpoints.set(300, { row: written.row, plan: { ...written.plan, ifindex: 300 } });
+    now.kernel.endpoints.set(100, written);
+    change(0, { ips: [] });
+    for (const decision of await both()) {
+      expect(decision).toMatchObject({ endpoints: [{ plan: { ifindex: 100 } }, { plan: { ifindex: 300 } }] });
+    }
+  });
+
   it('is let go where a label says so, by a source that may', async () => {
     change(0, { ips: [], labels: { 'nodesentry.io/intercept': 'disabled' } });
     expect(await both()).toEqual(twice({ kind: 'leave', state: 'NOT_ENROLLED' }));
