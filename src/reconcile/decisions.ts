@@ -303,15 +303,18 @@ export class Decisions {
 
   /**
    * What the authorities said last stays in force while another source still names the pod: one that is deleted by force
-   * has lost its object, and the labels of its namespace with it, while its containers run on.
+   * has lost its object, and the labels of its namespace with it, while its containers run on. The static file's word does
+   * not: what is taken out of it is taken back.
    */
   #lastWord(pod: Pod): Pick<Pod, 'labels' | 'annotations' | 'owner'> & { readonly note?: string } {
-    if (isConfirmed(pod, this.#options.authorities)) {
+    const { authorities } = this.#options;
+    if (isConfirmed(pod, authorities)) {
       this.#confirmed.set(pod.uid, pod);
       return pod;
     }
     const said = this.#confirmed.get(pod.uid);
-    return said === undefined ? pod : { ...said, note: TERMINATING };
+    const isTakenBack = !authorities.some(({ name }) => said?.sources.includes(name));
+    return said === undefined || isTakenBack ? pod : { ...said, note: TERMINATING };
   }
 
   async #find(pod: Pod): Promise<Decision> {

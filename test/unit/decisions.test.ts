@@ -276,6 +276,14 @@ describe('a pod that is deleted by force, while its containers run on', () => {
     expect(next.of(uid)).toMatchObject({ kind: 'leave', state: 'NOT_ENROLLED' });
   });
 
+  it('goes by what is left of it where it was the static file that enrolled it, and drops it', async () => {
+    for (const sources of [['static', 'cri'], ['cri']] as const) {
+      say({ sources, labels: sources.length === 2 ? LABELS : {} });
+      await now.decisions.update('all');
+    }
+    expect(now.decisions.of(uid)).toMatchObject({ kind: 'leave', state: 'NOT_ENROLLED' });
+  });
+
   it('is let go where the API server says so when it is back', async () => {
     say({ sources: ['cri', 'kubernetes'], labels: { app: 'web' } });
     await now.decisions.update('all');
