@@ -146,6 +146,7 @@ async function start(
     links,
     netfilter,
     store,
+    sources,
     tables,
     slots,
     repairs,

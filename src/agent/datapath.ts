@@ -16,8 +16,10 @@ import { InterfaceSysctls } from '../kernel/sysctls.js';
 import { TcxLinks } from '../kernel/tcx.js';
 import { tcxSupported } from '../native/bpf.js';
 import type { Netfilter } from '../native/netfilter.js';
+import { authoritiesAmong } from '../pods/confirmation.js';
 import type { PodUid } from '../pods/pod.js';
 import type { PodStore } from '../pods/pod-store.js';
+import type { PodSource } from '../pods/source.js';
 import { NodeState } from '../reconcile/node-state.js';
 import { Proofs } from '../reconcile/proofs.js';
 import { Reconciler } from '../reconcile/reconciler.js';
@@ -34,6 +36,7 @@ export function createReconciler(parts: {
   readonly links: PodLinks;
   readonly netfilter: Netfilter;
   readonly store: PodStore;
+  readonly sources: readonly PodSource[];
   readonly tables: EndpointTables;
   readonly slots: InstanceSlots;
   readonly repairs: Repairs;
@@ -80,6 +83,8 @@ export function createReconciler(parts: {
       const instance = instanceFor(config, app);
       return instance && { name: instance.name, number: slots.numberOf(instance.name) };
     },
+    instanceName: (number) => slots.nameOf(number),
+    authorities: authoritiesAmong(parts.sources),
     synced,
     starting: parts.starting,
     log,

@@ -202,6 +202,36 @@ export class EndpointTables {
     return [...new Set([...this.#endpoints.keys(), ...this.#sources.keys()])];
   }
 
+  /** What the kernel holds of a pod, an entry per interface, as it would be written again. */
+  plansOf(uid: PodUid): EndpointPlan[] {
+    const { endpoint, flags } = this.#layouts;
+    return [...this.#endpoints]
+      .filter(([ifindex]) => this.ownerOf(ifindex) === uid)
+      .map(([ifindex, value]) => ({
+        ifindex,
+        instance: endpoint.number(value, 'instance'),
+        failureOpen: (endpoint.number(value, 'flags') & flags.failureOpen) !== 0,
+        dropOther: (endpoint.number(value, 'flags') & flags.dropOther) !== 0,
+        bridgeIndex: endpoint.number(value, 'bridge_ifindex'),
+        ips: [...this.#sourcesOf(ifindex)].map((key) => this.#addressIn(key)).sort(),
+      }));
+  }
+
+  /** The pod whose endpoint the kernel holds at an interface. */
+  ownerOf(ifindex: number): PodUid | undefined {
+    const value = this.#endpoints.get(ifindex);
+    return value === undefined ? undefined : this.#byId.get(this.#layouts.endpoint.number(value, 'id'))?.uid;
+  }
+
+  /** The addresses of every endpoint in the kernel, whoever decides on it. */
+  addresses(): Set<string> {
+    return new Set(
+      [...this.#endpoints.keys()].flatMap((ifindex) =>
+        [...this.#sourcesOf(ifindex)].map((key) => this.#addressIn(key)),
+      ),
+    );
+  }
+
   /** Numbers of the instances that endpoints refer to. */
   instances(): Set<number> {
     const { endpoint } = this.#layouts;

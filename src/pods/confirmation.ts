@@ -24,6 +24,17 @@ export function isConfirmed(pod: Pod, authorities: readonly Pick<PodSource, 'nam
 }
 
 /**
+ * Sources that drop a pod only where somebody said so: who edits the file, the runtime by DEL. From the others a pod is
+ * missing also where one answer was incomplete.
+ */
+const EXPLICIT: ReadonlySet<SourceName> = new Set(['static', 'cni']);
+
+/** Whether a pod that was like this when its last source dropped it was dropped on purpose. */
+export function isDroppedExplicitly(last: Pick<Pod, 'sources'>): boolean {
+  return last.sources.every((name) => EXPLICIT.has(name));
+}
+
+/**
  * Asks the authorities for a pod that none of them has told of yet: by namespace and name alone where nobody knows its
  * UID, which its source is told then. The function returned gives the reason why it is not known what the pod is,
  * undefined where it is; it never rejects.

@@ -72,7 +72,7 @@ export function ipsOf(
 }
 
 /** The application a pod belongs to: `nodesentry.io/app`, else `app.kubernetes.io/name`, else `app`, else its owner. */
-export function appOf(pod: Pod): string | undefined {
+export function appOf(pod: Pick<Pod, 'labels' | 'owner'>): string | undefined {
   const { labels } = pod;
   return labels['nodesentry.io/app'] ?? labels['app.kubernetes.io/name'] ?? labels.app ?? pod.owner?.name;
 }

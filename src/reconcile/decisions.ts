@@ -1,21 +1,30 @@
 /**
  * Of every known pod: that it is to be intercepted, and where, or why it is left alone. Reads links; changes nothing.
+ * A pod that is enrolled is never left alone while the kernel holds endpoints of it at interfaces that are there: where
+ * it cannot be placed it is held, as it was.
  */
 
 import type { Log } from '../base/log.js';
-import type { EndpointPlan } from '../datapath/endpoints.js';
+import type { EndpointTables } from '../datapath/endpoints.js';
 import { type InterceptionDefaults, interceptionOf } from '../pods/annotations.js';
+import { isConfirmed } from '../pods/confirmation.js';
 import { appOf, type FailurePolicy, ipsOf, type Pod, type PodUid } from '../pods/pod.js';
 import type { PodStore } from '../pods/pod-store.js';
+import type { PodSource } from '../pods/source.js';
 import { locate } from '../runtimes/locate.js';
 import type { HostAttachment, Location, Unreachable } from '../runtimes/location.js';
 import type { PodLinks } from '../runtimes/pod-links.js';
+import { heldEndpoints } from './held.js';
+import type { PlannedEndpoint } from './planned-endpoint.js';
 
 /**
  * What is added inside a pod's namespace (a macvlan, a VLAN's parent) tells nobody on the host: so many pods are located
  * anew at a time, those that waited longest first. Cost does not grow with pods.
  */
 const LOCATED_ANEW = 10;
+
+const TERMINATING =
+  'terminating: its object is gone and its sandbox is not, so what was said of it last stays in force';
 
 export interface DecisionsOptions {
   readonly store: Pick<PodStore, 'list' | 'get'>;
@@ -25,13 +34,12 @@ export interface DecisionsOptions {
   readonly instanceFor: (
     app: string | undefined,
   ) => { readonly name: string; readonly number: number } | undefined;
+  /** Also of one that is not configured any more. */
+  readonly instanceName: (number: number) => string;
+  readonly tables: Pick<EndpointTables, 'plansOf' | 'rowOf' | 'ownerOf'>;
+  /** The sources without whose word a pod is not un-enrolled. */
+  readonly authorities: readonly Pick<PodSource, 'name'>[];
   readonly log: Pick<Log, 'error'>;
-}
-
-/** One interface of a pod that is to be intercepted. */
-export interface PlannedEndpoint {
-  readonly at: HostAttachment;
-  readonly plan: EndpointPlan;
 }
 
 /** A pod that is to be intercepted, and how. */
@@ -44,8 +52,10 @@ export interface InterceptDecision {
   readonly unreachable: readonly Unreachable[];
   readonly instance: string;
   readonly failure: FailurePolicy;
-  /** Annotations that were not understood. */
+  /** Annotations that were not understood, and whose word counts where it is not the present one. */
   readonly problems: readonly string[];
+  /** Why some of the endpoints are what the kernel has and not what was found; undefined: all were found. */
+  readonly held: string | undefined;
 }
 
 /** A pod that is not, or not yet. */
@@ -70,6 +80,8 @@ export class Decisions {
   readonly #claims = new Map<number, Set<PodUid>>();
   /** Pods that may have another interface than those we know of. */
   readonly #doubtful = new Set<PodUid>();
+  /** Each pod as an authority told of it last. */
+  readonly #confirmed = new Map<PodUid, Pod>();
 
   constructor(options: DecisionsOptions) {
     this.#options = options;
@@ -93,6 +105,9 @@ export class Decisions {
         continue;
       }
       const found = pod === undefined ? undefined : await this.#decide(pod);
+      if (pod === undefined) {
+        this.#confirmed.delete(uid);
+      }
       // One whose interfaces are all there stays what it was where it cannot be located just now.
       const next = holds && found?.kind === 'leave' && found.retry ? before : found;
       for (const other of this.#unclaim(uid)) {
@@ -131,7 +146,10 @@ export class Decisions {
     return changed;
   }
 
-  /** An interface is evidence of one pod: all that claim the same one are refused rather than one of them guessed. */
+  /**
+   * An interface is evidence of one pod: all that claim the same one are refused rather than one of them guessed, but
+   * whose it is in the kernel keeps it.
+   */
   of(uid: PodUid): Decision | undefined {
     const decision = this.#decisions.get(uid);
     if (decision?.kind !== 'intercept') {
@@ -141,18 +159,24 @@ export class Decisions {
       const others = [...(this.#claims.get(plan.ifindex) ?? [])].filter((other) => other !== uid);
       if (others.length > 0) {
         const names = others.map((other) => nameOf(this.#decisions.get(other)?.pod));
-        const reason = `INTERFACE_SHARED: ${at.link.name} is also claimed by ${names.join(', ')}`;
-        return {
-          kind: 'leave',
-          pod: decision.pod,
-          state: 'REFUSED',
-          reason,
-          failure: decision.failure,
-          retry: false,
-        };
+        return this.#shared(
+          decision,
+          `INTERFACE_SHARED: ${at.link.name} is also claimed by ${names.join(', ')}`,
+        );
       }
     }
     return decision;
+  }
+
+  #shared(decision: InterceptDecision, reason: string): Decision {
+    const { pod, failure } = decision;
+    const { tables } = this.#options;
+    const [first, ...more] = decision.endpoints.filter(
+      ({ plan }) => tables.ownerOf(plan.ifindex) === pod.uid,
+    );
+    return first === undefined
+      ? { kind: 'leave', pod, state: 'REFUSED', reason, failure, retry: false }
+      : { ...decision, endpoints: [first, ...more], held: reason };
   }
 
   /** Every pod that is to be intercepted. */
@@ -177,7 +201,7 @@ export class Decisions {
       }
     }
     for (const [uid, decision] of this.#decisions) {
-      if (decision.kind === 'leave' && decision.retry) {
+      if (decision.kind === 'leave' ? decision.retry : decision.held !== undefined) {
         found.push(uid);
       }
       if (
@@ -222,10 +246,13 @@ export class Decisions {
     });
   }
 
-  /** A decision holds until the pod changes or one of its interfaces does. */
+  /** A decision holds until the pod changes or one of its interfaces does; that to hold a pod, until the next look. */
   async #holds(decision: Decision): Promise<boolean> {
     if (decision.kind === 'leave') {
       return !decision.retry;
+    }
+    if (decision.held !== undefined) {
+      return false;
     }
     for (const { at } of decision.endpoints) {
       const now = await this.#options.links.hostLink(at.link.index);
@@ -237,8 +264,64 @@ export class Decisions {
   }
 
   async #decide(pod: Pod): Promise<Decision> {
+    const found = await this.#find(pod);
+    const known = this.#decisions.get(pod.uid);
+    const isUnenrolled = found.kind === 'leave' && found.state === 'NOT_ENROLLED';
+    if (isUnenrolled && this.#confirmed.has(pod.uid)) {
+      return found;
+    }
+    const held = await heldEndpoints(
+      pod.uid,
+      known?.kind === 'intercept' ? known.endpoints : [],
+      this.#options,
+    );
+    return found.kind === 'leave' ? this.#hold(found, held) : alsoHeld(found, held);
+  }
+
+  /** The kernel's policy is that of the last enrolment: another counts only where the pod is enrolled with it. */
+  #hold(found: LeaveDecision, held: readonly PlannedEndpoint[]): Decision {
+    const isEnrolled = found.state !== 'NOT_ENROLLED';
+    const [first, ...more] = held.map(({ at, plan }) => ({
+      at,
+      plan: isEnrolled ? { ...plan, failureOpen: found.failure === 'open' } : plan,
+    }));
+    if (first === undefined) {
+      return found;
+    }
+    const names = this.#options.authorities.map(({ name }) => name).join(' or ');
+    return {
+      kind: 'intercept',
+      pod: found.pod,
+      endpoints: [first, ...more],
+      unreachable: [],
+      instance: this.#options.instanceName(first.plan.instance),
+      failure: first.plan.failureOpen ? 'open' : 'closed',
+      problems: [],
+      held: isEnrolled ? (found.reason ?? found.state) : `UNCONFIRMED: ${names} does not tell of this pod`,
+    };
+  }
+
+  /**
+   * What the authorities said last stays in force while another source still names the pod: one that is deleted by force
+   * has lost its object, and the labels of its namespace with it, while its containers run on. The static file's word does
+   * not: what is taken out of it is taken back.
+   */
+  #lastWord(pod: Pod): Pick<Pod, 'labels' | 'annotations' | 'owner'> & { readonly note?: string } {
+    const { authorities } = this.#options;
+    if (isConfirmed(pod, authorities)) {
+      this.#confirmed.set(pod.uid, pod);
+      return pod;
+    }
+    const said = this.#confirmed.get(pod.uid);
+    const isTakenBack = !authorities.some(({ name }) => said?.sources.includes(name));
+    return said === undefined || isTakenBack ? pod : { ...said, note: TERMINATING };
+  }
+
+  async #find(pod: Pod): Promise<Decision> {
     const { defaults, instanceFor } = this.#options;
-    const { enrolled, failure, other, problems } = interceptionOf(pod, defaults);
+    const said = this.#lastWord(pod);
+    const { enrolled, failure, other, problems: misunderstood } = interceptionOf(said, defaults);
+    const problems = [...misunderstood, ...(said.note === undefined ? [] : [said.note])];
     const leave = (
       state: LeaveDecision['state'],
       reason: string | undefined,
@@ -259,7 +342,7 @@ export class Decisions {
       const reason = `${location.code}: ${location.reason}`;
       return leave(location.retry ? 'PENDING' : 'REFUSED', reason, location.retry);
     }
-    const app = appOf(pod);
+    const app = appOf(said);
     const instance = instanceFor(app);
     if (instance === undefined) {
       return leave('REFUSED', `NO_INSTANCE: no instance is configured for app ${app ?? '(none)'}`);
@@ -291,6 +374,7 @@ export class Decisions {
       instance: instance.name,
       failure,
       problems,
+      held: undefined,
     };
   }
 
@@ -309,6 +393,23 @@ function withoutAddress({ link, podInterface = link.name }: HostAttachment): Unr
   return { name: podInterface, kind: link.kind, reason: `no source tells the addresses of ${podInterface}` };
 }
 
+/** An interface that the pod still has, and that was not found in it this time, goes by what is decided of the others. */
+function alsoHeld(found: InterceptDecision, held: readonly PlannedEndpoint[]): InterceptDecision {
+  const { instance, failureOpen, dropOther } = found.endpoints[0].plan;
+  const located = new Set(found.endpoints.map(({ plan }) => plan.ifindex));
+  const more = held
+    .filter(({ plan }) => !located.has(plan.ifindex))
+    .map(({ at, plan }) => ({ at, plan: { ...plan, instance, failureOpen, dropOther } }));
+  const names = more.map(({ at }) => at.link.name).join(', ');
+  return more.length === 0
+    ? found
+    : {
+        ...found,
+        endpoints: [...found.endpoints, ...more],
+        held: `the pod's end of ${names} is not found in the pod any more`,
+      };
+}
+
 /** What a decision says of the pod's interfaces, as text that can be compared. */
 function interfacesOf(decision: Decision): string {
   return decision.kind === 'leave'
@@ -321,6 +422,7 @@ function interfacesOf(decision: Decision): string {
           plan.bridgeIndex,
         ]),
         decision.unreachable,
+        decision.held,
       ]);
 }
 

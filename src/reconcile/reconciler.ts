@@ -6,16 +6,14 @@
 
 import { setImmediate } from 'node:timers/promises';
 import type { Log } from '../base/log.js';
+import type { EndpointTables } from '../datapath/endpoints.js';
 import type { DatapathPrograms } from '../datapath/manifest.js';
+import { isDroppedExplicitly } from '../pods/confirmation.js';
 import type { Pod, PodUid } from '../pods/pod.js';
-import {
-  Decisions,
-  type DecisionsOptions,
-  type InterceptDecision,
-  type PlannedEndpoint,
-} from './decisions.js';
+import { type Decision, Decisions, type DecisionsOptions, type InterceptDecision } from './decisions.js';
 import { EndpointInstaller, type InstallerOptions } from './endpoint-installer.js';
 import type { NodeState } from './node-state.js';
+import type { PlannedEndpoint } from './planned-endpoint.js';
 import type { Proofs } from './proofs.js';
 import { Removal, type RemovalOptions } from './removal.js';
 import { type EndpointStatus, statusOf } from './status.js';
@@ -26,6 +24,8 @@ const PODS_IN_A_ROW = 50;
 export interface ReconcilerOptions
   extends Omit<DecisionsOptions & InstallerOptions & RemovalOptions, 'programs' | 'proofs' | 'log'> {
   readonly node: Pick<NodeState, 'problem' | 'ensure' | 'addresses'>;
+  readonly tables: (DecisionsOptions & InstallerOptions & RemovalOptions)['tables'] &
+    Pick<EndpointTables, 'addresses'>;
   readonly programs: Pick<DatapathPrograms, 'programs' | 'removeStalePrograms'>;
   readonly proofs: Pick<Proofs, 'get' | 'has' | 'ask' | 'renew' | 'forget' | 'removeInterface'>;
   /** While false, what is pinned is kept even if no source has named it yet. */
@@ -46,6 +46,8 @@ export class Reconciler {
   /** A whole round that began when every source had delivered has ended. */
   #caughtUp = false;
   #looking = false;
+  /** Endpoints went since the node was told whose addresses count. */
+  #addressesOld = false;
 
   constructor(options: ReconcilerOptions) {
     this.#options = options;
@@ -149,6 +151,7 @@ export class Reconciler {
     const touched = await this.#decisions.update(uids);
     await this.#options.node.addresses(this.#addresses());
     await this.#apply(touched);
+    await this.#dropAddresses();
   }
 
   async #whole(): Promise<void> {
@@ -166,7 +169,8 @@ export class Reconciler {
     if (!knewAll) {
       return;
     }
-    this.#removeUnwanted();
+    await this.#removeUnwanted();
+    await this.#dropAddresses();
     if (!this.#caughtUp) {
       programs.removeStalePrograms();
       this.#caughtUp = true;
@@ -182,10 +186,17 @@ export class Reconciler {
     }
   }
 
+  /** Those that are wanted, and those that the kernel holds for whomever: a pod that no source names yet sends too. */
   #addresses(): Set<string> {
-    return new Set(
-      this.#decisions.toIntercept().flatMap(({ endpoints }) => endpoints.flatMap(({ plan }) => plan.ips)),
-    );
+    const wanted = this.#decisions.toIntercept().flatMap(({ endpoints }) => endpoints);
+    return new Set([...wanted.flatMap(({ plan }) => plan.ips), ...this.#options.tables.addresses()]);
+  }
+
+  async #dropAddresses(): Promise<void> {
+    if (this.#addressesOld) {
+      this.#addressesOld = false;
+      await this.#options.node.addresses(this.#addresses());
+    }
   }
 
   /** All at once: attaching waits for the kernel, and for several pods it waits no longer than for one. */
@@ -200,7 +211,7 @@ export class Reconciler {
             fresh.push(uid);
           }
         } else {
-          this.#leave(uid);
+          this.#leave(uid, decision);
         }
         this.#publish(uid);
       }),
@@ -232,26 +243,39 @@ export class Reconciler {
     }
   }
 
-  /** A pod that has just gone from the sources, or is not to be intercepted any more. */
-  #leave(uid: PodUid): void {
+  /**
+   * A pod that has just gone from the sources, or is not to be intercepted any more. One that is missing without a word
+   * stays in the kernel for a while: see `Removal.unnamed`.
+   */
+  #leave(uid: PodUid, decision: Decision | undefined): void {
     const before = this.#installer.get(uid);
-    if (before !== undefined && this.#options.synced()) {
-      this.#remove(before.decision.endpoints);
-      this.#installer.forget(uid);
+    if (before !== undefined) {
+      const isDropped = decision !== undefined || isDroppedExplicitly(before.decision.pod);
+      if (isDropped) {
+        this.#removal.drop(uid);
+      }
+      if (this.#options.synced()) {
+        this.#remove(isDropped ? before.decision.endpoints : []);
+        this.#installer.forget(uid);
+      }
     }
     this.#options.proofs.forget(uid);
   }
 
   #remove(endpoints: readonly PlannedEndpoint[]): void {
     if (endpoints.length > 0) {
+      this.#addressesOld = true;
       this.#removal.removeEndpoints(endpoints, this.#decisions.toIntercept());
     }
   }
 
-  #removeUnwanted(): void {
+  async #removeUnwanted(): Promise<void> {
+    const unnamed = await this.#removal.unnamed();
     const wanted = this.#decisions.toIntercept();
     this.#installer.forgetAllBut(new Set(wanted.map(({ pod }) => pod.uid)));
-    this.#removal.removeUnwanted(wanted);
+    if (this.#removal.removeUnwanted(wanted, unnamed)) {
+      this.#addressesOld = true;
+    }
     this.#removal.forgetGone();
   }
 

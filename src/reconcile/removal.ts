@@ -1,5 +1,5 @@
 /**
- * Taking away what is nobody's any more, in three verbs. detach: a program comes off an interface. remove: a whole
+ * Taking away what is nobody's any more, in three verbs, and what stays for a while though nobody names it. detach: a program comes off an interface. remove: a whole
  * endpoint goes out of the kernel, its program first, for it reads the tables. forget: a pod that no source has known
  * for a while loses the row by which its flows were still answered for.
  */
@@ -13,12 +13,28 @@ import type { InterfaceSysctls } from '../kernel/sysctls.js';
 import { REMEMBERED_MS } from '../pods/gone-pods.js';
 import type { PodUid } from '../pods/pod.js';
 import type { PodStore } from '../pods/pod-store.js';
-import type { InterceptDecision, PlannedEndpoint } from './decisions.js';
+import type { PodLinks } from '../runtimes/pod-links.js';
+import type { InterceptDecision } from './decisions.js';
+import type { PlannedEndpoint } from './planned-endpoint.js';
 import type { Proofs } from './proofs.js';
+
+/**
+ * So long a pod that no source names, and that nobody has dropped explicitly, keeps what the kernel holds of it while its
+ * interface is there: one answer of a runtime can leave it out, and the next but one cannot be the same mistake. The CRI is
+ * asked every 10 s at the least.
+ */
+export const UNNAMED_MS = 30_000;
+
+/** By role, the interfaces that are not to be touched. */
+export type Kept = Readonly<Record<Role, ReadonlySet<number>>>;
 
 export interface RemovalOptions {
   readonly store: Pick<PodStore, 'get'>;
-  readonly tables: Pick<EndpointTables, 'remove' | 'liveInterfaces' | 'rows' | 'forget'>;
+  readonly tables: Pick<
+    EndpointTables,
+    'remove' | 'liveInterfaces' | 'rows' | 'forget' | 'ownerOf' | 'plansOf'
+  >;
+  readonly links: Pick<PodLinks, 'hostLink'>;
   readonly attachments: Pick<Attachments<Role>, 'release' | 'list'>;
   readonly sysctls: Pick<InterfaceSysctls, 'restore'>;
   readonly proofs: Pick<Proofs, 'removeInterface'>;
@@ -30,6 +46,7 @@ export class Removal {
   readonly #options: RemovalOptions;
   /** Since when no source has known a pod that still has a row. */
   readonly #unknownSince = new Map<PodUid, number>();
+  readonly #dropped = new Set<PodUid>();
 
   constructor(options: RemovalOptions) {
     this.#options = options;
@@ -46,24 +63,58 @@ export class Removal {
     }
   }
 
-  /** Takes away all that the kernel holds for nobody among `wanted`: programs before the tables that they read. */
-  removeUnwanted(wanted: readonly InterceptDecision[]): void {
+  /**
+   * Takes away all that the kernel holds for nobody among `wanted` and is not to be `kept`: programs before the tables that
+   * they read. Returns whether there was an endpoint among it.
+   */
+  removeUnwanted(wanted: readonly InterceptDecision[], kept: Kept = NOTHING): boolean {
     const { tables, attachments } = this.#options;
     const interfaces = interfacesOf(wanted);
-    for (const attachment of attachments.list()) {
-      if (!interfaces[attachment.role].has(attachment.ifindex)) {
-        this.#detach(attachment);
-      }
+    const isUnwanted = ({ role, ifindex }: Attachment<Role>) =>
+      !interfaces[role].has(ifindex) && !kept[role].has(ifindex);
+    for (const attachment of attachments.list().filter(isUnwanted)) {
+      this.#detach(attachment);
     }
+    const unwanted = tables.liveInterfaces().filter((ifindex) => isUnwanted({ role: 'egress', ifindex }));
+    for (const ifindex of unwanted) {
+      this.#remove(ifindex);
+    }
+    return unwanted.length > 0;
+  }
+
+  /** What stays of pods that no source names, for UNNAMED_MS and while their interface is there. */
+  async unnamed(): Promise<Kept> {
+    const { tables, links } = this.#options;
+    const egress = new Set<number>();
+    const steer = new Set<number>();
     for (const ifindex of tables.liveInterfaces()) {
-      if (!interfaces.egress.has(ifindex)) {
-        this.#remove(ifindex);
+      const uid = tables.ownerOf(ifindex);
+      if (uid !== undefined && this.#mayBeBack(uid) && (await links.hostLink(ifindex)) !== undefined) {
+        egress.add(ifindex);
+        steer.add(tables.plansOf(uid).find((plan) => plan.ifindex === ifindex)?.bridgeIndex ?? 0);
       }
     }
+    return { egress, steer };
+  }
+
+  #mayBeBack(uid: PodUid): boolean {
+    const { store, nowMs } = this.#options;
+    if (store.get(uid) !== undefined || this.#dropped.has(uid)) {
+      return false;
+    }
+    const since = this.#unknownSince.get(uid) ?? nowMs();
+    this.#unknownSince.set(uid, since);
+    return nowMs() - since < UNNAMED_MS;
+  }
+
+  /** A pod that its last source dropped explicitly: nothing of it stays. */
+  drop(uid: PodUid): void {
+    this.#dropped.add(uid);
   }
 
   /** A pod that is there after all: its time begins anew when it goes. */
   remember(uid: PodUid): void {
+    this.#dropped.delete(uid);
     this.#unknownSince.delete(uid);
   }
 
@@ -79,7 +130,7 @@ export class Removal {
       this.#unknownSince.set(uid, since);
       if (nowMs() - since >= REMEMBERED_MS) {
         tables.forget(uid);
-        this.#unknownSince.delete(uid);
+        this.remember(uid);
       }
     }
   }
@@ -108,8 +159,10 @@ export class Removal {
   }
 }
 
+const NOTHING: Kept = { egress: new Set(), steer: new Set() };
+
 /** Which interfaces carry a program of each role. */
-function interfacesOf(wanted: readonly InterceptDecision[]): Readonly<Record<Role, ReadonlySet<number>>> {
+function interfacesOf(wanted: readonly InterceptDecision[]): Kept {
   const endpoints = wanted.flatMap((decision) => decision.endpoints);
   return {
     egress: new Set(endpoints.map(({ plan }) => plan.ifindex)),

@@ -8,8 +8,8 @@ import type { Proof } from './proofs.js';
 
 /**
  * INTERCEPTED: desired, programmed, and verified: read back from the kernel and proven by a canary. PENDING: wanted,
- * not there yet. REFUSED: cannot be intercepted, `reason` says why. DEGRADED: was intercepted, or is in part; `reason`
- * says what is missing. NOT_ENROLLED: known and deliberately left alone.
+ * not there yet. REFUSED: cannot be intercepted, `reason` says why. DEGRADED: was intercepted, is so in part, or is held as
+ * it was; `reason` says what is missing. NOT_ENROLLED: known and deliberately left alone.
  */
 export type EndpointState = 'INTERCEPTED' | 'PENDING' | 'REFUSED' | 'DEGRADED' | 'NOT_ENROLLED';
 
@@ -59,7 +59,8 @@ export function statusOf(decision: Decision, observed: Observation): EndpointSta
   const missing = installed === undefined ? 'not programmed yet' : installed.missing;
   const unproven = proof === undefined ? 'not proven yet' : reasonOf(proof.result, before);
   const escapes = decision.unreachable.map(({ reason }) => `not intercepted: ${reason}`);
-  const wrong = [missing ?? nodeProblem ?? unproven, ...escapes].filter((text) => text !== undefined);
+  const held = decision.held === undefined ? undefined : `held as it was: ${decision.held}`;
+  const wrong = [held, missing ?? nodeProblem ?? unproven, ...escapes].filter((text) => text !== undefined);
   const notes = proof?.result.kind === 'silent' ? [`last canary: ${proof.result.reason}`] : [];
   const told = [...wrong, ...decision.problems, ...(wrong.length === 0 ? notes : [])];
   const row = installed?.row;
@@ -68,7 +69,7 @@ export function statusOf(decision: Decision, observed: Observation): EndpointSta
     state:
       wrong.length === 0
         ? 'INTERCEPTED'
-        : wasIntercepted(before) || escapes.length > 0
+        : wasIntercepted(before) || held !== undefined || escapes.length > 0
           ? 'DEGRADED'
           : 'PENDING',
     reason: told.length === 0 ? undefined : told.join('; '),

@@ -53,6 +53,31 @@ function enrol(uid: PodUid, plan: EndpointPlan = PLAN, wasEnrolled = false) {
   return row;
 }
 
+describe('what is in the kernel', () => {
+  const BRIDGED = {
+    ...PLAN,
+    ifindex: 41,
+    instance: 1,
+    failureOpen: true,
+    bridgeIndex: 7,
+    ips: ['10.66.0.4'],
+  };
+
+  it('is told pod by pod, as it was written, also to the next agent', () => {
+    const row = enrol(WEB);
+    tables.write(row, BRIDGED);
+    enrol(SHOP, { ...PLAN, ifindex: 42, ips: ['10.66.0.5'] });
+    for (const agent of [tables, restarted()]) {
+      expect(agent.plansOf(WEB).sort((a, b) => a.ifindex - b.ifindex)).toEqual([PLAN, BRIDGED]);
+      expect([40, 41, 42, 43].map((ifindex) => agent.ownerOf(ifindex))).toEqual([WEB, WEB, SHOP, undefined]);
+      expect([...agent.addresses()].sort()).toEqual(['10.66.0.3', '10.66.0.4', '10.66.0.5', 'fd00:66::3']);
+    }
+    tables.remove(40);
+    expect(tables.plansOf(WEB)).toEqual([BRIDGED]);
+    expect([...tables.addresses()].sort()).toEqual(['10.66.0.4', '10.66.0.5']);
+  });
+});
+
 describe('ids', () => {
   it('count up, and each pod keeps its own', () => {
     expect(tables.enrol(WEB, 40, false).id).toBe(1);

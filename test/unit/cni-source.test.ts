@@ -76,6 +76,8 @@ describe('an agent that is started anew', () => {
     await node.ask({ ...ADD, containerId: 'c2', podUid: 'uid-two' });
     rmSync(netns);
     await node.restart();
+    expect(files()).toEqual(['c1@eth0', 'c2@eth0']);
+    node.source.prune();
     expect(node.store.list().map(({ uid }) => uid)).toEqual(['uid-two']);
     expect(files()).toEqual(['c2@eth0']);
   });
@@ -89,7 +91,20 @@ describe('while it runs', () => {
     expect(web()).toBeDefined();
     rmSync(netns);
     node.source.prune();
+    node.source.prune();
     expect([web(), files()]).toEqual([undefined, []]);
+  });
+
+  test('what has lost its namespace for a moment only is kept', async () => {
+    const netns = otherNetns();
+    await node.ask({ ...ADD, netns });
+    for (let look = 0; look < 2; look++) {
+      rmSync(netns);
+      node.source.prune();
+      writeFileSync(netns, '');
+      node.source.prune();
+    }
+    expect([web(), files()]).toEqual([expect.objectContaining({ netns }), ['c1@eth0']]);
   });
 
   test('a pod is on disk before anybody is told of it', () => {

@@ -1,20 +1,39 @@
-import { expect, it } from 'vitest';
-import type { PodUid } from '../../src/pods/pod.js';
-import { Decisions } from '../../src/reconcile/decisions.js';
-import { LinksStandIn, link, podNumber } from './reconcile-fixture.js';
+import { beforeEach, describe, expect, it } from 'vitest';
+import type { Pod, PodUid } from '../../src/pods/pod.js';
+import { Decisions, type DecisionsOptions } from '../../src/reconcile/decisions.js';
+import { KernelStandIn, LinksStandIn, link, podNumber } from './reconcile-fixture.js';
 
-function world(count: number) {
+function world(count: number, options: Partial<DecisionsOptions> = {}) {
   const pods = Array.from({ length: count }, (_, n) => podNumber(n));
   const links = new LinksStandIn(count);
-  const decisions = new Decisions({
-    store: { list: () => pods, get: (uid) => pods.find((pod) => pod.uid === uid) },
-    links: links.asPodLinks(),
-    defaults: { enrol: 'all', failure: 'closed', other: 'pass' },
-    instanceFor: () => ({ name: 'default', number: 0 }),
-    log: { error: () => undefined },
-  });
+  const kernel = new KernelStandIn();
+  const get = (uid: PodUid) => pods.find((pod) => pod.uid === uid);
+  const nextAgent = (changes: Partial<DecisionsOptions> = {}) =>
+    new Decisions({
+      store: { list: () => pods, get },
+      links: links.asPodLinks(),
+      defaults: { enrol: 'all', failure: 'closed', other: 'pass' },
+      instanceFor: () => ({ name: 'default', number: 0 }),
+      instanceName: (number) => `number ${number}`,
+      tables: kernel.tables,
+      authorities: [],
+      log: { error: () => undefined },
+      ...options,
+      ...changes,
+    });
   const { inside, host, gone, looked } = links;
-  return { decisions, pods, inside, host, gone, looked };
+  return { decisions: nextAgent(), nextAgent, kernel, pods, get, inside, host, gone, looked };
+}
+
+/** As a round puts into the kernel what is decided. */
+async function installed({ decisions, kernel }: ReturnType<typeof world>): Promise<void> {
+  await decisions.update('all');
+  for (const { pod, endpoints } of decisions.toIntercept()) {
+    const row = kernel.tables.enrol(pod.uid, endpoints[0].plan.ifindex, true);
+    for (const { plan } of endpoints) {
+      kernel.tables.write(row, plan);
+    }
+  }
 }
 
 const MACVLAN = link(3, 'net1', { kind: 'macvlan', peerIndex: 9, peerNamespaceId: 0 });
@@ -85,14 +104,213 @@ it('each veth has its own addresses, and one whose addresses nobody tells is lef
   });
 });
 
-it('a pod whose namespace cannot be entered any more stays intercepted while its interface is there', async () => {
-  const { decisions, pods, gone, host } = world(1);
-  const uid = pods[0]?.uid as PodUid;
-  await decisions.update('all');
-  gone.add('/run/netns/0');
-  await decisions.update(await decisions.changedInside());
-  expect(decisions.of(uid)).toMatchObject({ kind: 'intercept' });
-  host.delete(100);
-  await decisions.update('all');
-  expect(decisions.of(uid)).toMatchObject({ kind: 'leave', state: 'PENDING' });
+describe('a pod that is in the kernel, and cannot be placed any more', () => {
+  let now: ReturnType<typeof world>;
+  let uid: PodUid;
+  const AS_IT_WAS = [{ plan: { ifindex: 100, instance: 0, failureOpen: false, ips: ['10.66.0.1'] } }];
+  const change = (n: number, fields: Partial<Pod>) => {
+    now.pods[n] = { ...(now.pods[n] as Pod), ...fields };
+  };
+  /** What this agent makes of it, and what one makes of it that starts now. */
+  const both = async (changes: Partial<DecisionsOptions> = {}, who = uid) => {
+    const next = now.nextAgent(changes);
+    await now.decisions.update('all');
+    await next.update('all');
+    return [now.decisions.of(who), next.of(who)];
+  };
+  const heldFor = (reason: string | RegExp) => ({
+    kind: 'intercept',
+    endpoints: AS_IT_WAS,
+    held: expect.stringMatching(reason),
+  });
+  const twice = <T>(one: T) => [
+    expect.objectContaining(one as object),
+    expect.objectContaining(one as object),
+  ];
+
+  beforeEach(async () => {
+    now = world(2);
+    uid = now.pods[0]?.uid as PodUid;
+    await installed(now);
+  });
+
+  it('is held while its namespace cannot be entered, and let go when its interface is gone', async () => {
+    now.gone.add('/run/netns/0');
+    await now.decisions.changedInside();
+    for (const decision of await both()) {
+      expect(decision).toMatchObject(heldFor('^NETNS_GONE: '));
+    }
+    now.host.delete(100);
+    for (const decision of await both()) {
+      expect(decision).toMatchObject({ kind: 'leave', state: 'PENDING' });
+    }
+  });
+
+  it('is held where its eth0 is a port of a bridge of its own, until it is as before', async () => {
+    const [eth0] = now.inside[0] ?? [];
+    now.inside[0] = [link(2, 'eth0', { ...eth0, master: 9 }), link(9, 'br0', { kind: 'bridge' })];
+    expect(await now.decisions.changedInside()).toEqual([uid]);
+    for (const decision of await both()) {
+      expect(decision).toMatchObject(heldFor('^NO_INTERFACE: '));
+    }
+    now.inside[0] = [link(2, 'eth0', { peerIndex: 100, peerNamespaceId: 0 })];
+    for (const decision of await both()) {
+      expect(decision).toMatchObject({ endpoints: AS_IT_WAS, held: undefined });
+    }
+  });
+
+  it.each([
+    ['no source tells its address', { ips: [] }, 'NO_ADDRESS'],
+    ['the runtime leaves it out of an answer', { netns: undefined, ips: [] }, 'NO_ADDRESS'],
+    ['no source tells its namespace', { netns: undefined }, 'NETNS_UNKNOWN'],
+  ])('is held where %s', async (_, fields, code) => {
+    change(0, fields as Partial<Pod>);
+    for (const decision of await both()) {
+      expect(decision).toMatchObject(heldFor(`^${code}: `));
+    }
+  });
+
+  it('is held where no instance serves its app, by the policy that its labels name now', async () => {
+    const none = { instanceFor: () => undefined };
+    now = world(1, {
+      ...none,
+      instanceFor: (app) => (app === 'web' ? { name: 'web', number: 0 } : undefined),
+    });
+    await installed(now);
+    change(0, { labels: { app: 'other', 'nodesentry.io/failure': 'open' } });
+    const [first] = AS_IT_WAS;
+    for (const decision of await both()) {
+      expect(decision).toMatchObject({
+        endpoints: [{ plan: { ...first?.plan, failureOpen: true } }],
+        instance: 'number 0',
+        failure: 'open',
+        held: 'NO_INSTANCE: no instance is configured for app other',
+      });
+    }
+  });
+
+  it('keeps its interface where another claims it, and the other is REFUSED', async () => {
+    change(1, { netns: '/run/netns/0' });
+    for (const decision of await both()) {
+      expect(decision).toMatchObject(heldFor('^INTERFACE_SHARED: veth0 is also claimed by default/web-1$'));
+    }
+    const other = now.pods[1]?.uid as PodUid;
+    now.host.delete(101);
+    for (const decision of await both({}, other)) {
+      expect(decision).toMatchObject({ kind: 'leave', state: 'REFUSED' });
+    }
+  });
+
+  it('keeps of two interfaces the one that is not found any more, beside the other', async () => {
+    now.inside[0]?.push(link(3, 'net1', { peerIndex: 300, peerNamespaceId: 0 }));
+    now.host.set(300, link(300, 'veth300', { peerIndex: 3, peerNamespaceId: 0 }));
+    await now.decisions.update(await now.decisions.affectedBy(new Set([300])));
+    await installed(now);
+    now.inside[0]?.shift();
+    await now.decisions.changedInside();
+    for (const decision of await both()) {
+      expect(decision).toMatchObject({
+        endpoints: [{ plan: { ifindex: 300 } }, { plan: { ifindex: 100 } }],
+        held: expect.stringContaining('veth0 is not found in the pod any more'),
+      });
+    }
+  });
+
+  it('is looked at again whatever link is heard of', async () => {
+    change(0, { ips: [] });
+    await now.decisions.update('all');
+    expect(await now.decisions.affectedBy(new Set([999]))).toEqual([uid]);
+  });
+
+  it('is held under the enrolment that it has, whichever of its interfaces the kernel names first', async () => {
+    now.host.set(300, link(300, 'veth300', { peerIndex: 3, peerNamespaceId: 0 }));
+    const written = now.kernel.endpoints.get(100) as NonNullable<ReturnType<typeof now.kernel.endpoints.get>>;
+    now.kernel.endpoints.clear();
+    now.kernel.endpoints.set(300, { row: written.row, plan: { ...written.plan, ifindex: 300 } });
+    now.kernel.endpoints.set(100, written);
+    change(0, { ips: [] });
+    for (const decision of await both()) {
+      expect(decision).toMatchObject({ endpoints: [{ plan: { ifindex: 100 } }, { plan: { ifindex: 300 } }] });
+    }
+  });
+
+  it('is let go where a label says so, by a source that may', async () => {
+    change(0, { ips: [], labels: { 'nodesentry.io/intercept': 'disabled' } });
+    expect(await both()).toEqual(twice({ kind: 'leave', state: 'NOT_ENROLLED' }));
+    const [, next] = await both({ authorities: [{ name: 'static' }] });
+    expect(next).toMatchObject({ kind: 'leave', state: 'NOT_ENROLLED' });
+  });
+});
+
+describe('a pod that is deleted by force, while its containers run on', () => {
+  const KUBERNETES = {
+    authorities: [{ name: 'kubernetes' }],
+    defaults: { enrol: 'labelled', failure: 'open', other: 'pass' },
+  };
+  const LABELS = { 'nodesentry.io/intercept': 'enabled', 'nodesentry.io/failure': 'closed', app: 'web' };
+  let now: ReturnType<typeof world>;
+  let uid: PodUid;
+  const say = (fields: Partial<Pod>) => {
+    now.pods[0] = { ...(now.pods[0] as Pod), ...fields };
+  };
+
+  beforeEach(async () => {
+    now = world(1, KUBERNETES as Partial<DecisionsOptions>);
+    uid = now.pods[0]?.uid as PodUid;
+    say({ sources: ['cri', 'kubernetes'], labels: LABELS });
+    await installed(now);
+    say({ sources: ['cri'], labels: { app: 'other' } });
+  });
+
+  it('stays as the API server told of it last, also where it is wired anew, and says that it ends', async () => {
+    await now.decisions.update('all');
+    expect(now.decisions.of(uid)).toMatchObject({
+      kind: 'intercept',
+      failure: 'closed',
+      held: undefined,
+      problems: [expect.stringMatching('^terminating: ')],
+    });
+    now.host.delete(100);
+    now.host.set(300, link(300, 'veth300', { peerIndex: 2, peerNamespaceId: 0 }));
+    now.inside[0] = [link(2, 'eth0', { peerIndex: 300, peerNamespaceId: 0 })];
+    await now.decisions.update('all');
+    expect(now.decisions.of(uid)).toMatchObject({
+      endpoints: [{ plan: { ifindex: 300, failureOpen: false } }],
+    });
+  });
+
+  it('is not enrolled by the copy that the runtime has of its labels where the API server said last that it is not', async () => {
+    say({ sources: ['cri', 'kubernetes'], labels: {} });
+    await now.decisions.update('all');
+    say({ sources: ['cri'], labels: LABELS });
+    await now.decisions.update('all');
+    expect(now.decisions.of(uid)).toMatchObject({ kind: 'leave', state: 'NOT_ENROLLED' });
+  });
+
+  it('is held as it is in the kernel by an agent that starts meanwhile, until its interface is gone', async () => {
+    const next = now.nextAgent();
+    await next.update('all');
+    expect(next.of(uid)).toMatchObject({
+      endpoints: [{ plan: { ifindex: 100, failureOpen: false } }],
+      failure: 'closed',
+      held: 'UNCONFIRMED: kubernetes does not tell of this pod',
+    });
+    now.host.delete(100);
+    await next.update('all');
+    expect(next.of(uid)).toMatchObject({ kind: 'leave', state: 'NOT_ENROLLED' });
+  });
+
+  it('goes by what is left of it where it was the static file that enrolled it, and drops it', async () => {
+    for (const sources of [['static', 'cri'], ['cri']] as const) {
+      say({ sources, labels: sources.length === 2 ? LABELS : {} });
+      await now.decisions.update('all');
+    }
+    expect(now.decisions.of(uid)).toMatchObject({ kind: 'leave', state: 'NOT_ENROLLED' });
+  });
+
+  it('is let go where the API server says so when it is back', async () => {
+    say({ sources: ['cri', 'kubernetes'], labels: { app: 'web' } });
+    await now.decisions.update('all');
+    expect(now.decisions.of(uid)).toMatchObject({ kind: 'leave', state: 'NOT_ENROLLED' });
+  });
 });

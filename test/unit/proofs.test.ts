@@ -2,8 +2,8 @@
 
 import { beforeEach, describe, expect, test } from 'vitest';
 import type { CanaryResult } from '../../src/datapath/canary.js';
-import type { PlannedEndpoint } from '../../src/reconcile/decisions.js';
 import type { Installed } from '../../src/reconcile/endpoint-installer.js';
+import type { PlannedEndpoint } from '../../src/reconcile/planned-endpoint.js';
 import { Proofs } from '../../src/reconcile/proofs.js';
 import { CanariesStandIn, decision, gate, routed } from './reconcile-fixture.js';
 

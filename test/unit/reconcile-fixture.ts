@@ -10,7 +10,8 @@ import type { InterfaceSysctls } from '../../src/kernel/sysctls.js';
 import type { BpfProgram } from '../../src/native/bpf.js';
 import type { Link } from '../../src/net/link.js';
 import type { Pod, PodUid } from '../../src/pods/pod.js';
-import type { InterceptDecision, PlannedEndpoint } from '../../src/reconcile/decisions.js';
+import type { InterceptDecision } from '../../src/reconcile/decisions.js';
+import type { PlannedEndpoint } from '../../src/reconcile/planned-endpoint.js';
 import type { RepairKind } from '../../src/reconcile/repairs.js';
 import type { LinkReader } from '../../src/runtimes/location.js';
 import type { PodLinks } from '../../src/runtimes/pod-links.js';
@@ -109,6 +110,7 @@ export function decision(
     instance: 'default',
     failure: 'closed',
     problems: [],
+    held: undefined,
   };
 }
 
@@ -190,7 +192,17 @@ export class KernelStandIn {
 
   readonly tables: Pick<
     EndpointTables,
-    'enrol' | 'write' | 'verify' | 'remove' | 'liveInterfaces' | 'rows' | 'forget'
+    | 'enrol'
+    | 'write'
+    | 'verify'
+    | 'remove'
+    | 'liveInterfaces'
+    | 'rows'
+    | 'forget'
+    | 'plansOf'
+    | 'rowOf'
+    | 'ownerOf'
+    | 'addresses'
   > = {
     enrol: (uid, ifindex, wasEnrolled, isStarting = false) => {
       this.#step(`enrol ${uid} at ${ifindex}`);
@@ -223,6 +235,11 @@ export class KernelStandIn {
     },
     liveInterfaces: () => [...this.endpoints.keys()],
     rows: () => [...this.rows.values()],
+    rowOf: (uid) => this.rows.get(uid),
+    ownerOf: (ifindex) => this.endpoints.get(ifindex)?.row.uid,
+    plansOf: (uid) =>
+      [...this.endpoints.values()].filter(({ row }) => row.uid === uid).map(({ plan }) => plan),
+    addresses: () => new Set([...this.endpoints.values()].flatMap(({ plan }) => plan.ips)),
     forget: (uid) => {
       this.#step(`forget ${uid}`);
       this.rows.delete(uid);

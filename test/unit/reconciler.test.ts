@@ -6,6 +6,7 @@ import type { Pod, PodUid } from '../../src/pods/pod.js';
 import { PodStore } from '../../src/pods/pod-store.js';
 import { Proofs } from '../../src/reconcile/proofs.js';
 import { Reconciler } from '../../src/reconcile/reconciler.js';
+import { UNNAMED_MS } from '../../src/reconcile/removal.js';
 import {
   CanariesStandIn,
   gate,
@@ -59,6 +60,8 @@ function world(count: number) {
     links: links.asPodLinks(),
     defaults: { enrol: 'all', failure: 'closed', other: 'pass' },
     instanceFor: () => ({ name: 'default', number: 0 }),
+    instanceName: () => 'default',
+    authorities: [],
     tables: kernel.tables,
     attachments: kernel.attachments,
     sysctls: kernel.sysctls,
@@ -75,7 +78,20 @@ function world(count: number) {
   const tell = (...told: Pod[]) => store.replaceSource('static', told);
   tell(...pods);
   const stateOf = ({ uid }: Pod) => reconciler.statusOf(uid)?.state;
-  return { links, kernel, node, canaries, log, state, removeStalePrograms, reconciler, pods, tell, stateOf };
+  return {
+    store,
+    links,
+    kernel,
+    node,
+    canaries,
+    log,
+    state,
+    removeStalePrograms,
+    reconciler,
+    pods,
+    tell,
+    stateOf,
+  };
 }
 
 type World = ReturnType<typeof world>;
@@ -173,6 +189,52 @@ describe('a pod that goes', () => {
     expect(held(two)).toEqual([[101], ['egress 101']]);
   });
 
+  test('without a word stays for a while with its addresses, and is in place as before when it is back', async () => {
+    const { reconciler, store, stateOf, node, state, kernel } = two;
+    const [web, other] = [WEB, OTHER].map((pod): Pod => ({ ...pod, sources: ['cri'] }));
+    store.replaceSource('static', []);
+    store.replaceSource('cri', [web as Pod, other as Pod]);
+    await reconciler.reconcile();
+    kernel.take();
+    store.replaceSource('cri', [other as Pod]);
+    await reconciler.reconcilePods([WEB.uid]);
+    await reconciler.reconcile();
+    expect(held(two)).toEqual(BOTH);
+    expect(stateOf(WEB)).toBeUndefined();
+    expect(node.asked.at(-1)).toEqual(['ensure', [...OTHER.ips, ...WEB.ips]]);
+    store.replaceSource('cri', [web as Pod, other as Pod]);
+    await reconciler.reconcilePods([WEB.uid]);
+    expect(kernel.rows.get(WEB.uid)?.generation).toBe(1);
+    expect(kernel.repairs).toEqual([]);
+
+    store.replaceSource('cri', [other as Pod]);
+    await reconciler.reconcile();
+    state.nowMs += UNNAMED_MS;
+    await reconciler.reconcile();
+    expect(held(two)).toEqual([[101], ['egress 101']]);
+    expect(node.asked.at(-1)).toEqual(['addresses', OTHER.ips]);
+  });
+
+  test('and is still enrolled is held as DEGRADED, with the reason, and taken out when its interface is gone', async () => {
+    const { reconciler, tell, links, node, stateOf } = two;
+    await reconciler.reconcile();
+    await vi.waitFor(() => expect(stateOf(WEB)).toBe('INTERCEPTED'));
+    tell({ ...WEB, ips: [] }, OTHER);
+    await reconciler.reconcilePods([WEB.uid]);
+    expect(reconciler.statusOf(WEB.uid)).toMatchObject({
+      state: 'DEGRADED',
+      reason: 'held as it was: NO_ADDRESS: no source has told an IP address of this pod yet',
+      programmed: true,
+      verified: false,
+    });
+    expect(held(two)).toEqual(BOTH);
+    expect(node.asked.at(-1)).toEqual(['addresses', [...OTHER.ips, ...WEB.ips]]);
+    links.host.delete(100);
+    await reconciler.linksChanged(new Set([100]));
+    expect(held(two)).toEqual([[101], ['egress 101']]);
+    expect(stateOf(WEB)).toBe('PENDING');
+  });
+
   test('and comes back at once is put in place anew, and that is no repair', async () => {
     const { reconciler, tell, kernel, state } = two;
     const comesBack = async () => {
@@ -247,6 +309,21 @@ describe('what an agent before us left in the kernel', () => {
     expect(held(two)[0]).toContain(555);
     await reconciler.reconcile();
     expect(held(two)).toEqual(BOTH);
+  });
+
+  test('keeps its addresses on the node while no source has told of anybody', async () => {
+    const { reconciler, tell, kernel, node, state } = two;
+    tell();
+    await leave(two);
+    const endpoint = kernel.endpoints.get(555) as NonNullable<ReturnType<typeof kernel.endpoints.get>>;
+    kernel.endpoints.set(555, { ...endpoint, plan: { ...endpoint.plan, ips: ['10.66.9.9'] } });
+    state.synced = false;
+    await reconciler.reconcile();
+    await reconciler.reconcilePods([WEB.uid]);
+    expect(node.asked).toEqual([
+      ['ensure', ['10.66.9.9']],
+      ['addresses', ['10.66.9.9']],
+    ]);
   });
 
   test('stays where a source names it while everything is being looked at', async () => {

@@ -4,13 +4,15 @@ import { beforeEach, describe, expect, test } from 'vitest';
 import { REMEMBERED_MS } from '../../src/pods/gone-pods.js';
 import type { PodUid } from '../../src/pods/pod.js';
 import { PodStore } from '../../src/pods/pod-store.js';
-import type { InterceptDecision, PlannedEndpoint } from '../../src/reconcile/decisions.js';
-import { Removal } from '../../src/reconcile/removal.js';
+import type { InterceptDecision } from '../../src/reconcile/decisions.js';
+import type { PlannedEndpoint } from '../../src/reconcile/planned-endpoint.js';
+import { Removal, UNNAMED_MS } from '../../src/reconcile/removal.js';
 import {
   bridged,
   decision,
   KernelStandIn,
   kernelError,
+  LinksStandIn,
   link,
   PROGRAMS,
   podNumber,
@@ -27,6 +29,7 @@ let log: ReturnType<typeof recordingLog>;
 let nowMs: number;
 /** Interfaces that are not asked about any more. */
 let unasked: number[];
+let links: LinksStandIn;
 let removal: Removal;
 
 beforeEach(() => {
@@ -37,7 +40,9 @@ beforeEach(() => {
   unasked = [];
   const { tables, attachments, sysctls } = kernel;
   const proofs = { removeInterface: (ifindex: number) => unasked.push(ifindex) };
-  removal = new Removal({ store, tables, attachments, sysctls, proofs, log, nowMs: () => nowMs });
+  links = new LinksStandIn(0);
+  const parts = { store, tables, attachments, sysctls, proofs, log, links: links.asPodLinks() };
+  removal = new Removal({ ...parts, nowMs: () => nowMs });
 });
 
 /** As an agent leaves a pod in the kernel. */
@@ -154,6 +159,45 @@ describe('what the kernel holds for nobody', () => {
     const wanted = [await installed(decision(0, routed(100))), await installed(decision(1, routed(101)))];
     removal.removeUnwanted(wanted);
     expect(kernel.take()).toEqual([]);
+  });
+});
+
+describe('what the kernel holds of a pod that no source names', () => {
+  let web: PodUid;
+  const look = async (ms = 0) => {
+    nowMs += ms;
+    removal.removeUnwanted([], await removal.unnamed());
+    return held();
+  };
+  const ALL = { endpoints: [100], attached: ['egress 100', 'steer 7'] };
+
+  beforeEach(async () => {
+    web = (await installed(decision(0, bridged(100, BRIDGE)))).pod.uid;
+    links.host.set(100, link(100, 'veth100'));
+  });
+
+  test('stays for a while, the program of its bridge as well', async () => {
+    expect(await look()).toEqual(ALL);
+    expect(await look(UNNAMED_MS - 1)).toEqual(ALL);
+    expect(await look(1)).toEqual(NOTHING);
+  });
+
+  test('goes at once where its interface is gone', async () => {
+    links.host.delete(100);
+    expect(await look()).toEqual(NOTHING);
+  });
+
+  test('goes at once where it was dropped explicitly, unless it came back', async () => {
+    removal.drop(web);
+    removal.remember(web);
+    expect(await look()).toEqual(ALL);
+    removal.drop(web);
+    expect(await look()).toEqual(NOTHING);
+  });
+
+  test('goes at once where a source names it, and it is not wanted', async () => {
+    store.replaceSource('static', [podNumber(0)]);
+    expect(await look()).toEqual(NOTHING);
   });
 });
 

@@ -38,6 +38,8 @@ export class CniSource implements PodSource {
   readonly #attachments = new Map<string, CniAttachment>();
   /** Containers whose ADD is under way. */
   readonly #starting = new Set<string>();
+  /** What had no namespace at the last look for it. */
+  #lost: ReadonlySet<string> = new Set();
   #problem: () => string | undefined = () => undefined;
 
   constructor(options: CniSourceOptions) {
@@ -155,14 +157,17 @@ export class CniSource implements PodSource {
     return gone.length;
   }
 
-  /** Drops what has lost its namespace: its DEL came while no agent ran, or never. */
+  /**
+   * Drops what has lost its namespace: its DEL came while no agent ran, or never. Only what had lost it the last time too:
+   * a path that is not there for a moment is not the pod's end.
+   */
   prune(): void {
-    for (const attachment of [...this.#attachments.values()]) {
-      if (!existsSync(attachment.netns)) {
-        this.remove(attachment);
-        this.#options.log.info({ ...nameOf(attachment) }, 'cni: an attachment has gone without a DEL');
-      }
+    const lost = [...this.#attachments.values()].filter(({ netns }) => !existsSync(netns));
+    for (const attachment of lost.filter((one) => this.#lost.has(keyOf(one)))) {
+      this.remove(attachment);
+      this.#options.log.info({ ...nameOf(attachment) }, 'cni: an attachment has gone without a DEL');
     }
+    this.#lost = new Set(lost.map(keyOf));
   }
 
   #nameless(): CniAttachment[] {
