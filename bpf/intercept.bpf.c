@@ -338,8 +338,10 @@ static __always_inline int without_socket(struct __sk_buff *skb, const struct pa
     struct bpf_sock *listener;
 
     if (!is_known(packet, endpoint)) {
-        return pass(endpoint,
-                    endpoint->flags & ENDPOINT_SINCE_BIRTH ? VERDICT_LEFT_TO_CONNTRACK : VERDICT_OLDER_CONNECTION);
+        if (!(endpoint->flags & ENDPOINT_SINCE_BIRTH))
+            return pass(endpoint, VERDICT_OLDER_CONNECTION);
+        skb->priority = PRIORITY_LEFT_TO_CONNTRACK;
+        return pass(endpoint, VERDICT_LEFT_TO_CONNTRACK);
     }
     listener = listener_socket(endpoint->instance, DIRECTION_EGRESS, packet->family);
     if (!listener)

@@ -116,6 +116,11 @@ struct connection {
     __u64 refreshed; /* in jiffies: when `flows` was last seen to know it as well */
 };
 
+/* skb->priority, which pods cannot set: what the nftables table asks connection tracking about. */
+enum priority {
+    PRIORITY_LEFT_TO_CONNTRACK = 0x4e530001,
+};
+
 /* shares: endpoint id -> how many flows it has had recorded; turns: which flow was the nth, modulo
  * MAX_FLOWS_OF_ENDPOINT. An endpoint that has had its share loses its own oldest record for each new one. */
 enum limit {

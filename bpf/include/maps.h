@@ -122,6 +122,7 @@ struct layouts {
     enum direction direction;
     enum slot slot;
     enum limit limit;
+    enum priority priority;
     enum layout layout;
 };
 const struct layouts *const volatile layouts_in_btf = NULL;

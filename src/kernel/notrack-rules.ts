@@ -26,6 +26,7 @@ export interface Rule {
 
 export const CHAINS: readonly Chain[] = [
   { name: 'prerouting', hook: 'prerouting', prio: -310 },
+  { name: 'after_conntrack', hook: 'prerouting', prio: -190 },
   { name: 'before_routing', hook: 'prerouting', prio: 1000 },
   { name: 'output', hook: 'output', prio: -300 },
 ];
@@ -64,6 +65,20 @@ export function notrackRules(mark: Mark): readonly Rule[] {
     ...TAKEN.map(({ family, isTaken }) =>
       rule('prerouting', `intercepted ${family}`, [isMarked, isTaken, NOTRACK, clearMark]),
     ),
+    // A pod's segment that belongs to no flow of its own, where it can have no older one: it answers somebody who dialled
+    // the pod, or is not let through.
+    {
+      chain: 'after_conntrack',
+      comment: 'after_conntrack answers nobody',
+      text: `meta priority ${LEFT_TO_CONNTRACK} meta l4proto tcp ct state invalid,new reject with tcp reset`,
+      expr: [IS_LEFT, TCP, ANSWERS_NOBODY, { reject: { type: 'tcp reset' } }],
+    },
+    {
+      chain: 'after_conntrack',
+      comment: 'after_conntrack answers somebody',
+      text: `meta priority ${LEFT_TO_CONNTRACK} meta priority set none`,
+      expr: [IS_LEFT, { mangle: { key: PRIORITY, value: 'none' } }],
+    },
     // Now everybody has seen the mark of a packet that is not ours, and our policy rule would deliver it on this node.
     rule('before_routing', 'foreign', [isMarked, clearMark]),
     // Ours gets its mark back by the socket that it was given. One that did not would be dropped by the stack, which
@@ -87,6 +102,13 @@ export function notrackRules(mark: Mark): readonly Rule[] {
   ];
 }
 
+/** `PRIORITY_LEFT_TO_CONNTRACK` of bpf/include/layout.h, as nft writes it. */
+export const LEFT_TO_CONNTRACK = '4e53:1';
+const PRIORITY = { meta: { key: 'priority' } };
+const IS_LEFT = equals(PRIORITY, LEFT_TO_CONNTRACK);
+const ANSWERS_NOBODY = {
+  match: { op: 'in', left: { ct: { key: 'state' } }, right: ['invalid', 'new'] },
+};
 const META_MARK = { meta: { key: 'mark' } };
 const TCP = equals({ meta: { key: 'l4proto' } }, 'tcp');
 const TRANSPARENT = equals({ socket: { key: 'transparent' } }, 1);

@@ -74,6 +74,20 @@ describe('the table', () => {
     expect(text.match(/notrack/g)).toHaveLength(4);
   });
 
+  it('resets what our program left to connection tracking and that does not know', async () => {
+    await inside.ensure(SETTINGS);
+    const text = table()
+      .replaceAll(/\s+/g, ' ')
+      .replaceAll(/ comment "[^"]*"/g, '');
+    expect(text).toContain(
+      [
+        'hook prerouting priority -190; policy accept;',
+        'meta priority 4e53:1 meta l4proto tcp ct state invalid,new reject with tcp reset',
+        'meta priority 4e53:1 meta priority set none }',
+      ].join(' '),
+    );
+  });
+
   it('takes a foreign bit off right before routing, and gives the mark back to what is ours', async () => {
     await inside.ensure(SETTINGS);
     const text = table()

@@ -3,6 +3,8 @@ import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync 
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { type DatapathPrograms, MANIFEST } from '../../src/datapath/manifest.js';
+import { LEFT_TO_CONNTRACK } from '../../src/kernel/notrack-rules.js';
+import { openObjectFile } from '../../src/kernel/pins.js';
 import { openPrograms, type ProgramsOptions } from '../../src/kernel/programs.js';
 import { BpfMap, BpfProgram, isBpffs, programInfo } from '../../src/native/bpf.js';
 import { Cleanup, loadProbe, temporaryBpffs, temporaryFolder, u32 } from '../unit/native-lab.js';
@@ -205,6 +207,12 @@ describe('refuses', () => {
     expect(pinned.id).toBe(numbers.id);
     expect(pins('programs')).toEqual([]);
   });
+});
+
+it('the ruleset knows what is left to connection tracking by the priority that the programs set', () => {
+  const value =
+    openObjectFile(OBJECTS, MANIFEST.main).enumValues('priority').get('PRIORITY_LEFT_TO_CONNTRACK') ?? 0;
+  expect(LEFT_TO_CONNTRACK).toBe(`${(value >>> 16).toString(16)}:${(value & 0xffff).toString(16)}`);
 });
 
 it('the layouts are those of the objects', () => {

@@ -50,10 +50,11 @@ interface CniResult {
   readonly ips: readonly { address: string; gateway?: string }[];
 }
 
-export function createNetwork(lab: Lab, topology: Topology, chained?: Chained): Network {
-  const directory = join(lab.directory, `cni-${topology}`);
+/** `suffix`: of a second network of the same kind, which shares the addresses of the first. */
+export function createNetwork(lab: Lab, topology: Topology, chained?: Chained, suffix = ''): Network {
+  const directory = join(lab.directory, `cni-${topology}${suffix}`);
   mkdirSync(directory);
-  const plugins = join(lab.directory, `cni-bin-${topology}`);
+  const plugins = join(lab.directory, `cni-bin-${topology}${suffix}`);
   mkdirSync(plugins);
   for (const name of readdirSync(PLUGINS)) {
     symlinkSync(join(PLUGINS, name), join(plugins, name));
