@@ -45,6 +45,14 @@ export class EndpointInstaller {
     return this.#installed.get(uid);
   }
 
+  /** Whether the pod is attached, by us or by an agent before us: then it is kept so, whatever the node lacks. */
+  isAttached({ pod, endpoints }: InterceptDecision): boolean {
+    const { attachments, programs } = this.#options;
+    const isThere = ({ plan }: PlannedEndpoint) =>
+      attachments.isAttached({ role: 'egress', ifindex: plan.ifindex }, programs.programs.pod_egress);
+    return this.#installed.has(pod.uid) || endpoints.some(isThere);
+  }
+
   forget(uid: PodUid): void {
     this.#installed.delete(uid);
   }

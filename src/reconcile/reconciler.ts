@@ -7,6 +7,7 @@
 import { setImmediate } from 'node:timers/promises';
 import type { Log } from '../base/log.js';
 import type { DatapathPrograms } from '../datapath/manifest.js';
+import type { FamilyOff } from '../kernel/families.js';
 import type { Pod, PodUid } from '../pods/pod.js';
 import {
   Decisions,
@@ -25,7 +26,7 @@ const PODS_IN_A_ROW = 50;
 
 export interface ReconcilerOptions
   extends Omit<DecisionsOptions & InstallerOptions & RemovalOptions, 'programs' | 'proofs' | 'log'> {
-  readonly node: Pick<NodeState, 'problem' | 'ensure' | 'addresses'>;
+  readonly node: Pick<NodeState, 'problem' | 'familiesOff' | 'ensure' | 'addresses'>;
   readonly programs: Pick<DatapathPrograms, 'programs' | 'removeStalePrograms'>;
   readonly proofs: Pick<Proofs, 'get' | 'has' | 'ask' | 'renew' | 'forget' | 'removeInterface'>;
   /** While false, what is pinned is kept even if no source has named it yet. */
@@ -64,6 +65,10 @@ export class Reconciler {
 
   nodeProblem(): string | undefined {
     return this.#options.node.problem();
+  }
+
+  familiesOff(): readonly FamilyOff[] {
+    return this.#options.node.familiesOff();
   }
 
   /**
@@ -208,6 +213,10 @@ export class Reconciler {
 
   async #install(decision: InterceptDecision): Promise<void> {
     const { uid } = decision.pod;
+    // Intercepted without the node's parts, its packets would be tracked and translated, or lost.
+    if (this.nodeProblem() !== undefined && !this.#installer.isAttached(decision)) {
+      return;
+    }
     const kept = new Set(decision.endpoints.map(({ plan }) => plan.ifindex));
     const before = this.#installer.get(uid)?.decision.endpoints ?? [];
     this.#remove(before.filter(({ plan }) => !kept.has(plan.ifindex)));
@@ -262,6 +271,7 @@ export class Reconciler {
       const status = statusOf(decision, {
         installed: this.#installer.get(uid),
         nodeProblem: this.#options.node.problem(),
+        familiesOff: this.#options.node.familiesOff(),
         proof: this.#options.proofs.get(uid),
         before,
       });
