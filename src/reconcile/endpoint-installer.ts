@@ -12,7 +12,7 @@ import type { RepairKind, Repairs } from './repairs.js';
 
 export interface InstallerOptions {
   readonly programs: Pick<DatapathPrograms, 'programs'>;
-  readonly tables: Pick<EndpointTables, 'enrol' | 'write' | 'verify'>;
+  readonly tables: Pick<EndpointTables, 'rowOf' | 'isLive' | 'enrol' | 'write' | 'verify'>;
   readonly attachments: Pick<Attachments<Role>, 'attachAsync' | 'isAttached'>;
   readonly sysctls: Pick<InterfaceSysctls, 'ensure'>;
   readonly repairs: Pick<Repairs, 'note'>;
@@ -46,11 +46,10 @@ export class EndpointInstaller {
   }
 
   /** Whether the pod is attached, by us or by an agent before us: then it is kept so, whatever the node lacks. */
-  isAttached({ pod, endpoints }: InterceptDecision): boolean {
-    const { attachments, programs } = this.#options;
-    const isThere = ({ plan }: PlannedEndpoint) =>
-      attachments.isAttached({ role: 'egress', ifindex: plan.ifindex }, programs.programs.pod_egress);
-    return this.#installed.has(pod.uid) || endpoints.some(isThere);
+  isAttached({ pod }: InterceptDecision): boolean {
+    const { tables } = this.#options;
+    const row = tables.rowOf(pod.uid);
+    return this.#installed.get(pod.uid)?.row !== undefined || (row !== undefined && tables.isLive(row));
   }
 
   forget(uid: PodUid): void {

@@ -182,8 +182,10 @@ export class KernelStandIn {
 
   readonly tables: Pick<
     EndpointTables,
-    'enrol' | 'write' | 'verify' | 'remove' | 'liveInterfaces' | 'rows' | 'forget'
+    'rowOf' | 'isLive' | 'enrol' | 'write' | 'verify' | 'remove' | 'liveInterfaces' | 'rows' | 'forget'
   > = {
+    rowOf: (uid) => this.rows.get(uid),
+    isLive: (row) => this.endpoints.get(row.ifindex)?.row === row,
     enrol: (uid, ifindex, wasEnrolled, isStarting = false) => {
       this.#step(`enrol ${uid} at ${ifindex}`);
       const before = this.rows.get(uid);

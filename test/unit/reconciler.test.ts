@@ -2,6 +2,7 @@
 
 import { beforeEach, describe, expect, test, vi } from 'vitest';
 import type { FamilyOff } from '../../src/kernel/families.js';
+import type { BpfProgram } from '../../src/native/bpf.js';
 import { REMEMBERED_MS } from '../../src/pods/gone-pods.js';
 import type { Pod, PodUid } from '../../src/pods/pod.js';
 import { PodStore } from '../../src/pods/pod-store.js';
@@ -173,9 +174,13 @@ describe('a pod that comes', () => {
     await two.reconciler.reconcile();
     const restarted = world(2);
     restarted.node.wrong = 'nft: command not found';
-    for (const key of ['egress 100'] as const) {
-      restarted.kernel.attached.set(key, PROGRAMS.pod_egress);
+    const left = two.kernel.endpoints.get(100);
+    if (left !== undefined) {
+      restarted.kernel.endpoints.set(100, left);
+      restarted.kernel.rows.set(WEB.uid, left.row);
     }
+    // As after an upgrade: what is attached is the program of the agent before.
+    restarted.kernel.attached.set('egress 100', { id: 99 } as unknown as BpfProgram);
     await restarted.reconciler.reconcile();
     expect(restarted.stateOf(WEB)).toBe('DEGRADED');
     expect(restarted.stateOf(OTHER)).toBe('PENDING');
