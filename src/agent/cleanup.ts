@@ -15,6 +15,7 @@ import { type UninstallOptions, uninstall } from '../cni/uninstall.js';
 import { MANIFEST } from '../datapath/manifest.js';
 import type { Attachment, Attachments } from '../kernel/attachment.js';
 import { ClsactFilters } from '../kernel/clsact.js';
+import { familiesKnown } from '../kernel/families.js';
 import { RouteSocket } from '../kernel/netlink.js';
 import { removeTable } from '../kernel/notrack-table.js';
 import {
@@ -57,7 +58,7 @@ export async function cleanup(options: CleanupOptions): Promise<CleanupReport> {
   try {
     // Programs first: from here on nothing is marked, so nothing misses its route.
     removed.push(...(await detachAll(options, socket)));
-    removed.push(...(await removePolicyRoutes(socket)));
+    removed.push(...(await removePolicyRoutes(socket, familiesKnown())));
     removed.push(...(await removeTable()));
     removed.push(...new InterfaceSysctls(options.runDir, options.procSys).restore());
     removed.push(...(await removePins(options.bpffs)));

@@ -8,6 +8,7 @@ import type { InstanceSlots } from '../datapath/instance-slots.js';
 import { type DatapathPrograms, MANIFEST, type Role } from '../datapath/manifest.js';
 import { UdpPorts } from '../datapath/udp-ports.js';
 import { ClsactFilters } from '../kernel/clsact.js';
+import { familiesOff } from '../kernel/families.js';
 import type { RouteSocket } from '../kernel/netlink.js';
 import { NotrackTable } from '../kernel/notrack-table.js';
 import { ensurePolicyRoutes, marksAreDelivered } from '../kernel/policy-routes.js';
@@ -61,8 +62,9 @@ export function createReconciler(parts: {
     node: new NodeState({
       routes: {
         ensure: (options) => ensurePolicyRoutes(socket, settings, options),
-        areFollowed: () => marksAreDelivered(socket, settings),
+        areFollowed: (families) => marksAreDelivered(socket, settings, families),
       },
+      familiesOff: () => familiesOff(),
       notrack,
       programs,
       tables,

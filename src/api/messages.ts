@@ -3,6 +3,7 @@
 import type { ListenerStatus } from '../datapath/listeners.js';
 import type { Resolution } from '../identity/resolve.js';
 import type { InterceptionReport, Workload } from '../identity/workload.js';
+import type { Family } from '../net/family.js';
 import type { FailurePolicy, SourceName } from '../pods/pod.js';
 import type { RepairKind } from '../reconcile/repairs.js';
 import type { EndpointState } from '../reconcile/status.js';
@@ -71,6 +72,8 @@ export interface StatusMessage {
   readonly ready: boolean;
   readonly blockers: readonly string[];
   readonly sources: readonly SourceMessage[];
+  /** Address families that the node does not have; interception goes without them. */
+  readonly familiesOff: readonly { readonly family: Family; readonly reason: string }[];
   readonly listeners: readonly ListenerMessage[];
   readonly endpoints: Readonly<Record<EndpointState, number>>;
   /** What was found missing or changed in the kernel and put right, since the agent started. */

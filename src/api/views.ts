@@ -107,6 +107,7 @@ export class Views {
         synced: synced.has(name),
         lastError: lastError ?? '',
       })),
+      familiesOff: datapath.familiesOff().map(({ family, reason }) => ({ family, reason })),
       listeners: datapath.listeners().map((listener) => ({ ...listener, failure: interception.failure })),
       endpoints: this.#endpointCounts(),
       repairs: datapath.repairs(),

@@ -37,6 +37,9 @@ function describe(status: StatusMessage): string {
     `Agent:       nodesentry ${status.version}, pid ${status.pid}, up ${duration(status.uptimeMs)}`,
     `Node:        ${status.node}`,
     `Ready:       ${oneLine(ready)}`,
+    ...status.familiesOff.map(
+      ({ family, reason }) => `IPv${family}:        off on this node (${reason}), not intercepted`,
+    ),
     `Revision:    ${status.revision} of epoch ${status.epoch}`,
     `Events lost: ${lost}`,
     ...section('Sources', table(['NAME', 'SYNCED', 'LAST ERROR'], status.sources.map(sourceRow))),

@@ -1,8 +1,8 @@
 /** What of other people's is in the way: rules, routes, marks, firewalls, programs at our hook. */
 
+import { familiesKnown } from '../kernel/families.js';
 import { RouteSocket } from '../kernel/netlink.js';
 import { ROUTE_PROTOCOL } from '../kernel/netlink-messages.js';
-import type { Family } from '../net/family.js';
 import { formatMark, type Mark } from '../net/mark.js';
 import { endpointToHostDrops } from './calico.js';
 import { type Check, type Finding, fail, ok, warn } from './check.js';
@@ -11,8 +11,6 @@ import { hookFindings } from './hooks.js';
 import { type MarkUse, markUses } from './marks.js';
 import { type Rulesets, readRulesets } from './rulesets.js';
 import { type Command, runCommand, some } from './system.js';
-
-const FAMILIES: readonly Family[] = [4, 6];
 
 export interface Place {
   readonly mark: Mark;
@@ -52,7 +50,7 @@ export async function withSocket<T>(body: (socket: RouteSocket) => Promise<T>): 
 function rules({ mark, table, rulePriority }: Place): Promise<Finding[]> {
   return withSocket(async (socket) => {
     const found: Finding[] = [];
-    for (const family of FAMILIES) {
+    for (const family of familiesKnown()) {
       for (const rule of await socket.rules(family)) {
         if (rule.protocol === ROUTE_PROTOCOL) {
           continue;
@@ -85,7 +83,7 @@ function rules({ mark, table, rulePriority }: Place): Promise<Finding[]> {
 function routes({ table }: Place): Promise<Finding[]> {
   return withSocket(async (socket) => {
     const found: Finding[] = [];
-    for (const family of FAMILIES) {
+    for (const family of familiesKnown()) {
       const foreign = socket.tableRoutes(family, table).filter(({ protocol }) => protocol !== ROUTE_PROTOCOL);
       if (foreign.length > 0) {
         found.push(

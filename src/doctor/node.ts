@@ -5,6 +5,7 @@ import { release } from 'node:os';
 import { dirname } from 'node:path';
 import { MANIFEST } from '../datapath/manifest.js';
 import { type Capability, missingCapabilities } from '../kernel/capabilities.js';
+import { type FamilyOff, familiesOff } from '../kernel/families.js';
 import { layoutVersion, refuseNewerLayout } from '../kernel/pins.js';
 import { isBpffs, tcxSupported } from '../native/bpf.js';
 import { type Check, type Finding, fail, ok, warn } from './check.js';
@@ -25,6 +26,7 @@ export function nodeChecks(
   sysctl: Sysctl = readSysctl,
   command: Command = runCommand,
   interfaces: Interfaces = podInterfaceNames,
+  off: () => readonly FamilyOff[] = familiesOff,
 ): Check[] {
   return [
     { name: 'kernel', run: () => [kernel(release())] },
@@ -55,6 +57,7 @@ export function nodeChecks(
           : ok('loaded; intercepted flows are left out of it'),
       ],
     },
+    { name: 'address families', run: () => families(off()) },
     { name: 'forwarding', run: () => forwarding(sysctl) },
     { name: 'reverse path', run: async () => reversePath(sysctl, await interfaces()) },
     { name: 'mark inheritance', run: () => markInheritance(sysctl) },
@@ -131,6 +134,19 @@ async function nft(command: Command): Promise<Finding> {
           'run as root; the kernel needs CONFIG_NF_TABLES_INET, CONFIG_NFT_SOCKET and CONFIG_NFT_CT',
         );
   }
+}
+
+function families(off: readonly FamilyOff[]): Finding[] {
+  return off.length === 0
+    ? [ok('IPv4 and IPv6')]
+    : off.map(({ family, reason, everywhere }) =>
+        everywhere
+          ? ok(`IPv${family} is off (${reason}): interception goes without it`)
+          : warn(
+              `IPv${family} is off at lo (${reason}), by which intercepted packets are delivered`,
+              'turn it on there (net.ipv6.conf.lo.disable_ipv6=0), or off for every interface',
+            ),
+      );
 }
 
 function forwarding(sysctl: Sysctl) {

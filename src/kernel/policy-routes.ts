@@ -48,7 +48,7 @@ function isLocalDefault(route: TableRoute): boolean {
   return isOurs(route) && route.type === RTN_LOCAL && route.prefixLength === 0;
 }
 
-/** Asked for both families before anything is added: our route would catch what their rule sends to the table. */
+/** Asked for every family before anything is added: our route would catch what their rule sends to the table. */
 function refuseForeign(
   family: Family,
   routes: readonly TableRoute[],
@@ -72,24 +72,26 @@ function refuseForeign(
 }
 
 export interface PolicyRoutesOptions {
+  /** Those that the node has; default both. Nothing is asked of another, nor put in place or taken away. */
+  readonly families?: readonly Family[];
   /**
-   * The table was ours at the last look: a route of somebody else's in it has come since, and would take our packets
-   * elsewhere. It is taken out; found at the first look, it is a conflict instead.
+   * Families whose table was ours at the last look: a route of somebody else's in it has come since, and would take our
+   * packets elsewhere. It is taken out; found at the first look, it is a conflict instead.
    */
-  readonly tableIsOurs?: boolean;
+  readonly ours?: ReadonlySet<Family>;
 }
 
-/** Puts rule and route in place for both families and reads them back. Route first: a rule alone would drop. */
+/** Puts rule and route in place for each family and reads them back. Route first: a rule alone would drop. */
 export async function ensurePolicyRoutes(
   socket: RouteSocket,
   settings: PolicyRoutesSettings,
-  { tableIsOurs = false }: PolicyRoutesOptions = {},
+  { families = FAMILIES, ours: tableIsOurs = new Set() }: PolicyRoutesOptions = {},
 ): Promise<PolicyRoutesReport> {
   const observed: { family: Family; routes: TableRoute[]; rules: Rule[] }[] = [];
-  for (const family of FAMILIES) {
+  for (const family of families) {
     const routes = socket.tableRoutes(family, settings.table);
     const rules = await socket.rules(family);
-    refuseForeign(family, tableIsOurs ? [] : routes, rules, settings.table);
+    refuseForeign(family, tableIsOurs.has(family) ? [] : routes, rules, settings.table);
     observed.push({ family, routes, rules });
   }
   const repaired: string[] = [];
@@ -121,7 +123,7 @@ export async function ensurePolicyRoutes(
     }
   }
   if (repaired.length > 0) {
-    await readBack(socket, settings);
+    await readBack(socket, settings, families);
   }
   return { repaired };
 }
@@ -130,8 +132,9 @@ export async function ensurePolicyRoutes(
 export async function marksAreDelivered(
   socket: RouteSocket,
   settings: PolicyRoutesSettings,
+  families: readonly Family[] = FAMILIES,
 ): Promise<boolean> {
-  for (const family of FAMILIES) {
+  for (const family of families) {
     const route = await socket.lookup(family, settings.mark.value);
     if (route?.type !== 'LOCAL' || route.table !== settings.table) {
       return false;
@@ -140,8 +143,12 @@ export async function marksAreDelivered(
   return true;
 }
 
-async function readBack(socket: RouteSocket, settings: PolicyRoutesSettings): Promise<void> {
-  for (const family of FAMILIES) {
+async function readBack(
+  socket: RouteSocket,
+  settings: PolicyRoutesSettings,
+  families: readonly Family[],
+): Promise<void> {
+  for (const family of families) {
     const [rules, routes] = [await socket.rules(family), socket.tableRoutes(family, settings.table)];
     if (!rules.some((rule) => isOurs(rule) && isWanted(rule, settings))) {
       throw new DatapathError('RULE_CONFLICT', `the IPv${family} rule was accepted but does not read back`);
@@ -153,9 +160,12 @@ async function readBack(socket: RouteSocket, settings: PolicyRoutesSettings): Pr
 }
 
 /** Rules before routes: without a route the mark would blackhole. Finds its own by protocol, in any table. */
-export async function removePolicyRoutes(socket: RouteSocket): Promise<string[]> {
+export async function removePolicyRoutes(
+  socket: RouteSocket,
+  families: readonly Family[] = FAMILIES,
+): Promise<string[]> {
   const removed: string[] = [];
-  for (const family of FAMILIES) {
+  for (const family of families) {
     for (const rule of (await socket.rules(family)).filter(isOurs)) {
       await socket.deleteRule(rule);
       removed.push(`IPv${family} rule at priority ${rule.priority}`);

@@ -3,6 +3,7 @@
 import type { EndpointCounters, EndpointTables } from '../datapath/endpoints.js';
 import type { FlowEvent, FlowRecord, Flows } from '../datapath/flows.js';
 import type { ListenerStatus, Listeners } from '../datapath/listeners.js';
+import type { FamilyOff } from '../kernel/families.js';
 import type { SocketAddress } from '../net/socket-address.js';
 import type { PodUid } from '../pods/pod.js';
 import type { Reconciler } from './reconciler.js';
@@ -21,6 +22,8 @@ export interface DatapathView {
   /** Whether the kernel has an endpoint of this generation now, so that no other pod sends from its interface. */
   isLiveEndpoint(endpointId: number, generation: number): boolean;
   listeners(): readonly ListenerStatus[];
+  /** Address families that the node does not have. */
+  familiesOff(): readonly FamilyOff[];
   counters(): Promise<readonly EndpointCounters[]>;
   /** What was found missing or changed in the kernel and put right, since the agent started. */
   repairs(): Readonly<Record<RepairKind, number>>;
@@ -82,6 +85,10 @@ export class Datapath implements DatapathView {
 
   listeners(): readonly ListenerStatus[] {
     return this.#parts.listeners.status();
+  }
+
+  familiesOff(): readonly FamilyOff[] {
+    return this.#parts.reconciler.familiesOff();
   }
 
   counters(): Promise<readonly EndpointCounters[]> {

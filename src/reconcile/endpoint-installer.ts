@@ -13,7 +13,7 @@ import type { RepairKind, Repairs } from './repairs.js';
 
 export interface InstallerOptions {
   readonly programs: Pick<DatapathPrograms, 'programs'>;
-  readonly tables: Pick<EndpointTables, 'enrol' | 'write' | 'verify'>;
+  readonly tables: Pick<EndpointTables, 'rowOf' | 'isLive' | 'enrol' | 'write' | 'verify'>;
   readonly attachments: Pick<Attachments<Role>, 'attachAsync' | 'isAttached'>;
   readonly sysctls: Pick<InterfaceSysctls, 'ensure'>;
   readonly repairs: Pick<Repairs, 'note'>;
@@ -44,6 +44,13 @@ export class EndpointInstaller {
   /** As of the last `install`. */
   get(uid: PodUid): Installed | undefined {
     return this.#installed.get(uid);
+  }
+
+  /** Whether the pod is attached, by us or by an agent before us: then it is kept so, whatever the node lacks. */
+  isAttached({ pod }: InterceptDecision): boolean {
+    const { tables } = this.#options;
+    const row = tables.rowOf(pod.uid);
+    return this.#installed.get(pod.uid)?.row !== undefined || (row !== undefined && tables.isLive(row));
   }
 
   forget(uid: PodUid): void {

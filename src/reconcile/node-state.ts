@@ -5,6 +5,7 @@ import type { EndpointTables } from '../datapath/endpoints.js';
 import type { DatapathPrograms } from '../datapath/manifest.js';
 import type { UdpPorts } from '../datapath/udp-ports.js';
 import { DatapathError } from '../kernel/errors.js';
+import { type FamilyOff, familiesOn } from '../kernel/families.js';
 import type { NotrackTable } from '../kernel/notrack-table.js';
 import type {
   PolicyRoutesOptions,
@@ -12,6 +13,7 @@ import type {
   PolicyRoutesSettings,
 } from '../kernel/policy-routes.js';
 import type { SocketLookup } from '../kernel/socket-lookup.js';
+import type { Family } from '../net/family.js';
 import type { RepairKind, Repairs } from './repairs.js';
 
 /** Looks at the other maps for one at the counters, which are the largest map and the least urgent. */
@@ -21,8 +23,10 @@ export interface NodeStateOptions {
   readonly routes: {
     ensure(options: PolicyRoutesOptions): Promise<PolicyRoutesReport>;
     /** Whether a marked packet is delivered by our table now. */
-    areFollowed(): Promise<boolean>;
+    areFollowed(families: readonly Family[]): Promise<boolean>;
   };
+  /** Families that the node does not have now. */
+  readonly familiesOff: () => readonly FamilyOff[];
   readonly notrack: Pick<NotrackTable, 'ensure' | 'change'>;
   readonly programs: Pick<DatapathPrograms, 'programs' | 'ensurePins'>;
   readonly tables: Pick<EndpointTables, 'refresh' | 'recount'>;
@@ -30,13 +34,14 @@ export interface NodeStateOptions {
   readonly lookup: Pick<SocketLookup, 'attach'>;
   readonly settings: Pick<PolicyRoutesSettings, 'table' | 'rulePriority'>;
   readonly repairs: Pick<Repairs, 'note'>;
-  readonly log: Pick<Log, 'info' | 'error'>;
+  readonly log: Pick<Log, 'info' | 'warn' | 'error'>;
 }
 
 export class NodeState {
   readonly #options: NodeStateOptions;
-  /** The routing table was free when we first came to it: what others have put into it since is taken out again. */
-  #tableIsOurs = false;
+  /** Whose routing table was free when we came to it: what others have put into it since is taken out again. */
+  #ours: ReadonlySet<Family> = new Set();
+  #familiesOff: readonly FamilyOff[] = [];
   /** From the first time that everything was in place, whatever has to be put there is a repair. */
   #wasComplete = false;
   #problem: string | undefined = 'the first round has not run yet';
@@ -52,14 +57,20 @@ export class NodeState {
     return this.#problem;
   }
 
+  /** Families that the node did not have at the last look: no part of its datapath is there for them, nor missed. */
+  familiesOff(): readonly FamilyOff[] {
+    return this.#familiesOff;
+  }
+
   /**
    * Compares everything with what is wanted, and puts right what differs. `addresses`: those of intercepted pods. Never
    * rejects: what could not be put in place is told by `problem`.
    */
   async ensure(addresses: ReadonlySet<string>): Promise<void> {
     try {
+      this.#lookAtFamilies();
       await this.#ensure(addresses);
-      if (!(await this.#options.routes.areFollowed())) {
+      if (!(await this.#options.routes.areFollowed(familiesOn(this.#familiesOff)))) {
         throw new DatapathError('RULE_CONFLICT', this.#notFollowed());
       }
       this.#problem = undefined;
@@ -97,10 +108,12 @@ export class NodeState {
     if (this.#looks % RECOUNT_EVERY === 0) {
       await tables.recount();
     }
-    const { repaired } = await routes.ensure({ tableIsOurs: this.#tableIsOurs });
-    this.#tableIsOurs = true;
+    const families = familiesOn(this.#familiesOff);
+    const { repaired } = await routes.ensure({ families, ours: this.#ours });
+    const isNew = families.some((family) => !this.#ours.has(family));
+    this.#ours = new Set(families);
     for (const what of repaired) {
-      this.#put('policy-route', what);
+      this.#put('policy-route', what, isNew);
     }
     for (const what of (await notrack.ensure(addresses)).repaired) {
       this.#put('nftables', what);
@@ -112,16 +125,32 @@ export class NodeState {
     }
   }
 
+  #lookAtFamilies(): void {
+    const [before, now] = [this.#familiesOff, this.#options.familiesOff()];
+    this.#familiesOff = now;
+    for (const { family, reason } of now.filter((off) => !before.some((other) => isEqual(off, other)))) {
+      this.#options.log.warn({ family, reason }, `IPv${family} is off on this node: it is not intercepted`);
+    }
+    for (const { family } of before.filter((off) => !now.some((other) => other.family === off.family))) {
+      this.#options.log.info({ family }, `IPv${family} is on again`);
+    }
+  }
+
   #notFollowed(): string {
     const { table, rulePriority } = this.#options.settings;
     return `packets with our mark are not delivered by table ${table}: a rule of somebody else's comes before priority ${rulePriority}`;
   }
 
-  #put(kind: RepairKind, what: string): void {
-    if (this.#wasComplete) {
+  /** `isNew`: it was not missed before. */
+  #put(kind: RepairKind, what: string, isNew = false): void {
+    if (this.#wasComplete && !isNew) {
       this.#options.repairs.note(kind, what);
     } else {
       this.#options.log.info({ kind, what }, 'put in place');
     }
   }
+}
+
+function isEqual(a: FamilyOff, b: FamilyOff): boolean {
+  return a.family === b.family && a.reason === b.reason;
 }

@@ -8,6 +8,7 @@ import { setImmediate } from 'node:timers/promises';
 import type { Log } from '../base/log.js';
 import type { EndpointTables } from '../datapath/endpoints.js';
 import type { DatapathPrograms } from '../datapath/manifest.js';
+import type { FamilyOff } from '../kernel/families.js';
 import { isDroppedExplicitly } from '../pods/confirmation.js';
 import type { Pod, PodUid } from '../pods/pod.js';
 import { type Decision, Decisions, type DecisionsOptions, type InterceptDecision } from './decisions.js';
@@ -23,7 +24,7 @@ const PODS_IN_A_ROW = 50;
 
 export interface ReconcilerOptions
   extends Omit<DecisionsOptions & InstallerOptions & RemovalOptions, 'programs' | 'proofs' | 'log'> {
-  readonly node: Pick<NodeState, 'problem' | 'ensure' | 'addresses'>;
+  readonly node: Pick<NodeState, 'problem' | 'familiesOff' | 'ensure' | 'addresses'>;
   readonly tables: (DecisionsOptions & InstallerOptions & RemovalOptions)['tables'] &
     Pick<EndpointTables, 'addresses'>;
   readonly programs: Pick<DatapathPrograms, 'programs' | 'removeStalePrograms'>;
@@ -66,6 +67,10 @@ export class Reconciler {
 
   nodeProblem(): string | undefined {
     return this.#options.node.problem();
+  }
+
+  familiesOff(): readonly FamilyOff[] {
+    return this.#options.node.familiesOff();
   }
 
   /**
@@ -221,6 +226,10 @@ export class Reconciler {
 
   async #install(decision: InterceptDecision): Promise<void> {
     const { uid } = decision.pod;
+    // Intercepted without the node's parts, its packets would be tracked and translated, or lost.
+    if (this.nodeProblem() !== undefined && !this.#installer.isAttached(decision)) {
+      return;
+    }
     const kept = new Set(decision.endpoints.map(({ plan }) => plan.ifindex));
     const before = this.#installer.get(uid)?.decision.endpoints ?? [];
     this.#remove(before.filter(({ plan }) => !kept.has(plan.ifindex)));
@@ -288,6 +297,7 @@ export class Reconciler {
       const status = statusOf(decision, {
         installed: this.#installer.get(uid),
         nodeProblem: this.#options.node.problem(),
+        familiesOff: this.#options.node.familiesOff(),
         proof: this.#options.proofs.get(uid),
         before,
       });

@@ -1,6 +1,8 @@
 /** What is told of a pod: its state, decided here alone, from what was wanted and what was observed. */
 
 import type { CanaryResult } from '../datapath/canary.js';
+import type { FamilyOff } from '../kernel/families.js';
+import { familyOf } from '../net/family.js';
 import type { FailurePolicy, PodUid } from '../pods/pod.js';
 import type { Decision } from './decisions.js';
 import type { Installed } from './endpoint-installer.js';
@@ -42,6 +44,7 @@ export interface EndpointStatus {
 export interface Observation {
   readonly installed: Installed | undefined;
   readonly nodeProblem: string | undefined;
+  readonly familiesOff: readonly FamilyOff[];
   readonly proof: Proof | undefined;
   /** The status before this one. */
   readonly before: EndpointStatus | undefined;
@@ -56,20 +59,27 @@ export function statusOf(decision: Decision, observed: Observation): EndpointSta
     return { podUid: pod.uid, state, reason, failure, desired: state !== 'NOT_ENROLLED', ...nothing };
   }
   const { installed, nodeProblem, proof, before } = observed;
-  const missing = installed === undefined ? 'not programmed yet' : installed.missing;
+  const missing = installed === undefined ? (nodeProblem ?? 'not programmed yet') : installed.missing;
   const unproven = proof === undefined ? 'not proven yet' : reasonOf(proof.result, before);
-  const escapes = decision.unreachable.map(({ reason }) => `not intercepted: ${reason}`);
+  const off = observed.familiesOff.filter(({ family }) => pod.ips.some((ip) => familyOf(ip) === family));
+  const escapes = [
+    ...decision.unreachable.map(({ reason }) => `not intercepted: ${reason}`),
+    ...off.filter(({ everywhere }) => !everywhere).map(notDelivered),
+  ];
+  const cutOff = off.filter(({ everywhere }) => everywhere).map(notForwarded);
   const held = decision.held === undefined ? undefined : `held as it was: ${decision.held}`;
   const wrong = [held, missing ?? nodeProblem ?? unproven, ...escapes].filter((text) => text !== undefined);
   const notes = proof?.result.kind === 'silent' ? [`last canary: ${proof.result.reason}`] : [];
-  const told = [...wrong, ...decision.problems, ...(wrong.length === 0 ? notes : [])];
+  const told = [...wrong, ...decision.problems, ...cutOff, ...(wrong.length === 0 ? notes : [])];
   const row = installed?.row;
+  // Attached before the node lost a part, perhaps by an agent before us.
+  const isKept = missing === undefined && nodeProblem !== undefined;
   return {
     podUid: pod.uid,
     state:
       wrong.length === 0
         ? 'INTERCEPTED'
-        : wasIntercepted(before) || held !== undefined || escapes.length > 0
+        : wasIntercepted(before) || held !== undefined || escapes.length > 0 || isKept
           ? 'DEGRADED'
           : 'PENDING',
     reason: told.length === 0 ? undefined : told.join('; '),
@@ -86,6 +96,14 @@ export function statusOf(decision: Decision, observed: Observation): EndpointSta
     programmed: installed !== undefined && missing === undefined,
     verified: wrong.length === 0,
   };
+}
+
+function notForwarded({ family, reason }: FamilyOff): string {
+  return `IPv${family} is off on this node (${reason}): nothing of the pod's gets out by it`;
+}
+
+function notDelivered({ family, reason }: FamilyOff): string {
+  return `not intercepted: IPv${family}, for ${reason}; its connections fail, or pass where failure is open and no proxy listens`;
 }
 
 function wasIntercepted(before: EndpointStatus | undefined): boolean {

@@ -1,7 +1,8 @@
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { familiesOff } from '../../src/kernel/families.js';
 import { NetlinkError, RouteSocket } from '../../src/kernel/netlink.js';
 import { ROUTE_PROTOCOL } from '../../src/kernel/netlink-messages.js';
-import { ensurePolicyRoutes, removePolicyRoutes } from '../../src/kernel/policy-routes.js';
+import { ensurePolicyRoutes, marksAreDelivered, removePolicyRoutes } from '../../src/kernel/policy-routes.js';
 import { Cleanup, Netns } from '../unit/native-lab.js';
 
 const SETTINGS = { mark: { value: 0x40, mask: 0x40 }, table: 7340, rulePriority: 90 };
@@ -110,6 +111,35 @@ describe('rules and routes', () => {
     expect(lines('rule').filter((line) => line.includes('7340'))).toEqual([
       '90: from all fwmark 0x40/0x40 lookup 7340 proto 73',
     ]);
+  });
+});
+
+describe('a namespace whose IPv6 is off', () => {
+  it.each(['all', 'lo'])('for %s refuses the route; without IPv6 the IPv4 half is whole', async (name) => {
+    const before = kernel();
+    netns.exec('sysctl', '-qw', `net.ipv6.conf.${name}.disable_ipv6=1`);
+    expect(netns.run(() => familiesOff()).map(({ family }) => family)).toEqual([6]);
+    await expect(ensure()).rejects.toMatchObject({ code: 'EACCES' });
+    await removePolicyRoutes(socket);
+    const only4 = { families: [4] } as const;
+    expect((await ensurePolicyRoutes(socket, SETTINGS, only4)).repaired).toEqual([
+      REPAIRED.route4,
+      REPAIRED.rule4,
+    ]);
+    expect((await ensurePolicyRoutes(socket, SETTINGS, only4)).repaired).toEqual([]);
+    expect(await marksAreDelivered(socket, SETTINGS, [4])).toBe(true);
+    expect(await marksAreDelivered(socket, SETTINGS)).toBe(false);
+    expect(kernel().rules6).toEqual(before.rules6);
+  });
+
+  it('loses the route when it goes off, and has it again when it is on again', async () => {
+    await ensure();
+    netns.exec('sysctl', '-qw', 'net.ipv6.conf.all.disable_ipv6=1');
+    expect(table(6)).toEqual([]);
+    netns.exec('sysctl', '-qw', 'net.ipv6.conf.all.disable_ipv6=0');
+    expect(netns.run(() => familiesOff())).toEqual([]);
+    expect((await ensure()).repaired).toEqual([REPAIRED.route6]);
+    expect(await marksAreDelivered(socket, SETTINGS)).toBe(true);
   });
 });
 

@@ -600,7 +600,8 @@ describe('while everything changes around it', () => {
     let over = false;
     const attack = async (pod: PlainPod) => {
       while (!over) {
-        await pod.app(['connects', REMOTE[4], '80', '20', '1000'], 30_000);
+        const connects = ['connects', REMOTE[4], '80', '20', '1000'];
+        await tryRun('nsenter', [`--net=${pod.netns}`, 'timeout', '2', await buildApp(), ...connects]);
         await send(pod, [orphan(pod, 50_000 + Math.floor(Math.random() * 10_000), marker)]);
       }
     };

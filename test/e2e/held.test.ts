@@ -124,7 +124,7 @@ it('one of its two veths made a port of a bridge: held there, and intercepted at
   const pod = await runPlainPod(lab, ptp, 'second-veth');
   const second = await bridge.attach(`${pod.netnsName}-net1`, pod.netns, undefined, 'net1');
   lab.cleanup.add('net1', () => bridge.detach(`${pod.netnsName}-net1`, pod.netns, 'net1'));
-  describePod(pod, { ips: [pod.ips[4], second[4]] });
+  describePod(pod, { ips: [pod.ips[4]], interfaceIps: { net1: [second[4]] } });
   await agent.reaches(pod.name, 'INTERCEPTED');
   const both = [await hostIndexOf(pod.netnsName), await hostIndexOf(pod.netnsName, 'net1')].sort();
   await script(

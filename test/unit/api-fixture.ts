@@ -9,6 +9,7 @@ import { parseConfig } from '../../src/config/load.js';
 import type { FlowEvent, FlowRecord } from '../../src/datapath/flows.js';
 import type { ListenerStatus } from '../../src/datapath/listeners.js';
 import { type IdentityOptions, IdentityService } from '../../src/identity/resolve.js';
+import type { FamilyOff } from '../../src/kernel/families.js';
 import { formatSocketAddress, type SocketAddress } from '../../src/net/socket-address.js';
 import type { Pod, PodUid } from '../../src/pods/pod.js';
 import { PodStore } from '../../src/pods/pod-store.js';
@@ -84,6 +85,7 @@ export class FakeDatapath implements DatapathView {
   readonly owners = new Map<string, PodUid>();
   readonly subscribers = new Set<(event: FlowEvent) => void>();
   listening: ListenerStatus[] = [];
+  off: FamilyOff[] = [];
   packets: { endpointId: number; podUid: PodUid | undefined; packets: Record<string, number> }[] = [];
 
   lookupFlow(src: SocketAddress, dst: SocketAddress): FlowRecord | undefined {
@@ -104,6 +106,10 @@ export class FakeDatapath implements DatapathView {
     for (const listener of this.subscribers) {
       listener(event);
     }
+  }
+
+  familiesOff(): readonly FamilyOff[] {
+    return this.off;
   }
 
   endpoints(): readonly EndpointStatus[] {

@@ -72,7 +72,12 @@ async function startAgent() {
     repairs: kernel,
     proofs: new Proofs(new CanariesStandIn(), () => nowMs),
     programs: { programs: PROGRAMS, removeStalePrograms: () => [] },
-    node: { problem: () => undefined, ensure: async () => undefined, addresses: async () => undefined },
+    node: {
+      problem: () => undefined,
+      familiesOff: () => [],
+      ensure: async () => undefined,
+      addresses: async () => undefined,
+    },
     synced: () => true,
     starting: new Set(),
     nowMs: () => nowMs,

@@ -2,6 +2,8 @@
 
 import { beforeEach, describe, expect, test, vi } from 'vitest';
 import type { AttachResult } from '../../src/kernel/attachment.js';
+import type { FamilyOff } from '../../src/kernel/families.js';
+import type { Family } from '../../src/net/family.js';
 import { NodeState, type NodeStateOptions } from '../../src/reconcile/node-state.js';
 import type { RepairKind } from '../../src/reconcile/repairs.js';
 import { PROGRAMS, recordingLog } from './reconcile-fixture.js';
@@ -14,11 +16,13 @@ class NodeStandIn {
   readonly wrong: Partial<Record<'pins' | 'maps' | 'routes' | 'nftables', readonly string[]>> = {};
   readonly failures = new Map<string, Error>();
   readonly recount = vi.fn(async () => undefined);
-  readonly tableWasOurs: (boolean | undefined)[] = [];
+  readonly asked: { families: readonly Family[]; ours: readonly Family[] }[] = [];
+  off: FamilyOff[] = [];
   readonly repairs: [kind: RepairKind, what: string][] = [];
   readonly log = recordingLog();
   lookup: AttachResult = 'kept';
   followed = true;
+  followedFor: readonly Family[] = [];
   /** Whether addresses are taken one by one. */
   takesChanges = true;
   readonly ensured = vi.fn<(ips: ReadonlySet<string>) => void>();
@@ -35,12 +39,13 @@ class NodeStandIn {
     },
     udpPorts: { ensure: () => this.#step('ports', []) },
     routes: {
-      ensure: async ({ tableIsOurs }) => {
-        this.tableWasOurs.push(tableIsOurs);
+      ensure: async ({ families = [], ours = new Set() }) => {
+        this.asked.push({ families, ours: [...ours] });
         return { repaired: this.#step('routes', this.wrong.routes) };
       },
-      areFollowed: async () => {
+      areFollowed: async (families) => {
         this.#step('followed');
+        this.followedFor = families;
         return this.followed;
       },
     },
@@ -51,6 +56,7 @@ class NodeStandIn {
       },
       change: this.changed,
     },
+    familiesOff: () => this.off,
     lookup: {
       attach: (program) => {
         expect(program).toBe(PROGRAMS.socket_lookup);
@@ -160,21 +166,53 @@ describe('a routing table that we come to', () => {
     await state.ensure(ADDRESSES);
     await state.ensure(ADDRESSES);
     await state.ensure(ADDRESSES);
-    expect(node.tableWasOurs).toEqual([false, true, true]);
+    expect(node.asked.map(({ ours }) => ours)).toEqual([[], [4, 6], [4, 6]]);
   });
 
   test('is ours although a later step failed the first time', async () => {
     node.failures.set('nftables', new Error('nft: command not found'));
     await state.ensure(ADDRESSES);
     await state.ensure(ADDRESSES);
-    expect(node.tableWasOurs).toEqual([false, true]);
+    expect(node.asked.map(({ ours }) => ours)).toEqual([[], [4, 6]]);
   });
 
   test('is not ours as long as it is refused', async () => {
     node.failures.set('routes', new Error('table 4242 has a route of somebody else'));
     await state.ensure(ADDRESSES);
     await state.ensure(ADDRESSES);
-    expect(node.tableWasOurs).toEqual([false, false]);
+    expect(node.asked.map(({ ours }) => ours)).toEqual([[], []]);
+  });
+});
+
+describe('a family that the node does not have', () => {
+  const OFF: FamilyOff = { family: 6, reason: 'it is off', everywhere: true, unknown: false };
+
+  test('is asked nothing of, is no problem, and is told and logged once', async () => {
+    node.off = [OFF];
+    await state.ensure(ADDRESSES);
+    node.off = [{ ...OFF }];
+    await state.ensure(ADDRESSES);
+    expect(node.asked.map(({ families }) => families)).toEqual([[4], [4]]);
+    expect(node.followedFor).toEqual([4]);
+    expect(state.problem()).toBeUndefined();
+    expect(state.familiesOff()).toEqual([OFF]);
+    expect(node.ensured.mock.lastCall).toEqual([ADDRESSES]);
+    expect(node.log.warn).toHaveBeenCalledTimes(1);
+  });
+
+  test('comes, goes and comes back without a repair, and its table is new to us each time', async () => {
+    node.off = [OFF];
+    await state.ensure(ADDRESSES);
+    for (const off of [[], [OFF], []]) {
+      node.off = off;
+      node.wrong.routes = off.length === 0 ? ['the IPv6 rule'] : [];
+      await state.ensure(ADDRESSES);
+    }
+    expect(node.asked.map(({ ours }) => ours)).toEqual([[], [4], [4, 6], [4]]);
+    expect(node.repairs).toEqual([]);
+    await state.ensure(ADDRESSES);
+    expect(node.repairs).toEqual([['policy-route', 'the IPv6 rule']]);
+    expect(state.familiesOff()).toEqual([]);
   });
 });
 

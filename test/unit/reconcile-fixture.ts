@@ -201,9 +201,11 @@ export class KernelStandIn {
     | 'forget'
     | 'plansOf'
     | 'rowOf'
+    | 'isLive'
     | 'ownerOf'
     | 'addresses'
   > = {
+    isLive: (row) => this.endpoints.get(row.ifindex)?.row === row,
     enrol: (uid, ifindex, wasEnrolled, isStarting = false) => {
       this.#step(`enrol ${uid} at ${ifindex}`);
       const before = this.rows.get(uid);

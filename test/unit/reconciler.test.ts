@@ -1,6 +1,8 @@
 /** Rounds: who is looked at when, and what is told. Pods are in a real store; kernel, links and canaries are stand-ins. */
 
 import { beforeEach, describe, expect, test, vi } from 'vitest';
+import type { FamilyOff } from '../../src/kernel/families.js';
+import type { BpfProgram } from '../../src/native/bpf.js';
 import { REMEMBERED_MS } from '../../src/pods/gone-pods.js';
 import type { Pod, PodUid } from '../../src/pods/pod.js';
 import { PodStore } from '../../src/pods/pod-store.js';
@@ -24,11 +26,16 @@ class NodeStandIn {
   /** What was asked of it, with the addresses. */
   readonly asked: [what: 'ensure' | 'addresses', ips: readonly string[]][] = [];
   wrong: string | undefined;
+  off: FamilyOff[] = [];
   /** Runs during every look at everything. */
   meanwhile: () => Promise<void> = async () => undefined;
 
   problem(): string | undefined {
     return this.wrong;
+  }
+
+  familiesOff(): readonly FamilyOff[] {
+    return this.off;
   }
 
   async ensure(ips: ReadonlySet<string>): Promise<void> {
@@ -144,15 +151,77 @@ describe('a pod that comes', () => {
     expect(kernel.repairs).toEqual([['attachment', 'the program at veth0 was gone']]);
   });
 
-  test('is not INTERCEPTED while something of the node is missing', async () => {
-    const { reconciler, node, stateOf } = two;
+  test('is not attached while something of the node is missing', async () => {
+    const { reconciler, node, kernel, stateOf } = two;
     node.wrong = 'nft: command not found';
     await reconciler.reconcile();
+    await reconciler.reconcilePods([OTHER.uid]);
     expect(reconciler.nodeProblem()).toBe('nft: command not found');
-    expect(reconciler.statusOf(WEB.uid)).toMatchObject({ state: 'PENDING', reason: node.wrong });
+    for (const { uid } of [WEB, OTHER]) {
+      expect(reconciler.statusOf(uid)).toMatchObject({
+        state: 'PENDING',
+        reason: node.wrong,
+        programmed: false,
+      });
+    }
+    expect([held(two), kernel.rows.size]).toEqual([[[], []], 0]);
     node.wrong = undefined;
     await reconciler.reconcile();
     await vi.waitFor(() => expect(stateOf(WEB)).toBe('INTERCEPTED'));
+    expect(held(two)).toEqual(BOTH);
+  });
+
+  test('that is attached is kept, repaired and DEGRADED while something of the node is missing', async () => {
+    const { reconciler, node, kernel } = two;
+    await reconciler.reconcile();
+    node.wrong = 'nft: command not found';
+    kernel.endpoints.delete(100);
+    await reconciler.reconcile();
+    expect(reconciler.statusOf(WEB.uid)).toMatchObject({
+      state: 'DEGRADED',
+      reason: node.wrong,
+      programmed: true,
+      verified: false,
+    });
+    expect(held(two)[0]).toContain(100);
+  });
+
+  test('that an agent before us attached is DEGRADED as well, and not attached anew', async () => {
+    await two.reconciler.reconcile();
+    const restarted = world(2);
+    restarted.node.wrong = 'nft: command not found';
+    const left = two.kernel.endpoints.get(100);
+    if (left !== undefined) {
+      restarted.kernel.endpoints.set(100, left);
+      restarted.kernel.rows.set(WEB.uid, left.row);
+    }
+    // As after an upgrade: what is attached is the program of the agent before.
+    restarted.kernel.attached.set('egress 100', { id: 99 } as unknown as BpfProgram);
+    await restarted.reconciler.reconcile();
+    expect(restarted.stateOf(WEB)).toBe('DEGRADED');
+    expect(restarted.stateOf(OTHER)).toBe('PENDING');
+    expect(held(restarted)).toEqual([[100], ['egress 100']]);
+  });
+
+  test('with an address of a family that the node has not is told so', async () => {
+    const { reconciler, node, tell, stateOf } = two;
+    const both = podNumber(0, { ips: ['10.66.0.1', 'fd00::1'] });
+    tell(both, OTHER);
+    node.off = [{ family: 6, reason: 'it is off', everywhere: true, unknown: false }];
+    await reconciler.reconcile();
+    await vi.waitFor(() => expect(stateOf(OTHER)).toBe('INTERCEPTED'));
+    expect(reconciler.statusOf(OTHER.uid)?.reason).toBeUndefined();
+    expect(reconciler.statusOf(both.uid)).toMatchObject({
+      state: 'INTERCEPTED',
+      reason: "IPv6 is off on this node (it is off): nothing of the pod's gets out by it",
+    });
+    node.off = [{ family: 6, reason: 'it is off', everywhere: false, unknown: false }];
+    await reconciler.reconcile();
+    expect(stateOf(OTHER)).toBe('INTERCEPTED');
+    expect(reconciler.statusOf(both.uid)).toMatchObject({
+      state: 'DEGRADED',
+      reason: expect.stringContaining('not intercepted: IPv6'),
+    });
   });
 
   test('does not fail its round where asking for proof does', async () => {
