@@ -19,10 +19,7 @@ interface Effect {
 
 const ALL = 0xffffffff;
 /** Priorities at which our table takes the mark off and gives it back. */
-const OWN_PREROUTING = CHAINS.filter(({ hook }) => hook === 'prerouting').map(({ prio }) => prio) as [
-  number,
-  number,
-];
+const OWN_PREROUTING = CHAINS.filter(({ hook }) => hook === 'prerouting').map(({ prio }) => prio);
 /** A packet that meets these has been routed by its mark already. */
 const AFTER_ROUTING = new Set(['input', 'forward', 'output', 'postrouting', 'egress']);
 
@@ -31,7 +28,7 @@ type Bears = { readonly here: boolean; readonly missed: boolean };
 
 /** Our table takes the mark off before the chains of others at prerouting, and gives it back after them. */
 function bearsAt({ hook = '', prio }: Pick<NftChain, 'hook' | 'prio'>): Bears {
-  const [first, last] = OWN_PREROUTING;
+  const [first, last] = [Math.min(...OWN_PREROUTING), Math.max(...OWN_PREROUTING)];
   const isBetween = hook === 'prerouting' && prio !== undefined && prio > first && prio < last;
   return { here: !isBetween, missed: !isBetween && !AFTER_ROUTING.has(hook) };
 }

@@ -171,7 +171,17 @@ describe('an agent of a newer layout', () => {
     expect(newer.finishMigration()).toMatchObject({
       from: ['v1'],
       to: 'v2',
-      shared: ['sources', 'instances', 'shares', 'turns', 'settings', 'listeners', 'counters', 'canaries'],
+      shared: [
+        'sources',
+        'instances',
+        'shares',
+        'turns',
+        'udp_ports',
+        'settings',
+        'listeners',
+        'counters',
+        'canaries',
+      ],
       copied: { endpoints: 2, workloads: 3, flows: 1 },
       unfit: 0,
       links: 4,
