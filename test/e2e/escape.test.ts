@@ -11,11 +11,12 @@ import { ipToNetworkBytes } from '../../src/net/ip.js';
 import { type FrameOptions, frame, PROTOCOL, TCP } from '../bpf/packets.js';
 import { Capture } from '../lab/capture.js';
 import { createNetwork } from '../lab/cni.js';
+import { Containerd } from '../lab/containerd.js';
 import { runIn, script, tryRun, waitFor } from '../lab/exec.js';
 import { buildApp } from '../lab/image.js';
 import { Lab, REMOTE } from '../lab/lab.js';
 import { hostLinkOf, type PlainPod, runPlainPod } from '../lab/plain.js';
-import { reply } from '../lab/pod.js';
+import { type LabPod, reply } from '../lab/pod.js';
 import { staticPod, TestAgent, TestProxy } from './agent.js';
 
 const FAMILIES = [4, 6] as const;
@@ -37,6 +38,8 @@ const attackers = {} as Record<Topology, PlainPod>;
 const macs = new Map<PlainPod, { pod: Buffer; node: Buffer }>();
 /** Enrolled when it was running already. */
 let late: PlainPod;
+/** The same, in a gVisor sandbox. */
+let sandboxed: LabPod;
 let remoteMac: Buffer;
 
 beforeAll(async () => {
@@ -58,8 +61,11 @@ beforeAll(async () => {
     macs.set(attackers[topology], await macsOf(topology, attackers[topology]));
   }
   late = await attacker('ptp', 'late', false);
-  agent.writePods([staticPod(late)]);
+  const containerd = await Containerd.start(lab, 'ptp');
+  sandboxed = await containerd.runPod({ name: 'sandboxed', runtime: 'runsc' });
+  agent.writePods([staticPod(late), staticPod(sandboxed)]);
   await agent.reaches('late', 'INTERCEPTED');
+  await agent.reaches('sandboxed', 'INTERCEPTED');
   macs.set(late, await macsOf('ptp', late));
 }, 120_000);
 
@@ -75,7 +81,7 @@ async function attacker(topology: Topology, name: string, chained = true): Promi
   const socket = join(agent.runDir, 'cni.sock');
   const network =
     networks.get(key) ??
-    createNetwork(lab, topology, chained ? { socket } : undefined, chained ? '' : '-plain');
+    createNetwork(lab, topology, chained ? { socket } : undefined, chained ? '-chained' : '-plain');
   networks.set(key, network);
   const pod = await runPlainPod(lab, network, name);
   if (chained) {
@@ -533,6 +539,24 @@ describe.each(TOPOLOGIES)('a pod on a %s network, by sockets', (topology) => {
   });
 });
 
+describe('a pod in a gVisor sandbox', () => {
+  it.each(FAMILIES)("IPv%i: SYNs from a neighbour's address, made by hand and by sockets", async (family) => {
+    const neighbour = attackers.ptp.ips[family];
+    const before = tcpOf(neighbour, SERVED).length;
+    await sandboxed.app(['spoof', neighbour, REMOTE[family], '80', '20'], 60_000);
+    await waitFor(
+      'them to be counted',
+      async () => ((await agent.packets('sandboxed')).SPOOFED_SOURCE ?? 0) > 0,
+    );
+    expect(tcpOf(neighbour, SERVED)).toHaveLength(before);
+  });
+
+  it('dialling again and again from one port', async () => {
+    expect(reply(await sandboxed.app(['reuse', REMOTE[4], '80', '45678', '5'], 60_000)).ok).toBe(true);
+    expect(tcpOf(sandboxed.ips[4])).toEqual([]);
+  });
+});
+
 describe('while everything changes around it', () => {
   /** A segment of a connection that the pod had by the proxy, which has none any more. */
   function orphan(pod: PlainPod, sport: number, marker: Buffer): Buffer {
@@ -606,14 +630,19 @@ describe('while everything changes around it', () => {
       }
     };
     const before = new Set(uplink.frames().map(String));
-    const attacking = TOPOLOGIES.map((topology) => attack(attackers[topology]));
+    const inSandbox = async () => {
+      while (!over) {
+        await sandboxed.app(['connects', REMOTE[4], '80', '3', '1000'], 120_000);
+      }
+    };
+    const attacking = [...TOPOLOGIES.map((topology) => attack(attackers[topology])), inSandbox()];
     await event();
     await delay(500);
     over = true;
     await Promise.all(attacking);
     expect(seen(marker)).toEqual([]);
-    for (const topology of TOPOLOGIES) {
-      expect(tcpOf(attackers[topology].ips[4], SERVED).filter((out) => !before.has(String(out)))).toEqual([]);
+    for (const ip of [...TOPOLOGIES.map((topology) => attackers[topology].ips[4]), sandboxed.ips[4]]) {
+      expect(tcpOf(ip, SERVED).filter((out) => !before.has(String(out)))).toEqual([]);
     }
   });
 });
