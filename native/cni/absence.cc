@@ -38,8 +38,15 @@ std::string start_time(const std::string &pid) {
     return at == std::string::npos ? "" : stat->substr(at + 1, stat->find(' ', at + 1) - at - 1);
 }
 
-std::optional<Json> read_rule(const std::string &socket) {
-    auto text = read_file(beside(socket, "cni-rule.json"));
+// A boot empties the folder of the socket; what the last agent before it left on disk holds until the next one comes.
+std::optional<std::string> rule_text(const Configuration &configuration) {
+    auto text = read_file(beside(configuration.socket, "cni-rule.json"));
+
+    return text || configuration.rule.empty() ? text : read_file(configuration.rule);
+}
+
+std::optional<Json> read_rule(const Configuration &configuration) {
+    auto text = rule_text(configuration);
 
     if (!text)
         return std::nullopt;
@@ -89,13 +96,13 @@ bool agent_lives(const std::string &socket) {
     return !started.empty() && start_time(named.substr(0, space)) == started;
 }
 
-bool rule_is_left(const std::string &socket) {
-    return read_rule(socket).has_value();
+bool rule_is_left(const Configuration &configuration) {
+    return read_rule(configuration).has_value();
 }
 
 // The pod's own word comes first, as for the agent: an annotation wins over its labels, and they over its namespace.
 Judgement judge(const Configuration &configuration, const Parameters &parameters) {
-    auto rule = read_rule(configuration.socket);
+    auto rule = read_rule(configuration);
 
     if (!rule)
         return {Absence::kHold, "the agent has left no rule for that"};

@@ -23,7 +23,7 @@ struct Judgement {
 bool agent_lives(const std::string &socket);
 
 // Whether there is a rule that can be read. Without one every pod is held up.
-bool rule_is_left(const std::string &socket);
+bool rule_is_left(const Configuration &configuration);
 
 Judgement judge(const Configuration &configuration, const Parameters &parameters);
 

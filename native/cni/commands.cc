@@ -168,7 +168,7 @@ void status(const Call &call) {
         return settle(call, reply, limit_ms, "");
     // A network that is not ready starts no pod at all, and the rule knows some that may.
     const std::string &socket = call.configuration.socket;
-    if (reply.nobody && rule_is_left(socket) && !agent_lives(socket))
+    if (reply.nobody && rule_is_left(call.configuration) && !agent_lives(socket))
         return log(call, Level::kWarn,
                    "no nodesentry agent runs at " + socket + ": pods that are enrolled do not start until one does");
     Obstacle obstacle = obstacle_in(reply, call, limit_ms);

@@ -78,6 +78,12 @@ void read_log_file(const Json &given, Configuration &into) {
     into.log_file = given.get<std::string>();
 }
 
+void read_rule_path(const Json &given, Configuration &into) {
+    if (!given.is_string() || given.get_ref<const std::string &>().substr(0, 1) != "/")
+        wrong("rule", "an absolute path", given);
+    into.rule = given.get<std::string>();
+}
+
 void read_attachments(const std::string &key, const Json &given, Configuration &into) {
     if (!given.is_array())
         wrong(key, "a list of attachments", given);
@@ -112,6 +118,7 @@ Configuration read(std::string_view text, const Attempt &attempt) {
     key("failure", read_failure);
     key("timeoutMs", read_timeout);
     key("logFile", read_log_file);
+    key("rule", read_rule_path);
     if (given("prevResult"))
         attempt([&] {
             if (!parsed["prevResult"].is_object())

@@ -18,6 +18,7 @@ struct Configuration {
     bool open = false; // failure: open
     long timeout_ms = 10000;
     std::string log_file;
+    std::string rule; // what becomes of pods while no agent runs, where nothing is left beside the socket
     // Views of the text that was read; empty where not given.
     std::string_view prev_result;
     std::string_view annotations;

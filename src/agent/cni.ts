@@ -5,6 +5,7 @@ import type { Logger } from 'pino';
 import { CNI_RULE_NAME, CniRuleFile, INTERCEPT_KEY } from '../api/cni-rule.js';
 import { startCniServer } from '../api/cni-server.js';
 import type { Opened } from '../base/opened.js';
+import { rulePath } from '../cni/conflist.js';
 import { ConflistKeeper } from '../cni/keeper.js';
 import { builtPlugin } from '../cni/plugin.js';
 import type { Config } from '../config/config.js';
@@ -21,7 +22,8 @@ import type { Metrics } from '../telemetry/metrics.js';
 const RULE_LOOK_MS = 1_000;
 
 /**
- * Opens the socket, leaves beside it what is to happen while no agent runs, then sees to the chain where the configuration says so. Rejects where the socket cannot be opened.
+ * Opens the socket, leaves beside it what is to happen while no agent runs, then sees to the chain where the
+ * configuration says so. Rejects where the socket cannot be opened.
  */
 export async function startCni(parts: {
   readonly config: Config;
@@ -50,8 +52,11 @@ export async function startCni(parts: {
     log,
   });
   opened.add(server, (handle) => handle.close());
-  keepRule(parts, log);
   const { cni } = config.sources;
+  keepRule(join(runDir, CNI_RULE_NAME), parts, log);
+  if (cni?.install === true) {
+    keepRule(rulePath(cni.stateDir), parts, log); // a boot empties the run directory
+  }
   // After the socket: from the moment that the plugin is in the chain, pods wait for an answer.
   if (cni?.install === true) {
     const keeper = new ConflistKeeper({ ...cni, plugin: builtPlugin(), socket: server.path, log });
@@ -60,8 +65,8 @@ export async function startCni(parts: {
   }
 }
 
-function keepRule(parts: Parameters<typeof startCni>[0], log: Logger): void {
-  const { config, runDir, store, sources, synced, opened } = parts;
+function keepRule(path: string, parts: Parameters<typeof startCni>[0], log: Logger): void {
+  const { config, store, sources, synced, opened } = parts;
   const { enrol, failure, other } = config.interception;
   const authorities = authoritiesAmong(sources);
   const kubernetes = sources.find((source) => source instanceof KubernetesSource);
@@ -73,7 +78,7 @@ function keepRule(parts: Parameters<typeof startCni>[0], log: Logger): void {
     namespaces: kubernetes?.namespaces && wordsOf(kubernetes.namespaces),
   });
   const rule = new CniRuleFile({
-    path: join(runDir, CNI_RULE_NAME),
+    path,
     enrol,
     known: () => (synced() ? known() : undefined),
     log,

@@ -3,7 +3,8 @@
  * it would decide then (ADR 9).
  */
 
-import { readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import { dirname } from 'node:path';
 import { z } from 'zod';
 import type { Log } from '../base/log.js';
 import { type InterceptionDefaults, interceptionOf } from '../pods/annotations.js';
@@ -122,6 +123,7 @@ export class CniRuleFile {
       return;
     }
     try {
+      mkdirSync(dirname(path), { recursive: true, mode: 0o700 });
       rmSync(`${path}.new`, { force: true });
       writeFileSync(`${path}.new`, text, { flag: 'wx', mode: 0o600 });
       renameSync(`${path}.new`, path);

@@ -1,5 +1,6 @@
 /** The text of a network configuration with and without our plugin in its chain. Nothing in here touches a file. */
 
+import { join } from 'node:path';
 import { isDeepStrictEqual } from 'node:util';
 import { CniError, reasonOf } from './errors.js';
 import { elementSpans, memberSpan, replaceSpan, type Span } from './json-text.js';
@@ -12,18 +13,26 @@ export interface PluginOptions {
   readonly failure: 'closed' | 'open';
   /** For a whole ADD. */
   readonly timeoutMs: number;
+  /** Absolute path of the folder that outlives a boot; what the agent leaves for the time without it is kept there. */
+  readonly stateDir: string;
+}
+
+/** Beside the originals: goes with them. */
+export function rulePath(stateDir: string): string {
+  return join(stateDir, 'rule.json');
 }
 
 /** What the plugin speaks; before 0.3.0 there is no result to hand on. */
 const SPOKEN = ['0.3.1', '0.4.0', '1.0.0', '1.1.0'];
 
 /** Our element of `plugins`. */
-export function pluginEntry({ socket, failure, timeoutMs }: PluginOptions): object {
+export function pluginEntry({ socket, failure, timeoutMs, stateDir }: PluginOptions): object {
   return {
     type: PLUGIN_TYPE,
     socket,
     failure,
     timeoutMs,
+    rule: rulePath(stateDir),
     // containerd hands the pod's annotations to plugins that ask for them so.
     capabilities: { 'io.kubernetes.cri.pod-annotations': true },
   };

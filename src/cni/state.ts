@@ -6,6 +6,7 @@
 import { mkdirSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { z } from 'zod';
+import { rulePath } from './conflist.js';
 import { CniError, reasonOf } from './errors.js';
 import { readIfThere, removeFile, replaceFile, sha256 } from './files.js';
 
@@ -83,6 +84,9 @@ export class StateStore {
 
   /** Takes everything of ours out of the folder; the folder stays. */
   clear(): void {
+    if (readIfThere(rulePath(this.#directory)) !== undefined) {
+      removeFile(rulePath(this.#directory));
+    }
     if (readIfThere(this.#path()) !== undefined) {
       this.save({ version: 1, files: [] });
       removeFile(this.#path());

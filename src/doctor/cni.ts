@@ -42,7 +42,8 @@ function howTo({ install }: CniConfig): string {
 
 /** What the runtime uses of `confDir`, as containerd and CRI-O choose it. */
 function chain(cni: CniConfig, { socket }: CniPlaces): Finding {
-  const wanted = { socket, failure: cni.failure, timeoutMs: cni.timeoutMs };
+  const { failure, timeoutMs, stateDir } = cni;
+  const wanted = { socket, failure, timeoutMs, stateDir };
   try {
     const [first] = candidates(cni.confDir);
     const bytes = first === undefined ? undefined : readIfThere(first.path);

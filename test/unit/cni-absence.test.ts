@@ -30,6 +30,8 @@ interface Case {
   readonly annotations?: Readonly<Record<string, string>>;
   readonly command?: string;
   readonly failure?: 'closed' | 'open';
+  /** Path of the rule that is left on disk. */
+  readonly rule?: string;
 }
 
 function start({
@@ -38,6 +40,7 @@ function start({
   command = 'ADD',
   failure = 'closed',
   annotations,
+  rule,
 }: Case) {
   const configuration = {
     cniVersion: '1.1.0',
@@ -46,6 +49,7 @@ function start({
     socket: join(folder, 'cni.sock'),
     timeoutMs: WAIT_MS,
     failure,
+    ...(rule === undefined ? {} : { rule }),
     prevResult: { cniVersion: '1.1.0' },
     runtimeConfig: annotations && { 'io.kubernetes.cri.pod-annotations': annotations },
   };
@@ -132,6 +136,26 @@ describe('enrol: labelled', () => {
   ] satisfies [string, Case, string][])('a pod %s: %s', async (_, which, expected) => {
     leave(LABELLED);
     expect(fate(await start(which))).toBe(expected);
+  });
+});
+
+describe('after a boot, which has emptied the folder of the socket', () => {
+  const onDisk = () => join(folder, 'rule.json');
+
+  test('what the last agent left on disk holds', async () => {
+    writeFileSync(onDisk(), JSON.stringify(LABELLED));
+    expect(fate(await start({ uid: 'left', namespace: 'mixed', rule: onDisk() }))).toBe('at once');
+    expect(fate(await start({ namespace: 'shop', rule: onDisk() }))).toBe('held');
+  });
+
+  test('and not any more once there is a word beside the socket', async () => {
+    writeFileSync(onDisk(), JSON.stringify(LABELLED));
+    leave(ALL);
+    expect(fate(await start({ namespace: 'later', rule: onDisk() }))).toBe('held');
+  });
+
+  test('without either every pod is held', async () => {
+    expect(fate(await start({ uid: 'left', namespace: 'mixed', rule: onDisk() }))).toBe('held');
   });
 });
 

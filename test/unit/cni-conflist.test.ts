@@ -24,17 +24,17 @@ import { CALICO, CniNode, PLAIN } from './cni-node.js';
 import { PLUGIN } from './cni-plugin-lab.js';
 
 let node: CniNode;
+/** Our entry, as it stands in that node's chain. */
+let entry: string;
 
 beforeEach(() => {
   node = new CniNode();
+  entry = JSON.stringify(pluginEntry(node.options));
 });
 
 afterEach(() => node.close());
 
 const CONFLIST = '10-calico.conflist';
-const ENTRY = JSON.stringify(
-  pluginEntry({ socket: '/run/nodesentry/cni.sock', failure: 'closed', timeoutMs: 10_000 }),
-);
 
 function refusal(act: () => unknown): { code: string; message: string } {
   try {
@@ -51,9 +51,9 @@ describe('the text of a conflist', () => {
 
   test('gets one element more and is otherwise the same, character for character', () => {
     const edited = edit(CALICO);
-    expect(edited.replace(`,\n    ${ENTRY}`, '')).toBe(CALICO);
+    expect(edited.replace(`,\n    ${entry}`, '')).toBe(CALICO);
     expect(edited).toContain(`}\n    },\n    {\n      "type": "portmap"`.slice(6));
-    expect(JSON.parse(edited).plugins.at(-1)).toEqual(JSON.parse(ENTRY));
+    expect(JSON.parse(edited).plugins.at(-1)).toEqual(JSON.parse(entry));
     expect(withoutPlugin(Buffer.from(edited), 'f').toString()).toBe(CALICO);
   });
 
@@ -89,18 +89,18 @@ describe('the text of a conflist', () => {
   });
 
   test('with our entry is left alone, wherever behind the first it stands', () => {
-    for (const plugins of [`{"type":"x"},${ENTRY}`, `{"type":"x"},${ENTRY},{"type":"istio-cni"}`]) {
+    for (const plugins of [`{"type":"x"},${entry}`, `{"type":"x"},${entry},{"type":"istio-cni"}`]) {
       const bytes = Buffer.from(`{"cniVersion":"1.1.0","name":"a","plugins":[${plugins}]}`);
       expect(withPlugin(bytes, node.options, 'f')).toBe(bytes);
     }
   });
 
   test('with our entry of other options, first, or twice, gets it right', () => {
-    const old = ENTRY.replace('closed', 'open');
+    const old = entry.replace('closed', 'open');
     for (const [given, expected] of [
-      [`{"type":"x"},${old},{"type":"y"}`, `{"type":"x"},${ENTRY},{"type":"y"}`],
-      [`${ENTRY}, {"type":"x"}`, `{"type":"x"},${ENTRY}`],
-      [`${old},${ENTRY},{"type":"x"},${ENTRY}`, `{"type":"x"},${ENTRY}`],
+      [`{"type":"x"},${old},{"type":"y"}`, `{"type":"x"},${entry},{"type":"y"}`],
+      [`${entry}, {"type":"x"}`, `{"type":"x"},${entry}`],
+      [`${old},${entry},{"type":"x"},${entry}`, `{"type":"x"},${entry}`],
     ]) {
       const text = (plugins = '') => `{"cniVersion":"1.1.0","name":"a","plugins":[${plugins}]}`;
       expect(edit(text(given))).toBe(text(expected));
@@ -146,7 +146,7 @@ describe('which configuration', () => {
     expect(JSON.parse(readFileSync(file, 'utf8'))).toEqual({
       cniVersion: '0.4.0',
       name: 'lonely',
-      plugins: [JSON.parse(PLAIN), JSON.parse(ENTRY)],
+      plugins: [JSON.parse(PLAIN), JSON.parse(entry)],
     });
     expect(readFileSync(file, 'utf8')).toContain('"n": 1.0');
     expect(install(node.options)).toMatchObject({ file, change: 'unchanged' });
@@ -239,7 +239,7 @@ describe('install', () => {
     ['with no plugin', '{"cniVersion":"1.0.0","name":"a","plugins":[]}', /: plugins: is empty/],
     [
       'with our plugin alone',
-      `{"cniVersion":"1.0.0","name":"a","plugins":[${ENTRY}]}`,
+      '{"cniVersion":"1.0.0","name":"a","plugins":[{"type":"nodesentry-cni"}]}',
       /: plugins: has no plugin but/,
     ],
     [
@@ -313,7 +313,7 @@ describe('uninstall', () => {
       [CALICO.replace('"calico"', '"cilium"'), undefined, 'left'],
       ['not JSON', undefined, 'left'],
       [
-        `{"cniVersion":"1.0.0","name":"new","plugins":[{"type":"x"},${ENTRY},{"type":"z"}]}`,
+        `{"cniVersion":"1.0.0","name":"new","plugins":[{"type":"x"},${entry},{"type":"z"}]}`,
         '{"cniVersion":"1.0.0","name":"new","plugins":[{"type":"x"},{"type":"z"}]}',
         'entry-removed',
       ],

@@ -1,6 +1,6 @@
 /** The file that the agent leaves beside its socket for the CNI plugin. */
 
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
@@ -99,10 +99,11 @@ test('where pods enrolled themselves is remembered when they and the agent have 
 test('that cannot be written is told once, and ends nothing', () => {
   const file = open();
   rmSync(folder, { recursive: true });
+  writeFileSync(folder, 'no folder');
   file.refresh();
   file.refresh();
   expect(warnings).toEqual(['cni: the rule for the time without an agent cannot be written']);
-  mkdirSync(folder);
+  rmSync(folder);
   file.refresh();
   expect(read()).toMatchObject({ version: 1 });
 });
