@@ -1,24 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 /* pod_egress: tc ingress of a pod's host-side interface, which is everything that the pod sends. What its mark relies
  * on further along stands in docs/datapath.md, "Who relies on whom". */
-#include <linux/udp.h>
-
+#include "other.h"
+#include "records.h"
 #include "sockets.h"
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
 #define TCP_CHECKSUM_OFFSET 16
 #define TCP_FLAGS_OFFSET 12
-#define PORT_DHCP_SERVER 67
-#define PORT_DHCPV6_SERVER 547
-#define ICMPV6_MLD_REPORT 131
-#define ICMPV6_MLD_DONE 132
-#define ICMPV6_ROUTER_SOLICITATION 133
-#define ICMPV6_NEIGHBOUR_SOLICITATION 135
-#define ICMPV6_NEIGHBOUR_ADVERTISEMENT 136
-#define ICMPV6_MLD2_REPORT 143
-#define TURNS_PASSED_OVER 3
-#define REFRESH_JIFFIES 1024 /* one to ten seconds */
 
 static __always_inline bool is_unspecified_or_link_local(const struct packet *packet) {
     const __u8 *bytes = packet->key.src.bytes;
@@ -41,38 +31,6 @@ static __always_inline bool source_belongs(__u32 ifindex, const struct packet *p
     if (bpf_map_lookup_elem(&sources, &key))
         return true;
     return packet->key.protocol != IPPROTO_TCP && is_unspecified_or_link_local(packet);
-}
-
-static __always_inline bool is_followed(void) {
-    __u32 row = 0;
-    struct settings *settings_row = bpf_map_lookup_elem(&settings, &row);
-
-    return settings_row && settings_row->followed;
-}
-
-static __always_inline void report(const struct packet *packet, const struct endpoint *endpoint, __u32 ifindex,
-                                   enum verdict verdict) {
-    struct event *event;
-
-    if (!is_followed())
-        return;
-    event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
-    if (!event) {
-        count(endpoint->id, VERDICT_EVENT_LOST);
-        return;
-    }
-    __builtin_memset(event, 0, sizeof(*event));
-    event->time_ns = bpf_ktime_get_ns();
-    event->key = packet->key;
-    event->endpoint = endpoint->id;
-    event->generation = endpoint->generation;
-    event->ifindex = ifindex;
-    event->instance = endpoint->instance;
-    event->direction = DIRECTION_EGRESS;
-    event->verdict = verdict;
-    /* The reader looks by itself every few milliseconds: it is woken only where that may be too late. */
-    bpf_ringbuf_submit(event, bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) < EVENT_BYTES / 4 ? BPF_RB_NO_WAKEUP
-                                                                                              : BPF_RB_FORCE_WAKEUP);
 }
 
 static __always_inline int drop(const struct endpoint *endpoint, enum verdict verdict) {
@@ -173,108 +131,6 @@ static __always_inline int deliver(struct __sk_buff *skb, const struct packet *p
     return TC_ACT_OK;
 }
 
-static __always_inline bool is_established(struct __sk_buff *skb, const struct flow_key *key) {
-    struct bpf_sock *sk = connection_socket(skb, key, is_mapped(&key->src) ? AF_INET : AF_INET6);
-    bool established;
-
-    if (!sk)
-        return false;
-    established = sk->state == BPF_TCP_ESTABLISHED;
-    bpf_sk_release(sk);
-    return established;
-}
-
-/* Gives the flow a turn of its endpoint, whose former holder goes: an endpoint that opens ever more connections pushes
- * out its own records and nobody else's. Established ones are passed over, a few at a time. */
-static __always_inline void take_turn(struct __sk_buff *skb, const struct flow_key *key, __u32 endpoint_id) {
-    struct share *share = bpf_map_lookup_elem(&shares, &endpoint_id);
-    struct turn turn = {.endpoint = endpoint_id};
-    struct flow_key *holder;
-
-    if (!share) {
-        struct share none = {};
-
-        bpf_map_update_elem(&shares, &endpoint_id, &none, BPF_NOEXIST);
-        share = bpf_map_lookup_elem(&shares, &endpoint_id);
-        if (!share)
-            return;
-    }
-    for (int i = 0; i < TURNS_PASSED_OVER + 1; i++) {
-        bpf_spin_lock(&share->lock);
-        turn.number = share->recorded++ % MAX_FLOWS_OF_ENDPOINT;
-        bpf_spin_unlock(&share->lock);
-        holder = bpf_map_lookup_elem(&turns, &turn);
-        if (!holder) {
-            bpf_map_update_elem(&turns, &turn, key, BPF_ANY);
-            return;
-        }
-        if (i == TURNS_PASSED_OVER || !is_established(skb, holder)) {
-            bpf_map_delete_elem(&flows, holder);
-            *holder = *key;
-            return;
-        }
-    }
-}
-
-static __always_inline void remember(struct __sk_buff *skb, const struct flow_key *key, const struct flow *flow) {
-    struct flow *before = bpf_map_lookup_elem(&flows, key);
-
-    if (before && before->endpoint == flow->endpoint) {
-        *before = *flow; /* the same 4-tuple again: it has had its turn */
-        return;
-    }
-    take_turn(skb, key, flow->endpoint);
-    bpf_map_update_elem(&flows, key, flow, BPF_ANY);
-}
-
-static __always_inline void record(struct __sk_buff *skb, const struct packet *packet, const struct endpoint *endpoint,
-                                   __u32 ifindex) {
-    struct flow flow = {
-        .started_ns = bpf_ktime_get_ns(),
-        .endpoint = endpoint->id,
-        .generation = endpoint->generation,
-        .ifindex = ifindex,
-        .instance = endpoint->instance,
-        .direction = DIRECTION_EGRESS,
-    };
-
-    remember(skb, &packet->key, &flow);
-    report(packet, endpoint, ifindex, VERDICT_FLOW_STARTED);
-}
-
-static __always_inline bool is_known(const struct packet *packet, const struct endpoint *endpoint) {
-    struct flow *flow = bpf_map_lookup_elem(&flows, &packet->key);
-
-    return flow && started_by(flow, endpoint);
-}
-
-/* As is_known, of a packet whose socket was found: its record is there, as soon as it is a whole socket. A connection
- * that is in use keeps its row in `flows` as well, for those who look it up there. */
-static __always_inline bool is_known_at(struct __sk_buff *skb, struct bpf_sock *sk, const struct packet *packet,
-                                        const struct endpoint *endpoint) {
-    struct connection *connection = bpf_sk_storage_get(&connections, sk, NULL, 0);
-    struct connection fresh = {};
-    struct flow *flow;
-
-    if (connection) {
-        if (!started_by(&connection->flow, endpoint))
-            return false;
-        if (bpf_jiffies64() - connection->refreshed > REFRESH_JIFFIES) {
-            connection->refreshed = bpf_jiffies64();
-            if (!bpf_map_lookup_elem(&flows, &packet->key))
-                remember(skb, &packet->key, &connection->flow);
-        }
-        return true;
-    }
-    flow = bpf_map_lookup_elem(&flows, &packet->key);
-    if (!flow || !started_by(flow, endpoint))
-        return false;
-    fresh.flow = *flow;
-    fresh.refreshed = bpf_jiffies64();
-    bpf_sk_storage_get(&connections, sk, &fresh, BPF_SK_STORAGE_GET_F_CREATE);
-    return true;
-}
-
 /* A connection of the node's own with the pod (a probe, a proxy's plain upstream leg) also has a socket here.
  * It needs no help, and marking it would hide half of it from conntrack. */
 static __always_inline bool is_local_destination(struct __sk_buff *skb, const struct packet *packet) {
@@ -371,40 +227,6 @@ static __always_inline bool answer_canary(struct __sk_buff *skb, const struct pa
     canary->instance = endpoint->instance;
     canary->answered = canary->nonce;
     return true;
-}
-
-static __always_inline bool is_open_udp(struct __sk_buff *skb, const struct packet *packet) {
-    const __u16 dhcp = packet->family == AF_INET ? PORT_DHCP_SERVER : PORT_DHCPV6_SERVER;
-    struct udphdr udp;
-    __u16 port;
-
-    if (bpf_skb_load_bytes(skb, packet->l4, &udp, sizeof(udp)))
-        return false;
-    port = bpf_ntohs(udp.dest);
-    return port == dhcp || bpf_map_lookup_elem(&udp_ports, &port);
-}
-
-/* Router and neighbour solicitation and advertisement (RFC 4861), and the reports by which switches learn where such
- * messages have to go (RFC 2710, RFC 3810). */
-static __always_inline bool is_discovery(struct __sk_buff *skb, const struct packet *packet) {
-    __u8 type;
-
-    if (packet->family != AF_INET6 || bpf_skb_load_bytes(skb, packet->l4, &type, sizeof(type)))
-        return false;
-    return type == ICMPV6_ROUTER_SOLICITATION || type == ICMPV6_NEIGHBOUR_SOLICITATION ||
-           type == ICMPV6_NEIGHBOUR_ADVERTISEMENT || type == ICMPV6_MLD_REPORT || type == ICMPV6_MLD_DONE ||
-           type == ICMPV6_MLD2_REPORT;
-}
-
-/* What an address needs to be of use, and what the configuration names. */
-static __always_inline bool may_pass_closed(struct __sk_buff *skb, const struct packet *packet, int parsed) {
-    if (packet->tagged || packet->fragment)
-        return false;
-    if (parsed == VERDICT_NOT_IP)
-        return skb->protocol == bpf_htons(ETH_P_ARP);
-    if (packet->key.protocol == IPPROTO_UDP)
-        return is_open_udp(skb, packet);
-    return packet->key.protocol == IPPROTO_ICMPV6 && is_discovery(skb, packet);
 }
 
 static __always_inline int not_tcp(struct __sk_buff *skb, const struct packet *packet, const struct endpoint *endpoint,

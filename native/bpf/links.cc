@@ -1,6 +1,4 @@
 // Attaching by links: tcx, sk_lookup.
-#include <fcntl.h>
-
 #include <bpf/bpf.h>
 
 #include "bpf_syscall.hh"
@@ -26,7 +24,7 @@ Napi::Value link_create(const Napi::CallbackInfo &info) {
 class LinkCreation : public Napi::AsyncWorker {
   public:
     LinkCreation(Napi::Env env, int program, int target, uint32_t type, std::string doing)
-        : Napi::AsyncWorker(env), promise_(Napi::Promise::Deferred::New(env)), program_(dup_of(env, program)),
+        : Napi::AsyncWorker(env), promise_(Napi::Promise::Deferred::New(env)), program_(copy_of(env, program)),
           target_(target), type_(type), doing_(std::move(doing)) {}
     Napi::Promise promise() const {
         return promise_.Promise();
@@ -45,14 +43,6 @@ class LinkCreation : public Napi::AsyncWorker {
     }
 
   private:
-    // The caller may close its own meanwhile.
-    static Fd dup_of(Napi::Env env, int fd) {
-        Fd copy(fcntl(fd, F_DUPFD_CLOEXEC, 0));
-        if (!copy)
-            throw kernel_error(env, errno, "fcntl", "copying a program's descriptor");
-        return copy;
-    }
-
     Napi::Promise::Deferred promise_;
     Fd program_, link_;
     int target_;

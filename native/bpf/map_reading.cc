@@ -3,14 +3,12 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <fcntl.h>
 #include <functional>
 #include <numeric>
 #include <string>
 
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
-#include <napi.h>
 
 #include "common/errors.hh"
 #include "functions.hh"
@@ -94,12 +92,8 @@ class Reading : public Napi::AsyncWorker {
     using Read = std::function<Entries(int)>;
 
     Reading(Napi::Env env, int fd, Read read)
-        : Napi::AsyncWorker(env), promise_(Napi::Promise::Deferred::New(env)), fd_(fcntl(fd, F_DUPFD_CLOEXEC, 0)),
-          read_(std::move(read)) {
-        // The caller may close its own meanwhile.
-        if (!fd_)
-            throw kernel_error(env, errno, "fcntl", "copying a map's descriptor");
-    }
+        : Napi::AsyncWorker(env), promise_(Napi::Promise::Deferred::New(env)), fd_(copy_of(env, fd)),
+          read_(std::move(read)) {}
     Napi::Promise promise() const {
         return promise_.Promise();
     }
@@ -109,12 +103,7 @@ class Reading : public Napi::AsyncWorker {
         entries_ = read_(fd_.get());
     }
     void OnOK() override {
-        auto env = Env();
-        auto result = Napi::Object::New(env);
-        result.Set("count", entries_.count);
-        result.Set("keys", Napi::Buffer<uint8_t>::Copy(env, entries_.keys.data(), entries_.keys.size()));
-        result.Set("values", Napi::Buffer<uint8_t>::Copy(env, entries_.values.data(), entries_.values.size()));
-        promise_.Resolve(result);
+        promise_.Resolve(entries_.in(Env()));
     }
     void OnError(const Napi::Error &error) override {
         promise_.Reject(error.Value());
@@ -158,6 +147,15 @@ Napi::Value map_sums(const Napi::CallbackInfo &info) {
 }
 
 } // namespace
+
+Napi::Object Entries::in(Napi::Env env) const {
+    auto result = Napi::Object::New(env);
+
+    result.Set("count", count);
+    result.Set("keys", Napi::Buffer<uint8_t>::Copy(env, keys.data(), keys.size()));
+    result.Set("values", Napi::Buffer<uint8_t>::Copy(env, values.data(), values.size()));
+    return result;
+}
 
 Entries read_entries(int fd, uint32_t key_size, uint32_t value_size, uint32_t max_entries) {
     std::vector<uint8_t> batch_keys(kBatch * key_size), batch_values(kBatch * value_size);

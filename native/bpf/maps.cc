@@ -133,18 +133,12 @@ Napi::Value map_delete(const Napi::CallbackInfo &info) {
     throw kernel_error(env, error, "bpf", "deleting a map entry");
 }
 
-// Keys and values each packed one after the other.
 Napi::Value map_entries(const Napi::CallbackInfo &info) {
-    auto env = info.Env();
     uint32_t key_size = info[1].As<Napi::Number>().Uint32Value();
     uint32_t value_size = info[2].As<Napi::Number>().Uint32Value();
-    auto entries = read_entries(fd_argument(info, 0), key_size, value_size, info[3].As<Napi::Number>().Uint32Value());
-    auto result = Napi::Object::New(env);
+    uint32_t max_entries = info[3].As<Napi::Number>().Uint32Value();
 
-    result.Set("count", entries.count);
-    result.Set("keys", Napi::Buffer<uint8_t>::Copy(env, entries.keys.data(), entries.keys.size()));
-    result.Set("values", Napi::Buffer<uint8_t>::Copy(env, entries.values.data(), entries.values.size()));
-    return result;
+    return read_entries(fd_argument(info, 0), key_size, value_size, max_entries).in(info.Env());
 }
 
 Napi::Value map_delete_many(const Napi::CallbackInfo &info) {

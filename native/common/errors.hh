@@ -3,6 +3,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <fcntl.h>
 #include <string>
 #include <unistd.h>
 #include <utility>
@@ -57,6 +58,15 @@ class Fd {
   private:
     int fd_;
 };
+
+// For a thread of its own: the caller may close its descriptor meanwhile.
+inline Fd copy_of(Napi::Env env, int fd) {
+    Fd copy(fcntl(fd, F_DUPFD_CLOEXEC, 0));
+
+    if (!copy)
+        throw kernel_error(env, errno, "fcntl", "copying a descriptor");
+    return copy;
+}
 
 inline int fd_argument(const Napi::CallbackInfo &info, size_t index) {
     return info[index].As<Napi::Number>().Int32Value();

@@ -4,7 +4,6 @@
 #include <dirent.h>
 #include <memory>
 #include <string>
-#include <unordered_map>
 #include <unordered_set>
 #include <vector>
 

@@ -18,7 +18,7 @@ import { KubernetesSource } from '../pods/sources/kubernetes.js';
 import type { Admissions } from '../reconcile/admission.js';
 import type { Metrics } from '../telemetry/metrics.js';
 
-/** Namespaces change without a pod. */
+/** A pod that comes in between is judged by its namespace. */
 const RULE_LOOK_MS = 1_000;
 
 /**
@@ -53,10 +53,7 @@ export async function startCni(parts: {
   });
   opened.add(server, (handle) => handle.close());
   const { cni } = config.sources;
-  keepRule(join(runDir, CNI_RULE_NAME), parts, log);
-  if (cni?.install === true) {
-    keepRule(rulePath(cni.stateDir), parts, log); // a boot empties the run directory
-  }
+  keepRule(parts, log);
   // After the socket: from the moment that the plugin is in the chain, pods wait for an answer.
   if (cni?.install === true) {
     const keeper = new ConflistKeeper({ ...cni, plugin: builtPlugin(), socket: server.path, log });
@@ -65,8 +62,9 @@ export async function startCni(parts: {
   }
 }
 
-function keepRule(path: string, parts: Parameters<typeof startCni>[0], log: Logger): void {
-  const { config, store, sources, synced, opened } = parts;
+function keepRule(parts: Parameters<typeof startCni>[0], log: Logger): void {
+  const { config, runDir, store, sources, synced, opened } = parts;
+  const { cni } = config.sources;
   const { enrol, failure, other } = config.interception;
   const authorities = authoritiesAmong(sources);
   const kubernetes = sources.find((source) => source instanceof KubernetesSource);
@@ -78,7 +76,8 @@ function keepRule(path: string, parts: Parameters<typeof startCni>[0], log: Logg
     namespaces: kubernetes?.namespaces && wordsOf(kubernetes.namespaces),
   });
   const rule = new CniRuleFile({
-    path,
+    // A boot empties the run directory.
+    paths: [join(runDir, CNI_RULE_NAME), ...(cni?.install === true ? [rulePath(cni.stateDir)] : [])],
     enrol,
     known: () => (synced() ? known() : undefined),
     log,
@@ -86,7 +85,6 @@ function keepRule(path: string, parts: Parameters<typeof startCni>[0], log: Logg
   const refresh = () => rule.refresh();
   refresh();
   opened.add(refresh, (last) => last());
-  opened.add(store.subscribe(refresh), (unsubscribe) => unsubscribe());
   opened.add(setInterval(refresh, RULE_LOOK_MS), clearInterval);
 }
 

@@ -68,6 +68,7 @@ export function createReconciler(parts: {
       notrack,
       programs,
       tables,
+      slots,
       udpPorts: new UdpPorts(programs.maps.udp_ports, config.interception.udpPorts),
       lookup,
       settings,

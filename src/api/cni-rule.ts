@@ -3,15 +3,16 @@
  * it would decide then (ADR 9).
  */
 
-import { mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
-import { dirname } from 'node:path';
+import { readFileSync, rmSync } from 'node:fs';
 import { z } from 'zod';
+import { KeptText } from '../base/kept-text.js';
 import type { Log } from '../base/log.js';
 import { type InterceptionDefaults, interceptionOf } from '../pods/annotations.js';
 import type { Pod } from '../pods/pod.js';
 
 export const CNI_RULE_NAME = 'cni-rule.json';
 export const INTERCEPT_KEY = 'nodesentry.io/intercept';
+const UNWRITABLE = 'cni: the rule for the time without an agent cannot be written';
 
 /**
  * hold: enrolled, or may well be; it does not start without the agent. wait: only a label that nobody has seen could
@@ -33,7 +34,7 @@ const ruleSchema = z.strictObject({
   /** For pods that are not among them, by namespace; those not named are `others`. */
   namespaces: words,
   others: whileAway,
-  /** Where pods of this node were enrolled by a word of their own, some time since it was booted. */
+  /** Where pods of this node were enrolled by a word of their own, as far as the rules that were left tell. */
   selfEnrolling: z.array(z.string()),
 });
 export type CniRule = z.infer<typeof ruleSchema>;
@@ -85,8 +86,8 @@ function byKey([a]: readonly [string, unknown], [b]: readonly [string, unknown])
 }
 
 export interface CniRuleFileOptions {
-  /** Such as /run/nodesentry/cni-rule.json. */
-  readonly path: string;
+  /** Such as /run/nodesentry/cni-rule.json; the same in each. */
+  readonly paths: readonly string[];
   readonly enrol: InterceptionDefaults['enrol'];
   /** Undefined as long as the sources have not all told what they know: what was left before still holds. */
   readonly known: () => Omit<KnownToAgent, 'selfEnrolling'> | undefined;
@@ -94,46 +95,31 @@ export interface CniRuleFileOptions {
 }
 
 export class CniRuleFile {
-  readonly #options: CniRuleFileOptions;
+  readonly #known: CniRuleFileOptions['known'];
+  readonly #texts: readonly KeptText[];
   #selfEnrolling: ReadonlySet<string>;
-  #written = '';
-  #failed = false;
 
   /** A rule that was made for another configuration, or cannot be read, is taken away: every pod waits then. */
-  constructor(options: CniRuleFileOptions) {
-    this.#options = options;
-    const before = readRule(options.path);
-    if (before?.enrol !== options.enrol) {
-      rmSync(options.path, { force: true });
+  constructor({ paths, enrol, known, log }: CniRuleFileOptions) {
+    const left = paths.map((path) => ({ path, rule: readRule(path) }));
+    for (const { path } of left.filter(({ rule }) => rule?.enrol !== enrol)) {
+      rmSync(path, { force: true });
     }
-    this.#selfEnrolling = new Set(before?.selfEnrolling);
+    this.#known = known;
+    this.#texts = paths.map((path) => new KeptText(path, UNWRITABLE, log));
+    this.#selfEnrolling = new Set(left.flatMap(({ rule }) => rule?.selfEnrolling ?? []));
   }
 
   /** Writes what has changed. Never throws: an old rule is better than no agent, and the log says so. */
   refresh(): void {
-    const { path, log } = this.#options;
-    const known = this.#options.known();
+    const known = this.#known();
     if (known === undefined) {
       return;
     }
     const rule = cniRule({ ...known, selfEnrolling: this.#selfEnrolling });
     this.#selfEnrolling = new Set(rule.selfEnrolling);
-    const text = JSON.stringify(rule);
-    if (text === this.#written) {
-      return;
-    }
-    try {
-      mkdirSync(dirname(path), { recursive: true, mode: 0o700 });
-      rmSync(`${path}.new`, { force: true });
-      writeFileSync(`${path}.new`, text, { flag: 'wx', mode: 0o600 });
-      renameSync(`${path}.new`, path);
-      this.#written = text;
-      this.#failed = false;
-    } catch (error) {
-      if (!this.#failed) {
-        log.warn({ err: error, path }, 'cni: the rule for the time without an agent cannot be written');
-      }
-      this.#failed = true;
+    for (const text of this.#texts) {
+      text.write(JSON.stringify(rule));
     }
   }
 }

@@ -4,15 +4,9 @@ import { existsSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { builtPlugin } from '../cni/plugin.js';
 import type { UninstallOptions } from '../cni/uninstall.js';
-import type { CniConfig } from '../config/config.js';
+import { CNI_DEFAULTS, type CniConfig } from '../config/config.js';
 import { ConfigError } from '../config/errors.js';
 import { loadConfig } from '../config/load.js';
-
-export const CNI_DEFAULTS = {
-  confDir: '/etc/cni/net.d',
-  binDir: '/opt/cni/bin',
-  stateDir: '/var/lib/nodesentry/cni',
-} as const;
 
 export interface CniPlaceOptions {
   readonly cniConfDir?: string;

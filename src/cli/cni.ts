@@ -4,7 +4,7 @@ import { type InstallReport, install } from '../cni/install.js';
 import { builtPlugin } from '../cni/plugin.js';
 import type { Restored } from '../cni/restore.js';
 import { type UninstallReport, uninstall } from '../cni/uninstall.js';
-import { CNI_DEFAULTS } from './cni-places.js';
+import { CNI_DEFAULTS } from '../config/config.js';
 import { globalOptions, wholeNumber } from './options.js';
 import { json, type Print, printToStdout } from './output.js';
 

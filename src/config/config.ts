@@ -35,6 +35,13 @@ export interface Config {
   readonly log: { readonly level: LogLevel };
 }
 
+/** The usual places of a node. */
+export const CNI_DEFAULTS = {
+  confDir: '/etc/cni/net.d',
+  binDir: '/opt/cni/bin',
+  stateDir: '/var/lib/nodesentry/cni',
+} as const;
+
 export interface CniConfig {
   /** Whether the agent keeps its plugin in the node's CNI configuration. */
   readonly install: boolean;

@@ -3,7 +3,7 @@
 import { z } from 'zod';
 import { MASKED_MARK, type Mark, parseMark } from '../net/mark.js';
 import { RUNTIME_KINDS, SERVICE_ACCOUNT_NAME } from '../pods/pod.js';
-import { type ListenerAddress, LOG_LEVELS } from './config.js';
+import { CNI_DEFAULTS, type ListenerAddress, LOG_LEVELS } from './config.js';
 import { parseListenerAddress } from './listeners.js';
 
 /** 1024 listener slots in the kernel map, four per instance: two directions, two families. */
@@ -123,9 +123,9 @@ const sources = section({
   kubernetes: section({ kubeconfig: name('the path of a kubeconfig file').optional() }).optional(),
   cni: section({
     install: z.boolean({ error: 'true or false' }).default(false),
-    confDir: folder.default('/etc/cni/net.d'),
-    binDir: folder.default('/opt/cni/bin'),
-    stateDir: folder.default('/var/lib/nodesentry/cni'),
+    confDir: folder.default(CNI_DEFAULTS.confDir),
+    binDir: folder.default(CNI_DEFAULTS.binDir),
+    stateDir: folder.default(CNI_DEFAULTS.stateDir),
     failure: oneOf(['closed', 'open']).default('closed'),
     timeoutMs: integer(1, 600_000).default(10_000),
   }).optional(),

@@ -14,6 +14,8 @@ import type { Layouts } from './layouts.js';
 
 const UID_BYTES = 64;
 const ID_ROW = 0;
+/** Turns of flows that are dropped at one look: two or three milliseconds. */
+const TURNS_AT_ONCE = 4096;
 
 export interface EndpointRow {
   readonly uid: PodUid;
@@ -60,6 +62,8 @@ export class EndpointTables {
   /** Ids whose counters are known to be there. */
   readonly #counted = new Set<number>();
   #lastId = 0;
+  /** Endpoints that are forgotten, and how many turns of each are still in the kernel. */
+  readonly #leaving: { readonly endpoint: number; left: number }[] = [];
 
   constructor(maps: EndpointMaps, layouts: Layouts) {
     this.#maps = maps;
@@ -77,6 +81,10 @@ export class EndpointTables {
       this.#remember({ uid, id, generation, ifindex: workload.number(value, 'ifindex'), sinceBirth: false });
     }
     this.#ensureCounters(ID_ROW);
+    const shared = maps.shares.entries().map(([key]) => key.readUInt32LE(0));
+    for (const id of shared.filter((candidate) => !this.#byId.has(candidate))) {
+      this.#forgetShare(id);
+    }
     this.refresh();
     for (const row of this.rows().filter((candidate) => this.#isSinceBirth(candidate))) {
       this.#remember({ ...row, sinceBirth: true });
@@ -96,6 +104,7 @@ export class EndpointTables {
     this.#endpoints = new Map(
       this.#maps.endpoints.entries().map(([key, value]) => [key.readUInt32LE(0), value]),
     );
+    this.#dropTurns();
     return this.#repairRows();
   }
 
@@ -276,13 +285,36 @@ export class EndpointTables {
   }
 
   #forgetShare(endpoint: number): void {
-    const { share, turn, limits } = this.#layouts;
+    const { share, limits } = this.#layouts;
     const value = this.#maps.shares.get(u32(endpoint));
     if (value !== undefined) {
-      const length = Math.min(share.number(value, 'recorded'), limits.flowsOfEndpoint);
-      this.#maps.turns.deleteMany(Array.from({ length }, (_, number) => turn.encode({ endpoint, number })));
-      this.#maps.shares.delete(u32(endpoint));
+      const left = Math.min(share.number(value, 'recorded'), limits.flowsOfEndpoint);
+      this.#leaving.push({ endpoint, left });
     }
+  }
+
+  /** Some of the turns of those that are forgotten, an endpoint's last first; its share goes with the rest of them. */
+  #dropTurns(): void {
+    let room = TURNS_AT_ONCE;
+    for (let first = this.#leaving[0]; first !== undefined && room > 0; first = this.#leaving[0]) {
+      const count = Math.min(first.left, room);
+      this.#maps.turns.deletePacked(this.#turnsBefore(first.endpoint, first.left, count));
+      first.left -= count;
+      room -= Math.max(count, 1);
+      if (first.left === 0) {
+        this.#maps.shares.delete(u32(first.endpoint));
+        this.#leaving.shift();
+      }
+    }
+  }
+
+  #turnsBefore(endpoint: number, end: number, count: number): Buffer {
+    const { turn } = this.#layouts;
+    const keys = Buffer.alloc(count * turn.size, turn.encode({ endpoint }));
+    for (let index = 0; index < count; index++) {
+      keys.writeUInt32LE(end - 1 - index, index * turn.size + turn.offsetOf('number'));
+    }
+    return keys;
   }
 
   #isSinceBirth(row: EndpointRow): boolean {

@@ -13,7 +13,7 @@ const NAME_BYTES = 64;
 
 export interface InstanceSlotsOptions {
   readonly instances: BpfMap;
-  readonly layouts: Pick<Layouts, 'instance' | 'slots'>;
+  readonly layouts: Pick<Layouts, 'instance'>;
   /** Numbers that an endpoint or a flow refers to; asked only where a name has none yet. */
   readonly referred: () => ReadonlySet<number>;
 }
@@ -57,6 +57,21 @@ export class InstanceSlots {
     }
   }
 
+  /** Writes rows again that have been taken away or changed. Returns what was wrong, in words. */
+  ensure(): string[] {
+    const { instances } = this.#options;
+    const held = new Map(instances.entries().map(([key, value]) => [key.readUInt32LE(0), value]));
+    const wrong: string[] = [];
+    for (const [number, name] of this.#names) {
+      const value = this.#encode(name);
+      if (held.get(number)?.equals(value) !== true) {
+        instances.set(u32(number), value);
+        wrong.push(`the number of instance ${name}`);
+      }
+    }
+    return wrong;
+  }
+
   /** Throws where `assign` was not told the name. */
   numberOf(name: string): number {
     const number = this.#numbers.get(name);
@@ -95,12 +110,15 @@ export class InstanceSlots {
   }
 
   #give(name: string, number: number): void {
-    const { instances, layouts } = this.#options;
     if (Buffer.byteLength(name) > NAME_BYTES) {
       throw new RangeError(`instance name "${name}" is longer than ${NAME_BYTES} bytes`);
     }
-    instances.set(u32(number), layouts.instance.encode({ name: Buffer.from(name) }));
+    this.#options.instances.set(u32(number), this.#encode(name));
     this.#remember(number, name);
+  }
+
+  #encode(name: string): Buffer {
+    return this.#options.layouts.instance.encode({ name: Buffer.from(name) });
   }
 
   #remember(number: number, name: string): void {

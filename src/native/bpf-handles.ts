@@ -169,7 +169,13 @@ export class BpfMap extends Handle {
     keys.forEach((key, index) => {
       checkBytes(key, `keys[${index}]`, this.keySize);
     });
-    return addon.mapDeleteMany(this.fd, Buffer.concat(keys), this.keySize);
+    return this.deletePacked(Buffer.concat(keys));
+  }
+
+  /** As `deleteMany`, with the keys packed one after the other. */
+  deletePacked(keys: Uint8Array): number {
+    checkBytes(keys, 'keys', Math.floor(keys.length / this.keySize) * this.keySize);
+    return addon.mapDeleteMany(this.fd, keys, this.keySize);
   }
 }
 

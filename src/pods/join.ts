@@ -78,13 +78,13 @@ function interfaceIpsOf(
   said: ReadonlyMap<SourceName, Pod>,
   ips: readonly string[],
 ): InterfaceIps | undefined {
-  const told: Record<string, readonly string[]> = {};
+  const told = new Map<string, readonly string[]>();
   for (const source of TELL_INTERFACES) {
     for (const [name, own] of Object.entries(said.get(source)?.interfaceIps ?? {})) {
-      told[name] ??= Object.freeze(
-        source === 'kubernetes' ? own.filter((ip) => !ips.includes(ip)) : [...own],
-      );
+      if (!told.has(name)) {
+        told.set(name, Object.freeze(own.filter((ip) => source !== 'kubernetes' || !ips.includes(ip))));
+      }
     }
   }
-  return Object.keys(told).length === 0 ? undefined : Object.freeze(told);
+  return told.size === 0 ? undefined : Object.freeze(Object.fromEntries(told));
 }

@@ -63,7 +63,8 @@ export function ipsOf(
   if (podInterface === undefined) {
     return ips;
   }
-  const own = interfaceIps[podInterface] ?? [];
+  // The pod's root gives the name: also one that every object has.
+  const own = (Object.hasOwn(interfaceIps, podInterface) ? interfaceIps[podInterface] : undefined) ?? [];
   if (!isFirst) {
     return own;
   }

@@ -7,14 +7,15 @@
 import type { Log } from '../base/log.js';
 import type { EndpointTables } from '../datapath/endpoints.js';
 import { type InterceptionDefaults, interceptionOf } from '../pods/annotations.js';
-import { isConfirmed } from '../pods/confirmation.js';
 import { appOf, type FailurePolicy, ipsOf, type Pod, type PodUid } from '../pods/pod.js';
 import type { PodStore } from '../pods/pod-store.js';
 import type { PodSource } from '../pods/source.js';
 import { locate } from '../runtimes/locate.js';
 import type { HostAttachment, Location, Unreachable } from '../runtimes/location.js';
 import type { PodLinks } from '../runtimes/pod-links.js';
+import { InterfaceClaims } from './claims.js';
 import { heldEndpoints } from './held.js';
+import { LastWords } from './last-word.js';
 import type { PlannedEndpoint } from './planned-endpoint.js';
 
 /**
@@ -22,9 +23,6 @@ import type { PlannedEndpoint } from './planned-endpoint.js';
  * anew at a time, those that waited longest first. Cost does not grow with pods.
  */
 const LOCATED_ANEW = 10;
-
-const TERMINATING =
-  'terminating: its object is gone and its sandbox is not, so what was said of it last stays in force';
 
 export interface DecisionsOptions {
   readonly store: Pick<PodStore, 'list' | 'get'>;
@@ -76,15 +74,14 @@ export class Decisions {
   readonly #decisions = new Map<PodUid, Decision>();
   /** The pods decided on, the one whose namespace was looked into longest ago first. */
   readonly #lookedInto = new Set<PodUid>();
-  /** Which pods claim an interface. */
-  readonly #claims = new Map<number, Set<PodUid>>();
+  readonly #claims = new InterfaceClaims();
   /** Pods that may have another interface than those we know of. */
   readonly #doubtful = new Set<PodUid>();
-  /** Each pod as an authority told of it last. */
-  readonly #confirmed = new Map<PodUid, Pod>();
+  readonly #lastWords: LastWords;
 
   constructor(options: DecisionsOptions) {
     this.#options = options;
+    this.#lastWords = new LastWords(options.authorities);
   }
 
   /**
@@ -106,7 +103,7 @@ export class Decisions {
       }
       const found = pod === undefined ? undefined : await this.#decide(pod);
       if (pod === undefined) {
-        this.#confirmed.delete(uid);
+        this.#lastWords.forget(uid);
       }
       // One whose interfaces are all there stays what it was where it cannot be located just now.
       const next = holds && found?.kind === 'leave' && found.retry ? before : found;
@@ -156,7 +153,7 @@ export class Decisions {
       return decision;
     }
     for (const { at, plan } of decision.endpoints) {
-      const others = [...(this.#claims.get(plan.ifindex) ?? [])].filter((other) => other !== uid);
+      const others = this.#claims.of(plan.ifindex).filter((other) => other !== uid);
       if (others.length > 0) {
         const names = others.map((other) => nameOf(this.#decisions.get(other)?.pod));
         return this.#shared(
@@ -192,10 +189,11 @@ export class Decisions {
    * whose namespace has the other end of it.
    */
   async affectedBy(ifindexes: ReadonlySet<number>): Promise<PodUid[]> {
-    const found = [...ifindexes].flatMap((ifindex) => [...(this.#claims.get(ifindex) ?? [])]);
+    const found = [...ifindexes].flatMap((ifindex) => this.#claims.of(ifindex));
     const namespaces = new Set<number>();
     for (const ifindex of ifindexes) {
-      const link = this.#claims.has(ifindex) ? undefined : await this.#options.links.hostLink(ifindex);
+      const link =
+        this.#claims.of(ifindex).length > 0 ? undefined : await this.#options.links.hostLink(ifindex);
       if (link?.peerNamespaceId !== undefined) {
         namespaces.add(link.peerNamespaceId);
       }
@@ -216,34 +214,17 @@ export class Decisions {
   }
 
   #claim(decision: Decision): PodUid[] {
-    this.#decisions.set(decision.pod.uid, decision);
-    this.#lookedInto.add(decision.pod.uid);
-    if (decision.kind !== 'intercept') {
-      return [];
-    }
-    return decision.endpoints.flatMap(({ plan }) => {
-      const claims = this.#claims.get(plan.ifindex) ?? new Set();
-      this.#claims.set(plan.ifindex, claims.add(decision.pod.uid));
-      return claims.size > 1 ? [...claims] : [];
-    });
+    const { uid } = decision.pod;
+    this.#decisions.set(uid, decision);
+    this.#lookedInto.add(uid);
+    return this.#claims.add(uid, ifindexesOf(decision));
   }
 
   #unclaim(uid: PodUid): PodUid[] {
     const before = this.#decisions.get(uid);
     this.#decisions.delete(uid);
     this.#lookedInto.delete(uid);
-    if (before?.kind !== 'intercept') {
-      return [];
-    }
-    return before.endpoints.flatMap(({ plan }) => {
-      const claims = this.#claims.get(plan.ifindex);
-      claims?.delete(uid);
-      if (claims === undefined || claims.size === 0) {
-        this.#claims.delete(plan.ifindex);
-        return [];
-      }
-      return [...claims];
-    });
+    return before === undefined ? [] : this.#claims.remove(uid, ifindexesOf(before));
   }
 
   /** A decision holds until the pod changes or one of its interfaces does; that to hold a pod, until the next look. */
@@ -267,7 +248,7 @@ export class Decisions {
     const found = await this.#find(pod);
     const known = this.#decisions.get(pod.uid);
     const isUnenrolled = found.kind === 'leave' && found.state === 'NOT_ENROLLED';
-    if (isUnenrolled && this.#confirmed.has(pod.uid)) {
+    if (isUnenrolled && this.#lastWords.has(pod.uid)) {
       return found;
     }
     const held = await heldEndpoints(
@@ -301,25 +282,9 @@ export class Decisions {
     };
   }
 
-  /**
-   * What the authorities said last stays in force while another source still names the pod: one that is deleted by force
-   * has lost its object, and the labels of its namespace with it, while its containers run on. The static file's word does
-   * not: what is taken out of it is taken back.
-   */
-  #lastWord(pod: Pod): Pick<Pod, 'labels' | 'annotations' | 'owner'> & { readonly note?: string } {
-    const { authorities } = this.#options;
-    if (isConfirmed(pod, authorities)) {
-      this.#confirmed.set(pod.uid, pod);
-      return pod;
-    }
-    const said = this.#confirmed.get(pod.uid);
-    const isTakenBack = !authorities.some(({ name }) => said?.sources.includes(name));
-    return said === undefined || isTakenBack ? pod : { ...said, note: TERMINATING };
-  }
-
   async #find(pod: Pod): Promise<Decision> {
     const { defaults, instanceFor } = this.#options;
-    const said = this.#lastWord(pod);
+    const said = this.#lastWords.of(pod);
     const { enrolled, failure, other, problems: misunderstood } = interceptionOf(said, defaults);
     const problems = [...misunderstood, ...(said.note === undefined ? [] : [said.note])];
     const leave = (
@@ -408,6 +373,10 @@ function alsoHeld(found: InterceptDecision, held: readonly PlannedEndpoint[]): I
         endpoints: [...found.endpoints, ...more],
         held: `the pod's end of ${names} is not found in the pod any more`,
       };
+}
+
+function ifindexesOf(decision: Decision): number[] {
+  return decision.kind === 'leave' ? [] : decision.endpoints.map(({ plan }) => plan.ifindex);
 }
 
 /** What a decision says of the pod's interfaces, as text that can be compared. */

@@ -2,6 +2,7 @@
 
 import type { Log } from '../base/log.js';
 import type { EndpointTables } from '../datapath/endpoints.js';
+import type { InstanceSlots } from '../datapath/instance-slots.js';
 import type { DatapathPrograms } from '../datapath/manifest.js';
 import type { UdpPorts } from '../datapath/udp-ports.js';
 import { DatapathError } from '../kernel/errors.js';
@@ -31,6 +32,7 @@ export interface NodeStateOptions {
   readonly programs: Pick<DatapathPrograms, 'programs' | 'ensurePins'>;
   readonly tables: Pick<EndpointTables, 'refresh' | 'recount'>;
   readonly udpPorts: Pick<UdpPorts, 'ensure'>;
+  readonly slots: Pick<InstanceSlots, 'ensure'>;
   readonly lookup: Pick<SocketLookup, 'attach'>;
   readonly settings: Pick<PolicyRoutesSettings, 'table' | 'rulePriority'>;
   readonly repairs: Pick<Repairs, 'note'>;
@@ -97,11 +99,11 @@ export class NodeState {
   }
 
   async #ensure(addresses: ReadonlySet<string>): Promise<void> {
-    const { routes, notrack, programs, tables, udpPorts, lookup } = this.#options;
+    const { routes, notrack, programs, tables, slots, udpPorts, lookup } = this.#options;
     for (const what of programs.ensurePins()) {
       this.#put('pin', what);
     }
-    for (const what of [...tables.refresh(), ...udpPorts.ensure()]) {
+    for (const what of [...tables.refresh(), ...slots.ensure(), ...udpPorts.ensure()]) {
       this.#put('map', what);
     }
     this.#looks += 1;

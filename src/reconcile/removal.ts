@@ -1,7 +1,7 @@
 /**
- * Taking away what is nobody's any more, in three verbs, and what stays for a while though nobody names it. detach: a program comes off an interface. remove: a whole
- * endpoint goes out of the kernel, its program first, for it reads the tables. forget: a pod that no source has known
- * for a while loses the row by which its flows were still answered for.
+ * Taking away what is nobody's any more, in three verbs, and what stays for a while though nobody names it. detach: a
+ * program comes off an interface. remove: a whole endpoint goes out of the kernel, its program first, for it reads the
+ * tables. forget: a pod that no source has known for a while loses the row by which its flows were still answered for.
  */
 
 import type { Clock } from '../base/clock.js';

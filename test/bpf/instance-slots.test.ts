@@ -1,6 +1,7 @@
 import { afterEach, beforeEach, expect, it } from 'vitest';
 import { InstanceSlots } from '../../src/datapath/instance-slots.js';
 import type { DatapathPrograms } from '../../src/datapath/manifest.js';
+import { u32 } from '../../src/kernel/struct.js';
 import { Cleanup, temporaryBpffs } from '../unit/native-lab.js';
 import { openIn } from './datapath-lab.js';
 
@@ -88,6 +89,16 @@ it('refuses more instances than there are numbers', () => {
     }),
   );
   expect(() => restarted(...many(256))).not.toThrow();
+});
+
+it('a row that somebody has taken away or changed is written again', () => {
+  const slots = restarted('a', 'b', 'c');
+  expect(slots.ensure()).toEqual([]);
+  const { instances } = datapath.maps;
+  instances.delete(u32(1));
+  instances.set(u32(2), datapath.layouts.instance.encode({ name: Buffer.from('x') }));
+  expect(slots.ensure()).toEqual(['the number of instance b', 'the number of instance c']);
+  expect(restarted('c', 'b', 'a').numberOf('c')).toBe(2);
 });
 
 it('a name of 64 bytes is kept whole, a longer one is refused', () => {

@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import { stringify } from 'yaml';
 import { ApiClient } from '../../src/api/client.js';
 import type { WorkloadMessage } from '../../src/api/messages.js';
+import { BpfMap } from '../../src/native/bpf.js';
 import { type Daemon, inNetns, type Output, tryRun, waitFor } from '../lab/exec.js';
 import type { Lab } from '../lab/lab.js';
 import type { LabPod } from '../lab/pod.js';
@@ -162,6 +163,16 @@ export class TestAgent {
       },
       20_000,
     );
+  }
+
+  /** Interfaces that the kernel holds an endpoint of. */
+  endpoints(): number[] {
+    const map = BpfMap.openPinned(join(this.bpffs, 'v1/maps/endpoints'));
+    try {
+      return map.entries().map(([key]) => key.readUInt32LE(0));
+    } finally {
+      map.close();
+    }
   }
 
   /** Packets of a pod by verdict; of all pods together without a name. */

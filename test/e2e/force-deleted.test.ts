@@ -7,7 +7,6 @@ import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { afterAll, beforeAll, expect, it } from 'vitest';
-import { BpfMap } from '../../src/native/bpf.js';
 import { createNetwork } from '../lab/cni.js';
 import { Daemon, waitFor } from '../lab/exec.js';
 import { Lab, REMOTE } from '../lab/lab.js';
@@ -101,15 +100,6 @@ function tell(...sandboxes: Sandbox[]): void {
 
 const PROXY = { peer: 'the proxy' };
 
-function endpoints(): number[] {
-  const map = BpfMap.openPinned(join(agent.bpffs, 'v1/maps/endpoints'));
-  try {
-    return map.entries().map(([key]) => key.readUInt32LE(0));
-  } finally {
-    map.close();
-  }
-}
-
 it('the runtime leaves it out of an answer: held, under the same enrolment, and intercepted when it is named again', async () => {
   const { generation } = await agent.reaches('web', 'INTERCEPTED');
   tell();
@@ -146,9 +136,9 @@ it('it is deleted by force: intercepted as before, held by the next agent, and g
   expect(interception.reason).toMatch(/^held as it was: UNCONFIRMED: /);
   expect(await answers()).toEqual(PROXY);
 
-  expect(endpoints()).toEqual([ifindex]);
+  expect(agent.endpoints()).toEqual([ifindex]);
   await pod.stop();
-  await waitFor('its endpoint to go', () => endpoints().length === 0, 3_000);
+  await waitFor('its endpoint to go', () => agent.endpoints().length === 0, 3_000);
   tell();
   await waitFor('the pod to be unknown', async () => (await agent.workload('web')) === undefined);
 });

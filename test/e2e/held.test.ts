@@ -6,7 +6,6 @@
 import { readdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, it } from 'vitest';
-import { BpfMap } from '../../src/native/bpf.js';
 import { createNetwork, type Network } from '../lab/cni.js';
 import { run, runIn, script, tryRun, waitFor } from '../lab/exec.js';
 import { buildApp } from '../lab/image.js';
@@ -81,19 +80,8 @@ async function heldFor(pod: PlainPod, why: string): Promise<void> {
   expect(interception.reason).toContain(why);
 }
 
-function endpoints(): number[] {
-  const map = BpfMap.openPinned(join(agent.bpffs, 'v1/maps/endpoints'));
-  try {
-    return map.entries().map(([key]) => key.readUInt32LE(0));
-  } finally {
-    map.close();
-  }
-}
-
-const nftTable = () => runIn(lab.node, 'nft', ['list', 'table', 'inet', 'nodesentry']);
-
-it('its eth0 made a port of a bridge of its own: held, also by the next agent, and intercepted when it is as before', async () => {
-  const pod = await intercepted('bridged-inside');
+/** Makes the pod's eth0 a port of a bridge of its own, which takes over its address. */
+async function bridgeInside(pod: PlainPod, route: string): Promise<void> {
   await script(
     pod.netnsName,
     `ip link add br0 type bridge
@@ -102,8 +90,15 @@ it('its eth0 made a port of a bridge of its own: held, also by the next agent, a
      ip link set br0 up
      ip addr add ${pod.ips[4]}/32 dev br0
      ip route add ${pod.gateway[4]} dev br0
-     ip route add default via ${pod.gateway[4]}`,
+     ip route add ${route}`,
   );
+}
+
+const nftTable = () => runIn(lab.node, 'nft', ['list', 'table', 'inet', 'nodesentry']);
+
+it('its eth0 made a port of a bridge of its own: held, also by the next agent, and intercepted when it is as before', async () => {
+  const pod = await intercepted('bridged-inside');
+  await bridgeInside(pod, `default via ${pod.gateway[4]}`);
   await heldFor(pod, 'NO_INTERFACE');
   expect(await wayOf(pod)).toBe('proxy');
   await restart();
@@ -127,21 +122,12 @@ it('one of its two veths made a port of a bridge: held there, and intercepted at
   describePod(pod, { ips: [pod.ips[4]], interfaceIps: { net1: [second[4]] } });
   await agent.reaches(pod.name, 'INTERCEPTED');
   const both = [await hostIndexOf(pod.netnsName), await hostIndexOf(pod.netnsName, 'net1')].sort();
-  await script(
-    pod.netnsName,
-    `ip link add br0 type bridge
-     ip addr flush dev eth0 scope global
-     ip link set eth0 master br0
-     ip link set br0 up
-     ip addr add ${pod.ips[4]}/32 dev br0
-     ip route add ${pod.gateway[4]} dev br0
-     ip route add ${REMOTE[4]} via ${pod.gateway[4]} dev br0 src ${pod.ips[4]}`,
-  );
+  await bridgeInside(pod, `${REMOTE[4]} via ${pod.gateway[4]} dev br0 src ${pod.ips[4]}`);
   await heldFor(pod, 'is not found in the pod any more');
   await restart();
   await heldFor(pod, 'is not found in the pod any more');
   expect(await wayOf(pod)).toBe('proxy');
-  expect(endpoints()).toEqual(expect.arrayContaining(both));
+  expect(agent.endpoints()).toEqual(expect.arrayContaining(both));
 });
 
 it('the path of its network namespace not there for a while: held, and intercepted when it is back', async () => {
@@ -226,7 +212,7 @@ it('it ends: everything of it goes at once, whatever the sources still say', asy
   const { ips } = pod;
   await pod.stop();
   const startedMs = performance.now();
-  await waitFor('the endpoint to go', () => !endpoints().includes(ifindex));
+  await waitFor('the endpoint to go', () => !agent.endpoints().includes(ifindex));
   await waitFor('the addresses to go', async () => !(await nftTable()).includes(ips[4]));
   expect(performance.now() - startedMs).toBeLessThan(3_000);
   expect(readdirSync(join(agent.bpffs, 'v1/links'))).not.toContain(`egress-${ifindex}`);

@@ -2,8 +2,8 @@
 
 import { Command } from 'commander';
 import { beforeAll, describe, expect, it } from 'vitest';
-import { CNI_DEFAULTS } from '../../src/cli/cni-places.js';
 import { addGlobalOptions, type GlobalOptions } from '../../src/cli/options.js';
+import { CNI_DEFAULTS } from '../../src/config/config.js';
 import { parseConfig } from '../../src/config/load.js';
 import { CAPABILITIES } from '../../src/kernel/capabilities.js';
 import { type Container, kustomize, type Manifest, only, type PodSpec, podSpec } from './manifests.js';

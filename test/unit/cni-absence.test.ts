@@ -5,7 +5,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { CNI_RULE_NAME, type CniRule, cniRule } from '../../src/api/cni-rule.js';
-import type { Pod, PodUid } from '../../src/pods/pod.js';
+import type { Pod } from '../../src/pods/pod.js';
+import { pod, uid as toUid } from './api-fixture.js';
 import { AgentStandIn, answering, callPlugin, type PluginRun, POD } from './cni-plugin-lab.js';
 
 let folder: string;
@@ -70,21 +71,8 @@ function fate(run: PluginRun): 'held' | 'waited' | 'at once' {
   return run.tookMs >= WAIT_MS ? 'waited' : 'at once';
 }
 
-function pod(uid: string, namespace: string, labels: Record<string, string> = {}): Pod {
-  return {
-    uid: uid as PodUid,
-    namespace,
-    name: uid,
-    serviceAccount: '',
-    labels,
-    annotations: {},
-    ips: [],
-    runtime: 'runc',
-    runtimeHandler: '',
-    sandboxId: '',
-    hostNetwork: false,
-    sources: ['kubernetes'],
-  };
+function podIn(uid: string, namespace: string, labels: Record<string, string> = {}): Pod {
+  return pod(uid, { uid: toUid(uid), namespace, labels });
 }
 
 const ENABLED = { 'nodesentry.io/intercept': 'enabled' };
@@ -95,7 +83,7 @@ const namespaces = new Map([
   ['plain', undefined],
   ['mixed', undefined],
 ]);
-const pods = [pod('in-shop', 'shop', ENABLED), pod('own', 'mixed', ENABLED), pod('left', 'mixed')];
+const pods = [podIn('in-shop', 'shop', ENABLED), podIn('own', 'mixed', ENABLED), podIn('left', 'mixed')];
 const LABELLED = cniRule({
   enrol: 'labelled',
   failure: 'closed',
@@ -108,7 +96,7 @@ const ALL = cniRule({
   enrol: 'all',
   failure: 'closed',
   other: 'pass',
-  pods: [...pods, pod('out', 'plain', DISABLED)],
+  pods: [...pods, podIn('out', 'plain', DISABLED)],
   namespaces,
   selfEnrolling: new Set(),
 });

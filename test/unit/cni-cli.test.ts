@@ -38,6 +38,7 @@ test('install says what it did, the second time that there was nothing to do; un
     socket: '/run/ns/cni.sock',
     failure: 'closed',
     timeoutMs: 10_000,
+    rule: join(node.stateDir, 'rule.json'),
     capabilities: { 'io.kubernetes.cri.pod-annotations': true },
   });
   expect((await cni('install', '--run-dir', '/run/ns')).stdout).toBe(

@@ -5,7 +5,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import { CniRuleFile, type KnownToAgent } from '../../src/api/cni-rule.js';
-import type { Pod, PodUid } from '../../src/pods/pod.js';
+import type { Pod } from '../../src/pods/pod.js';
+import { pod, uid as toUid } from './api-fixture.js';
 
 let folder: string;
 let known: Omit<KnownToAgent, 'selfEnrolling'> | undefined;
@@ -15,7 +16,7 @@ const path = () => join(folder, 'cni-rule.json');
 const read = () => JSON.parse(readFileSync(path(), 'utf8')) as Record<string, unknown>;
 const open = (enrol: 'labelled' | 'all' = 'labelled') =>
   new CniRuleFile({
-    path: path(),
+    paths: [path(), join(folder, 'on-disk/rule.json')],
     enrol,
     known: () => known,
     log: { warn: (_: object, message: string) => void warnings.push(message) },
@@ -35,21 +36,8 @@ beforeEach(() => {
 
 afterEach(() => rmSync(folder, { recursive: true, force: true }));
 
-function pod(uid: string, namespace: string, annotations: Record<string, string>): Pod {
-  return {
-    uid: uid as PodUid,
-    namespace,
-    name: uid,
-    serviceAccount: '',
-    labels: {},
-    annotations,
-    ips: [],
-    runtime: 'runc',
-    runtimeHandler: '',
-    sandboxId: '',
-    hostNetwork: false,
-    sources: ['kubernetes'],
-  };
+function podIn(uid: string, namespace: string, annotations: Record<string, string>): Pod {
+  return pod(uid, { uid: toUid(uid), namespace, labels: {}, annotations });
 }
 
 const OWN = { 'nodesentry.io/intercept': 'enabled' };
@@ -64,6 +52,17 @@ test('is written for root alone, and anew only where something has changed', () 
   known = { ...(known as KnownToAgent), namespaces: new Map([['team', 'enabled']]) };
   file.refresh();
   expect(read()).toMatchObject({ namespaces: { team: 'hold' }, others: 'wait' });
+});
+
+test('is the same at each place, and what one of them remembers counts', () => {
+  known = { ...(known as KnownToAgent), pods: [podIn('a', 'team', OWN)] };
+  open().refresh();
+  const onDisk = () => readFileSync(join(folder, 'on-disk/rule.json'), 'utf8');
+  expect(onDisk()).toBe(readFileSync(path(), 'utf8'));
+  rmSync(path()); // as a boot does
+  known = { ...known, pods: [] };
+  open().refresh();
+  expect(read()).toMatchObject({ selfEnrolling: ['team'] });
 });
 
 test('stays as it was left until every source has told what it knows', () => {
@@ -84,7 +83,7 @@ test('of another configuration, or one that cannot be read, goes when the agent 
 });
 
 test('where pods enrolled themselves is remembered when they and the agent have gone, until the namespace goes', () => {
-  const pods = [pod('a', 'team', OWN), pod('b', 'gone', OWN)];
+  const pods = [podIn('a', 'team', OWN), podIn('b', 'gone', OWN)];
   known = { ...(known as KnownToAgent), pods };
   open().refresh();
   expect(read()).toMatchObject({ pods: { a: 'hold', b: 'hold' }, namespaces: { team: 'hold' } });
@@ -102,7 +101,8 @@ test('that cannot be written is told once, and ends nothing', () => {
   writeFileSync(folder, 'no folder');
   file.refresh();
   file.refresh();
-  expect(warnings).toEqual(['cni: the rule for the time without an agent cannot be written']);
+  const failure = 'cni: the rule for the time without an agent cannot be written';
+  expect(warnings).toEqual([failure, failure]); // one for each place
   rmSync(folder);
   file.refresh();
   expect(read()).toMatchObject({ version: 1 });

@@ -1,15 +1,6 @@
 /** What an agent that is started anew knows of pods before the API server answers. */
 
-import {
-  chmodSync,
-  existsSync,
-  mkdtempSync,
-  readdirSync,
-  readFileSync,
-  rmSync,
-  statSync,
-  writeFileSync,
-} from 'node:fs';
+import { chmodSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
@@ -200,12 +191,19 @@ describe('the file', () => {
   });
 
   test('that cannot be written is told once, and written when it can be', () => {
-    const memory = new KubernetesMemory({ path: join(folder, 'later', 'kubernetes.json'), log });
+    const inTheWay = join(folder, 'later');
+    writeFileSync(inTheWay, '');
+    const memory = new KubernetesMemory({ path: join(inTheWay, 'kubernetes.json'), log });
     memory.note([pod('a')]);
+    memory.close();
     memory.note([pod('b')]);
     memory.close();
     expect(log.warn).toHaveBeenCalledTimes(1);
-    expect(existsSync(join(folder, 'later'))).toBe(false);
+    rmSync(inTheWay);
+    memory.note([pod('b')]);
+    memory.close();
+    expect(readFileSync(join(inTheWay, 'kubernetes.json'), 'utf8')).toContain('"b"');
+    expect(log.warn).toHaveBeenCalledTimes(1);
   });
 });
 

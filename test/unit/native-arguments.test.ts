@@ -41,6 +41,7 @@ const cases: readonly (readonly [string, string, () => unknown])[] = [
   ['set', 'mode must be one of', () => numbers.set(u32(1), Buffer.alloc(12), wrong('upsert'))],
   ['delete', 'key must be a Uint8Array', () => numbers.delete(wrong([1]))],
   ['deleteMany', 'keys[1] must have 4 bytes', () => numbers.deleteMany([u32(1), Buffer.alloc(1)])],
+  ['deletePacked', 'keys must have 4 bytes, it has 6', () => numbers.deletePacked(Buffer.alloc(6))],
   ['largest', 'offset must be a non-negative integer of at most 4', () => numbers.largest(5, 1)],
   ['largest', 'limit must be a positive integer', () => numbers.largest(0, 0)],
   ['sums', 'map numbers must have values per CPU', () => numbers.sums()],

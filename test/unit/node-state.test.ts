@@ -37,6 +37,7 @@ class NodeStandIn {
       refresh: () => this.#step('maps', this.wrong.maps),
       recount: this.recount,
     },
+    slots: { ensure: () => [] },
     udpPorts: { ensure: () => this.#step('ports', []) },
     routes: {
       ensure: async ({ families = [], ours = new Set() }) => {

@@ -110,6 +110,16 @@ describe('PodStore', () => {
     expect(store.get(uid('a'))?.interfaceIps?.net1).toEqual(['10.88.0.1']);
   });
 
+  it.each(['constructor', '__proto__', 'toString'])('an interface may be called %s', (name) => {
+    const store = new PodStore();
+    const interfaceIps = Object.fromEntries([[name, ['10.77.0.1']]]);
+    store.replaceSource('cni', [pod('a', { ips: ['10.0.0.1', '10.77.0.1'], interfaceIps }, 'cni')]);
+    store.replaceSource('static', [pod('b', { ips: ['10.0.0.2'], interfaceIps: { net1: ['10.77.0.2'] } })]);
+    expect(ipsOf(store.get(uid('a')) as Pod, name, false)).toEqual(['10.77.0.1']);
+    expect(ipsOf(store.get(uid('b')) as Pod, name, false)).toEqual([]);
+    expect(ipsOf(store.get(uid('b')) as Pod, name, true)).toEqual(['10.0.0.2']);
+  });
+
   it('takes the service account from Kubernetes where that knows the pod, even none, unless the file names one', () => {
     const store = new PodStore();
     store.replaceSource('cri', [pod('a', { serviceAccount: 'label' }, 'cri'), pod('b', {}, 'cri')]);

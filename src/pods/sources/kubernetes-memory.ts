@@ -3,8 +3,9 @@
  * is away knows from it what the runtime does not, above all what a pod has from its namespace.
  */
 
-import { readFileSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { readFileSync, statSync } from 'node:fs';
 import { z } from 'zod';
+import { KeptText } from '../../base/kept-text.js';
 import type { Log } from '../../base/log.js';
 import { parseIp } from '../../net/ip.js';
 import { type Pod, RUNTIME_KINDS } from '../pod.js';
@@ -60,12 +61,13 @@ const fileSchema = z.strictObject({
 export class KubernetesMemory {
   readonly #options: KubernetesMemoryOptions;
   #pods: readonly Pod[] | undefined;
-  #written = '';
+  readonly #text: KeptText;
   #timer: NodeJS.Timeout | undefined;
-  #failed = false;
 
   constructor(options: KubernetesMemoryOptions) {
     this.#options = options;
+    const failure = 'kubernetes: the pods cannot be noted for the next start';
+    this.#text = new KeptText(options.path, failure, options.log);
   }
 
   /** What was noted last; nothing, and one warning, where the file cannot be used. Never throws. */
@@ -114,30 +116,11 @@ export class KubernetesMemory {
     this.#write();
   }
 
-  /** All or nothing: a reader finds the file as it was, or as it is to be. */
   #write(): void {
-    const { path, log } = this.#options;
     const pods = this.#pods;
     this.#pods = undefined;
-    if (pods === undefined) {
-      return;
-    }
-    const text = JSON.stringify({ version: VERSION, pods });
-    if (text === this.#written) {
-      return;
-    }
-    try {
-      // One that was left half written may have another mode.
-      rmSync(`${path}.new`, { force: true });
-      writeFileSync(`${path}.new`, text, { flag: 'wx', mode: 0o600 });
-      renameSync(`${path}.new`, path);
-      this.#written = text;
-      this.#failed = false;
-    } catch (error) {
-      if (!this.#failed) {
-        log.warn({ err: error, path }, 'kubernetes: the pods cannot be noted for the next start');
-      }
-      this.#failed = true;
+    if (pods !== undefined) {
+      this.#text.write(JSON.stringify({ version: VERSION, pods }));
     }
   }
 }
