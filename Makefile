@@ -1,16 +1,24 @@
 # Every target installs what it needs and is safe to repeat.
 #   make demo    three real pods (runc, gVisor, microVM) intercepted and named
-#   make test    every test; results in build/test-results.json
-#   make check   lint, types, unit tests and the programs against the kernel: two minutes, before every commit
+#   make check   lint, types, unit tests and the programs against the kernel: before every commit
+#   make test    everything that a change can break, in ten minutes; results in build/test-results.json
+#                FILES="test/e2e/drift.test.ts …": those files alone
+#   make test-long   the long ones at full size, the image, and the Kubernetes source against a real API server
 #   make image   the container image, as build/nodesentry-image.tar
-#   make test-k8s  the Kubernetes source against a real kube-apiserver and etcd (compiles the former once: minutes)
+#   make test-full   of test-long, the former part: NODESENTRY_TEST_SIZE=full
+#   make test-k8s    of test-long, the latter part (compiles kube-apiserver once: minutes)
 #   make bench-enrolment   how long a starting pod waits for us, at 10 and at 1,000 pods
 #   make bench-loop        for how long the agent's event loop is held, with 1,000 pods and a full flow table
 #   make bench-run-times   what a packet costs in the program, beside another build
 #   make build | lint | format | clean
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: bench-enrolment bench-loop bench-run-times build check image demo test test-k8s lint format packages-build packages-lab packages-k8s go-tools native typescript clean
+.PHONY: bench-enrolment bench-loop bench-run-times build check image demo test test-long test-full test-k8s lint format packages-build packages-lab packages-k8s go-tools native typescript clean
+
+# Tests that have a full size (test/lab/size.ts), and what takes minutes at any.
+LONG := test/e2e/first-packet.test.ts test/e2e/churn.test.ts test/bpf/migration.test.ts test/unit/native-leaks.test.ts \
+	test/image/image.test.ts
+reports = --reporter=default --reporter=json --outputFile.json=build/$(1)-results.json
 
 build: packages-build native typescript
 
@@ -55,19 +63,24 @@ bench-loop: packages-lab build
 bench-run-times: build
 	@npx --no-install tsx test/bench/run-times.ts
 
+# With FILES a target runs those files and no others, each in the project that it belongs to.
 test: packages-lab go-tools build
-	@echo "test: running everything against the real kernel, runtimes and proxies"
-	@mkdir -p build
-	@npx --no-install vitest run --reporter=default --reporter=json --outputFile.json=build/test-results.json
+	@echo "test: against the real kernel, runtimes and proxies"
+	@npx --no-install vitest run $(or $(FILES),--project unit --project kernel --project alone) $(call reports,test)
 
 check: lint packages-lab build
-	@npx --no-install vitest run --project unit --reporter=default --silent
-	@npx --no-install vitest run test/bpf --reporter=default --silent
+	@npx --no-install vitest run test/unit test/bpf --reporter=default --silent
+
+test-long: test-full test-k8s
+
+test-full: packages-lab go-tools build
+	@echo "test-full: the long tests at full size, and the image"
+	@NODESENTRY_TEST_SIZE=full npx --no-install vitest run $(or $(FILES),$(LONG)) $(call reports,test-full)
 
 test-k8s: packages-k8s build
 	@scripts/build-kube-apiserver
-	@echo "test-k8s: running against a real kube-apiserver and etcd"
-	@npx --no-install vitest run --config test/k8s/vitest.config.ts --reporter=default --reporter=json --outputFile.json=build/test-k8s-results.json
+	@echo "test-k8s: against a real kube-apiserver and etcd"
+	@npx --no-install vitest run --config test/k8s/vitest.config.ts $(FILES) $(call reports,test-k8s)
 
 lint: packages-build node_modules/.package-lock.json
 	@echo "lint: biome, tsc, clang-format"

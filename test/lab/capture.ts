@@ -1,30 +1,44 @@
-/** What goes over an interface, frame by frame: the judge of whatever must not. */
+/** What goes over an interface, frame by frame: the judge of whatever must not. It proves that it was awake. */
 
+import { randomUUID } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { waitFor } from './exec.js';
-import type { Lab } from './lab.js';
+import { type Daemon, runIn, waitFor } from './exec.js';
+import { type Lab, REMOTE } from './lab.js';
 
 const FILE_HEADER_BYTES = 24;
 const RECORD_HEADER_BYTES = 16;
+/** Discard: where the marker packets of a capture go. */
+const MARKER_PORT = 9;
+/** TCP of the lab's pods: on the uplink, what has passed the proxy by. */
+export const POD_TCP = 'tcp and (src net 10.66.0.0/16 or src net fd00:66::/32)';
+
+let captures = 0;
 
 export class Capture {
+  readonly #lab: Lab;
   readonly #path: string;
+  readonly #daemon: Daemon;
 
-  private constructor(path: string) {
+  private constructor(lab: Lab, path: string, daemon: Daemon) {
+    this.#lab = lab;
     this.#path = path;
+    this.#daemon = daemon;
   }
 
-  /** Begins at once, and ends with the lab. */
-  static async start(lab: Lab, netns: string, link: string): Promise<Capture> {
-    const path = join(lab.directory, `${netns}-${link}.pcap`);
+  /** Begins at once, and ends with the lab. `filter`: of pcap-filter(7); without it every frame. */
+  static async start(lab: Lab, netns: string, link: string, filter?: string): Promise<Capture> {
+    captures += 1;
+    const name = `capture-${captures}-${link}`;
+    const path = join(lab.directory, `${name}.pcap`);
     const words = ['-i', link, '-U', '--immediate-mode', '-s', '0', '-B', '65536', '-Z', 'root', '-w', path];
-    const daemon = lab.daemon(netns, `capture-${link}`, 'tcpdump', words);
+    const wanted = filter === undefined ? [] : [`(${filter}) or (udp and dst port ${MARKER_PORT})`];
+    const daemon = lab.daemon(netns, name, 'tcpdump', [...words, ...wanted]);
     await daemon.logged(/listening on/);
-    return new Capture(path);
+    return new Capture(lab, path, daemon);
   }
 
-  /** Of the form of pcap-savefile(5), in this machine's byte order. */
+  /** So far, of the form of pcap-savefile(5), in this machine's byte order. */
   frames(): Buffer[] {
     const file = readFileSync(this.#path);
     const found: Buffer[] = [];
@@ -42,8 +56,53 @@ export class Capture {
   async sees(bytes: Buffer): Promise<void> {
     await waitFor(
       `a frame with ${bytes.toString()}`,
-      () => this.frames().some((frame) => frame.includes(bytes)),
+      () => {
+        if (!this.#daemon.running) {
+          throw new Error(`the capture has ended: ${this.#daemon.log()}`);
+        }
+        return this.frames().some((frame) => frame.includes(bytes));
+      },
       10_000,
     );
   }
+
+  /**
+   * All frames until now but its own markers. A marker that the node sends to the remote has to arrive, and the kernel must
+   * have dropped no frame: only then does an empty list mean anything. For captures of the uplink, at either end.
+   */
+  async all(): Promise<Buffer[]> {
+    const marker = Buffer.from(`marker ${randomUUID()}`);
+    await runIn(this.#lab.node, 'bash', [
+      '-c',
+      `printf '%s' '${marker}' >/dev/udp/${REMOTE[4]}/${MARKER_PORT}`,
+    ]);
+    await this.sees(marker);
+    const said = this.#daemon.log().length;
+    process.kill(this.#daemon.pid, 'SIGUSR1');
+    const counts = await waitFor(
+      'tcpdump to tell its counts',
+      () => /(\d+) packets dropped by kernel/.exec(this.#daemon.log().slice(said)) ?? undefined,
+    );
+    if (counts[1] !== '0') {
+      throw new Error(`the capture is not whole: ${counts[0]}`);
+    }
+    return this.frames().filter((frame) => !frame.includes('marker '));
+  }
+
+  async stop(): Promise<void> {
+    await this.#daemon.stop();
+  }
+}
+
+/** Who sent it and to whom, for people: the addresses and ports of a TCP or UDP frame. */
+export function flowOf(frame: Buffer): string {
+  const v6 = frame.readUInt16BE(12) === 0x86dd;
+  const ip = frame.subarray(14);
+  const at = v6 ? 40 : (ip.readUInt8(0) & 0xf) * 4;
+  const [src, dst] = v6
+    ? [ip.subarray(8, 24), ip.subarray(24, 40)]
+    : [ip.subarray(12, 16), ip.subarray(16, 20)];
+  const address = (bytes: Buffer) =>
+    v6 ? `[${bytes.toString('hex').match(/.{4}/g)?.join(':')}]` : bytes.join('.');
+  return `${address(src)}:${ip.readUInt16BE(at)} > ${address(dst)}:${ip.readUInt16BE(at + 2)}`;
 }

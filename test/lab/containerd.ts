@@ -6,15 +6,7 @@
  */
 
 import { randomUUID } from 'node:crypto';
-import {
-  chmodSync,
-  existsSync,
-  mkdirSync,
-  readdirSync,
-  readFileSync,
-  rmdirSync,
-  writeFileSync,
-} from 'node:fs';
+import { chmodSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import {
   type Client,
@@ -47,7 +39,6 @@ case " $* " in
 esac
 runsc "$@"
 `;
-const CNI_CACHE = '/var/lib/cni';
 
 type Call = (method: string, request: object, timeoutMs?: number) => Promise<Record<string, unknown>>;
 
@@ -90,7 +81,6 @@ export class Containerd {
   }
 
   async #start(topology: Topology): Promise<void> {
-    const hadCache = existsSync(CNI_CACHE);
     mkdirSync(this.#directory);
     const wrapper = join(this.#directory, 'runsc-as-runc');
     writeFileSync(wrapper, RUNSC_WRAPPER);
@@ -98,9 +88,6 @@ export class Containerd {
     const config = join(this.#directory, 'config.toml');
     writeFileSync(config, this.#config(wrapper));
     this.#lab.cleanup.add(`mounts of containerd (${topology})`, () => this.#unmount());
-    if (!hadCache) {
-      this.#lab.cleanup.add('CNI cache', () => removeEmptyFolders(CNI_CACHE));
-    }
     this.#lab.cleanup.add(`containerd (${topology})`, () => this.#daemon?.stop());
     await this.#boot();
     await run('ctr', [
@@ -314,19 +301,5 @@ state = "${join(this.#directory, 'state')}"
     for (const target of targets.reverse()) {
       await run('umount', ['-l', target]);
     }
-  }
-}
-
-function removeEmptyFolders(path: string): void {
-  if (!existsSync(path)) {
-    return;
-  }
-  for (const entry of readdirSync(path, { withFileTypes: true })) {
-    if (entry.isDirectory()) {
-      removeEmptyFolders(join(path, entry.name));
-    }
-  }
-  if (readdirSync(path).length === 0) {
-    rmdirSync(path);
   }
 }

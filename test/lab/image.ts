@@ -6,6 +6,7 @@ import {
   existsSync,
   mkdirSync,
   readFileSync,
+  renameSync,
   rmSync,
   statSync,
   symlinkSync,
@@ -20,23 +21,14 @@ const ROOT = join(import.meta.dirname, '../..');
 const SOURCE = join(import.meta.dirname, 'app/app.c');
 export const CACHE = join(ROOT, 'build/lab');
 
-/** Compiled once per change of its source. */
+/** Compiled once per change of its source; by several at once where they come at the same time. */
 export async function buildApp(): Promise<string> {
   const binary = join(CACHE, 'app');
+  const own = `${binary}.${process.pid}`;
   mkdirSync(CACHE, { recursive: true });
   if (!existsSync(binary) || statSync(binary).mtimeMs < statSync(SOURCE).mtimeMs) {
-    await run('gcc', [
-      '-static',
-      '-O2',
-      '-Wall',
-      '-Wextra',
-      '-Werror',
-      '-o',
-      `${binary}.new`,
-      SOURCE,
-      '-lpthread',
-    ]);
-    await run('mv', [`${binary}.new`, binary]);
+    await run('gcc', ['-static', '-O2', '-Wall', '-Wextra', '-Werror', '-o', own, SOURCE, '-lpthread']);
+    renameSync(own, binary);
   }
   return binary;
 }

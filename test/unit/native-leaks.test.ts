@@ -5,9 +5,10 @@ import { runInNewContext } from 'node:vm';
 import { afterEach, expect, it, vi } from 'vitest';
 import { attachSkLookup, attachTcx, BpfObject, openRingBuffer } from '../../src/native/bpf.js';
 import { openLinkEvents } from '../../src/native/link-events.js';
+import { sized } from '../lab/size.js';
 import { Cleanup, fixture, loadProbe, Netns } from './native-lab.js';
 
-const ROUNDS = 1000;
+const ROUNDS = sized(200, 1_000);
 const RSS_GROWTH = 24 << 20;
 const cleanup = new Cleanup();
 
@@ -58,7 +59,7 @@ it(`holds no descriptor, thread or memory after ${ROUNDS} rounds`, { timeout: 24
     await nextTurn();
     gc();
   };
-  for (let i = 0; i < 100; i++) {
+  for (let i = 0; i < 50; i++) {
     round(netns, ifindex);
   }
   await settle();

@@ -408,6 +408,46 @@ static int reuse(const char *ip, const char *port, int from, int count) {
     return failures > 0;
 }
 
+/* Traffic without an end: requests over one connection, or a connection for each (`connects`). For every byte by which
+ * the file `control` grows it tells what has been since the last time, and begins anew; a `q` in it ends it. */
+static int load(const char *kind, const char *ip, const char *port, int interval_us, const char *control) {
+    struct target target = parse_target(ip, port);
+    int each = strcmp(kind, "connects") == 0, fd = -1, done = 0, failures = 0, last = 0, ending = 0;
+    FILE *file = fopen(control, "r");
+    double slowest_dial = 0, slowest = 0;
+
+    if (!file)
+        return failed("control file", errno, now_ms());
+    while (!ending) {
+        double begun = now_ms();
+        if (fd < 0) {
+            fd = dial(&target);
+            slowest_dial = now_ms() - begun > slowest_dial ? now_ms() - begun : slowest_dial;
+        }
+        errno = fd < 0 ? errno : 0;
+        int bad = fd < 0 || one_request(fd, done);
+        failures += bad;
+        last = bad ? errno : last;
+        done++;
+        slowest = now_ms() - begun > slowest ? now_ms() - begun : slowest;
+        if (fd >= 0 && (each || bad)) {
+            close(fd);
+            fd = -1;
+        }
+        for (int byte; (byte = fgetc(file)) != EOF;) {
+            printf("{\"done\":%d,\"failures\":%d,\"error\":\"%s\",\"slowestDialMs\":%.1f,\"slowestMs\":%.1f}\n", done,
+                   failures, error_name(last), slowest_dial, slowest);
+            fflush(stdout);
+            done = failures = last = 0;
+            slowest_dial = slowest = 0;
+            ending = ending || byte == 'q';
+        }
+        clearerr(file);
+        usleep(interval_us);
+    }
+    return 0;
+}
+
 /* One connection, opened before anything changes, with a request whenever the file `go` grows by one byte. */
 static int hold(const char *ip, const char *port, const char *control) {
     struct target target = parse_target(ip, port);
@@ -533,10 +573,15 @@ static _Noreturn void pause_forever(void) {
     }
 }
 
-/* Dials before it does anything else, again where it was refused, then stays. */
-static _Noreturn int first(const char *ip, const char *port) {
-    while (say_hello(ip, port))
-        usleep(50000);
+/* Dials before it does anything else, all targets at once and again where it was refused, then stays. */
+static _Noreturn int first(int count, char **targets) {
+    for (int i = 0; i < count; i += 2) {
+        if (i + 2 < count && fork() != 0)
+            continue;
+        while (say_hello(targets[i], targets[i + 1]))
+            usleep(50000);
+        break;
+    }
     pause_forever();
 }
 
@@ -624,8 +669,8 @@ int main(int count, char **words) {
         pause_forever();
     if (strcmp(command, "serve") == 0 && count > 2)
         return serve(count - 2, words + 2);
-    if (strcmp(command, "first") == 0 && count == 4)
-        return first(words[2], words[3]);
+    if (strcmp(command, "first") == 0 && count > 3 && count % 2 == 0)
+        return first(count - 2, words + 2);
     if (strcmp(command, "dial") == 0 && count == 4)
         return say_hello(words[2], words[3]);
     if (strcmp(command, "fetch") == 0 && count == 5)
@@ -636,6 +681,8 @@ int main(int count, char **words) {
         return keepalive(words[2], words[3], atoi(words[4]), atoi(words[5]));
     if (strcmp(command, "connects") == 0 && count == 6)
         return connects(words[2], words[3], atoi(words[4]), atoi(words[5]));
+    if (strcmp(command, "load") == 0 && count == 7)
+        return load(words[2], words[3], words[4], atoi(words[5]), words[6]);
     if (strcmp(command, "reuse") == 0 && count == 6)
         return reuse(words[2], words[3], atoi(words[4]), atoi(words[5]));
     if (strcmp(command, "hold") == 0 && count == 5)
@@ -646,8 +693,10 @@ int main(int count, char **words) {
         return flood(words[2], atoi(words[3]));
     if (strcmp(command, "spoof") == 0 && count == 6)
         return spoof(words[2], words[3], words[4], atoi(words[5]));
-    fprintf(stderr, "usage: app pause | serve PORT... | first|dial IP PORT | fetch|push IP PORT BYTES |\n"
-                    "           keepalive|connects IP PORT COUNT INTERVAL_US | reuse IP PORT LOCALPORT COUNT |\n"
-                    "           hold IP PORT FILE | spoof SRC IP PORT COUNT | frames LINK | flood LINK COUNT\n");
+    fprintf(stderr,
+            "usage: app pause | serve PORT... | first {IP PORT}... | dial IP PORT | fetch|push IP PORT BYTES |\n"
+            "           keepalive|connects IP PORT COUNT INTERVAL_US | reuse IP PORT LOCALPORT COUNT |\n"
+            "           load keepalive|connects IP PORT INTERVAL_US FILE | hold IP PORT FILE | spoof SRC IP PORT COUNT "
+            "| frames LINK | flood LINK COUNT\n");
     return 2;
 }
