@@ -3,9 +3,13 @@
 import { readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { BpfLink } from '../../src/native/bpf.js';
+import { attachedOn } from '../lab/attached.js';
+import { Capture, flowOf, POD_TCP } from '../lab/capture.js';
 import { Containerd } from '../lab/containerd.js';
 import { inNetns, runIn, tryRun, waitFor } from '../lab/exec.js';
 import { Lab, REMOTE } from '../lab/lab.js';
+import { Load, Pauses } from '../lab/load.js';
 import { NamespacePods } from '../lab/namespaces.js';
 import { type LabPod, reply } from '../lab/pod.js';
 import { enrolled, TestAgent, TestProxy } from './agent.js';
@@ -14,6 +18,7 @@ describe('an agent that is killed', () => {
   let lab: Lab;
   let agent: TestAgent;
   let pod: LabPod;
+  let uplink: Capture;
 
   beforeAll(async () => {
     lab = await Lab.create();
@@ -25,6 +30,7 @@ describe('an agent that is killed', () => {
     await new TestProxy(lab, agent).start();
     await agent.adopted(2);
     await agent.reaches('web', 'INTERCEPTED');
+    uplink = await Capture.start(lab, lab.node, 'uplink', POD_TCP);
   });
 
   afterAll(async () => {
@@ -33,34 +39,43 @@ describe('an agent that is killed', () => {
 
   /** Ids of what is loaded and attached: they differ if anything was replaced. */
   async function kernelState(): Promise<string> {
-    const links = await runIn(lab.node, 'ip', ['-o', 'link']);
-    const rules = await runIn(lab.node, 'ip', ['rule']);
-    const table = await runIn(lab.node, 'nft', ['-a', 'list', 'table', 'inet', 'nodesentry']);
-    const pinned = ['pod_egress', 'bridge_steer', 'socket_lookup'].map(async (name) => {
-      const { stdout } = await tryRun('sh', ['-c', `ls ${agent.bpffs}/v1/programs | grep ^${name}-`]);
-      const path = `${agent.bpffs}/v1/programs/${stdout.trim()}`;
-      return runIn(lab.node, 'bpftool', ['-j', 'prog', 'show', 'pinned', path]);
+    const [rules, rules6] = [await inNode('ip', 'rule'), await inNode('ip', '-6', 'rule')];
+    const table = await inNode('nft', '-a', 'list', 'table', 'inet', 'nodesentry');
+    const pinned = (folder: string) => readdirSync(join(agent.bpffs, 'v1', folder)).sort();
+    const links = pinned('links').map((name) => {
+      const link = BpfLink.openPinned(join(agent.bpffs, 'v1/links', name));
+      try {
+        return `${name}: ${link.id} runs ${link.programId}`;
+      } finally {
+        link.close();
+      }
     });
-    const ids = (await Promise.all(pinned)).map((text) => (JSON.parse(text) as { id: number }).id);
-    const linkIds = await tryRun('sh', [
-      '-c',
-      `for l in ${agent.bpffs}/v1/links/*; do echo $l; bpftool -j link show pinned $l | tr -d '\\n' | sed 's/.*"id":\\([0-9]*\\).*/\\1/'; echo; done`,
-    ]);
-    return JSON.stringify({ links, rules, table, ids, linkIds: linkIds.stdout }, null, 1);
+    const attached = await attachedOn(lab);
+    const pins = [...pinned('programs'), ...pinned('maps')];
+    return JSON.stringify({ rules, rules6, table, links, attached, pins }, null, 1);
   }
 
-  it('fails none of 1,000 keep-alive requests and none of 200 new connections', async () => {
+  function inNode(...[command = '', ...words]: readonly string[]): Promise<string> {
+    return runIn(lab.node, command, words);
+  }
+
+  it('fails no request and holds none up, and changes nothing in the kernel', async () => {
     const before = await kernelState();
     const { generation, uid } = (await agent.workload('web')) ?? { generation: 0, uid: '' };
-    const [keepalive, connects] = [
-      pod.app(['keepalive', REMOTE[4], '80', '1000', '4000'], 60_000),
-      pod.app(['connects', REMOTE[4], '80', '200', '20000'], 60_000),
-    ];
-    await new Promise((resolve) => setTimeout(resolve, 1_000)); // well into the traffic
+    const flowing = await Load.start(lab, [
+      { pod, kind: 'keepalive', family: 4, everyMs: 4 },
+      { pod, kind: 'handshakes', family: 6, everyMs: 5 },
+      { pod, kind: 'connects', family: 4, everyMs: 20 },
+    ]);
+    const pauses = await Pauses.undisturbed(flowing, async () => {
+      for (let n = 0; n < 4; n++) {
+        await agent.cli('status');
+      }
+    });
     await agent.stop('SIGKILL');
     await agent.start();
-    expect(reply(await keepalive)).toMatchObject({ ok: true, done: 1000, failures: 0 });
-    expect(reply(await connects)).toMatchObject({ ok: true, done: 200, failures: 0 });
+    pauses.check('SIGKILL and a restart', await flowing.stop());
+    expect(await escaped()).toEqual([]);
 
     await agent.reaches('web', 'INTERCEPTED');
     expect(await kernelState()).toBe(before);
@@ -68,6 +83,10 @@ describe('an agent that is killed', () => {
     expect(agent.log()).not.toContain('pod programmed');
     expect(agent.log()).toContain('"takenOver":true');
   });
+
+  async function escaped(): Promise<string[]> {
+    return (await uplink.all()).map(flowOf);
+  }
 
   it('leaves pods intercepted while no agent runs', async () => {
     const started = (await agent.packets('web')).FLOW_STARTED ?? 0;
@@ -78,6 +97,7 @@ describe('an agent that is killed', () => {
     await agent.start();
     await agent.reaches('web', 'INTERCEPTED');
     expect((await agent.packets('web')).FLOW_STARTED).toBe(started + 1);
+    expect(await escaped()).toEqual([]);
   });
 
   it('refuses a second agent on the same run directory, in one line', async () => {
@@ -88,7 +108,8 @@ describe('an agent that is killed', () => {
   });
 
   it('refuses to start without a capability, and names it', async () => {
-    const words = ['--run-dir', `${lab.directory}/other`, '--config', agent.configPath, 'agent'];
+    const own = ['--run-dir', `${lab.directory}/other`, '--bpffs', `${lab.directory}/other-bpf`];
+    const words = [...own, '--config', agent.configPath, 'agent'];
     const { code, stderr } = await tryRun(
       ...inNetns(lab.node, 'capsh', [
         '--drop=cap_net_admin',

@@ -4,15 +4,18 @@
  */
 
 import { appendFileSync, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
+import { expect } from 'vitest';
 import { type Daemon, waitFor } from './exec.js';
 import { buildApp } from './image.js';
 import { type Lab, REMOTE } from './lab.js';
 import type { LabPod } from './pod.js';
 
-export type LoadKind = 'keepalive' | 'connects';
+/** Requests over one connection; a connection for each; connections alone, which no question of the proxy's delays. */
+export type LoadKind = 'keepalive' | 'connects' | 'handshakes';
 
 export interface Told {
+  readonly kind: LoadKind;
   /** Requests. */
   readonly done: number;
   readonly failures: number;
@@ -32,13 +35,18 @@ export interface LoadSpec {
 
 let loads = 0;
 
+interface Stream {
+  readonly kind: LoadKind;
+  readonly daemon: Daemon;
+}
+
 /** Several streams, told and ended together. */
 export class Load {
   readonly #control: string;
-  readonly #streams: readonly Daemon[];
+  readonly #streams: readonly Stream[];
   #told = 0;
 
-  private constructor(control: string, streams: readonly Daemon[]) {
+  private constructor(control: string, streams: readonly Stream[]) {
     this.#control = control;
     this.#streams = streams;
   }
@@ -51,9 +59,7 @@ export class Load {
     const app = await buildApp();
     const streams = specs.map(({ pod, kind, family, everyMs }, index) => {
       const words = ['load', kind, REMOTE[family], '80', String(everyMs * 1_000), control];
-      const name = `load-${loads}-${index}`;
-      const netns = pod.netns.slice(pod.netns.lastIndexOf('/') + 1);
-      return lab.daemon(netns, name, app, words);
+      return { kind, daemon: lab.daemon(basename(pod.netns), `load-${loads}-${index}`, app, words) };
     });
     const load = new Load(control, streams);
     await load.told();
@@ -65,9 +71,10 @@ export class Load {
     return this.#ask('.');
   }
 
+  /** The same, and ends it. */
   async stop(): Promise<Told[]> {
     const last = await this.#ask('q');
-    await Promise.all(this.#streams.map((stream) => stream.stop()));
+    await Promise.all(this.#streams.map(({ daemon }) => daemon.stop()));
     return last;
   }
 
@@ -75,12 +82,14 @@ export class Load {
     this.#told += 1;
     appendFileSync(this.#control, byte);
     return Promise.all(
-      this.#streams.map((stream) =>
+      this.#streams.map(({ kind, daemon }) =>
         waitFor(
-          `${stream.name} to tell`,
+          `${daemon.name} to tell`,
           () => {
-            const line = stream.log().split('\n')[this.#told - 1];
-            return line?.endsWith('}') === true ? (JSON.parse(line) as Told) : undefined;
+            const line = daemon.log().split('\n')[this.#told - 1];
+            return line?.endsWith('}') === true
+              ? { kind, ...(JSON.parse(line) as Omit<Told, 'kind'>) }
+              : undefined;
           },
           60_000,
         ),
@@ -90,11 +99,42 @@ export class Load {
 }
 
 /** Less than this is the noise of a busy machine. */
-const NOISE_MS = 20;
+const NOISE_MS = 40;
 /** A SYN that was lost comes again after a second: no limit may reach that. */
 const LOST_SYN_MS = 900;
 
 /** How long a pause may be, by the longest one that there was while nothing happened. */
-export function longestAllowedMs(undisturbedMs: number): number {
-  return Math.min(LOST_SYN_MS, 10 * Math.max(NOISE_MS, undisturbedMs));
+export class Pauses {
+  readonly #undisturbedMs: number;
+
+  private constructor(undisturbedMs: number) {
+    this.#undisturbedMs = undisturbedMs;
+  }
+
+  /** While the machine works as hard as it will when something is changed, and nothing is changed. */
+  static async undisturbed(load: Load, meanwhile: () => Promise<unknown>): Promise<Pauses> {
+    await load.told();
+    await meanwhile();
+    return new Pauses(Math.max(...(await load.told()).map(longestMs)));
+  }
+
+  get limitMs(): number {
+    return Math.min(LOST_SYN_MS, 10 * Math.max(NOISE_MS, this.#undisturbedMs));
+  }
+
+  /** No request failed, and none waited longer than a change may make it. Prints the longest. */
+  check(what: string, told: readonly Told[]): void {
+    const longest = Math.max(...told.map(longestMs));
+    process.stdout.write(
+      `${what}: longest pause ${longest} ms of ${told.reduce((sum, { done }) => sum + done, 0)} requests, undisturbed ` +
+        `${this.#undisturbedMs} ms, allowed ${this.limitMs} ms\n`,
+    );
+    expect(told.filter(({ failures }) => failures > 0)).toEqual([]);
+    expect(longest).toBeLessThan(this.limitMs);
+  }
+}
+
+/** What the datapath is to answer for: a request of `connects` waits for the proxy's question as well. */
+function longestMs({ kind, slowestDialMs, slowestMs }: Told): number {
+  return kind === 'keepalive' ? slowestMs : slowestDialMs;
 }

@@ -17,6 +17,9 @@ import {
   VERSIONS,
 } from './cni-plugin-lab.js';
 
+/** What starting a process may add to a promised time on a busy machine. */
+const SLACK_MS = 500;
+
 let folder: string;
 let agents: AgentStandIn[];
 
@@ -332,7 +335,7 @@ describe('an agent that is away', () => {
     const run = await call('ADD', { timeoutMs: 300 });
     expect(errorOf(run)).toMatchObject({ code: 11, msg: expect.stringContaining('no answer in time') });
     expect(run.tookMs).toBeGreaterThanOrEqual(300);
-    expect(run.tookMs).toBeLessThan(5_000);
+    expect(run.tookMs).toBeLessThan(300 + SLACK_MS);
   });
 
   test('open: ADD passes, and says so on stderr', async () => {
@@ -355,6 +358,13 @@ describe('an agent that is away', () => {
     expect(await call('CHECK', { timeoutMs: 50, failure: 'open' })).toMatchObject({ stdout: '', code: 0 });
   });
 
+  test('STATUS of an agent that hangs fails within a second', async () => {
+    await agent(() => undefined);
+    const run = await call('STATUS', { timeoutMs: 60_000 });
+    expect(errorOf(run)).toMatchObject({ code: 50 });
+    expect(run.tookMs).toBeLessThan(1_000 + SLACK_MS);
+  });
+
   test('STATUS is 50 when closed, and fine when open', async () => {
     const closed = await call('STATUS');
     expect(errorOf(closed)).toMatchObject({ code: 50, msg: expect.stringContaining(socket()) });
@@ -365,7 +375,7 @@ describe('an agent that is away', () => {
     const run = await call('DEL', { timeoutMs: 60_000 });
     expect(run).toMatchObject({ stdout: '', code: 0 });
     expect(logged(run)).toMatchObject([{ level: 'warn', msg: expect.stringContaining('did not answer') }]);
-    expect(run.tookMs).toBeLessThan(5_000);
+    expect(run.tookMs).toBeLessThan(SLACK_MS);
   });
 
   test('DEL waits half a second for an agent that hangs', async () => {
@@ -373,7 +383,7 @@ describe('an agent that is away', () => {
     const run = await call('DEL', { timeoutMs: 60_000 });
     expect(run).toMatchObject({ stdout: '', code: 0 });
     expect(run.tookMs).toBeGreaterThanOrEqual(500);
-    expect(run.tookMs).toBeLessThan(5_000);
+    expect(run.tookMs).toBeLessThan(500 + SLACK_MS);
   });
 
   test('GC reports that nothing was collected', async () => {

@@ -408,11 +408,12 @@ static int reuse(const char *ip, const char *port, int from, int count) {
     return failures > 0;
 }
 
-/* Traffic without an end: requests over one connection, or a connection for each (`connects`). For every byte by which
+/* Traffic without an end: requests over one connection, or a connection for each (`connects`), or connections without
+ * a request (`handshakes`, which no proxy can delay by a question of its own). For every byte by which
  * the file `control` grows it tells what has been since the last time, and begins anew; a `q` in it ends it. */
 static int load(const char *kind, const char *ip, const char *port, int interval_us, const char *control) {
     struct target target = parse_target(ip, port);
-    int each = strcmp(kind, "connects") == 0, fd = -1, done = 0, failures = 0, last = 0, ending = 0;
+    int asks = strcmp(kind, "handshakes") != 0, each = strcmp(kind, "keepalive") != 0, fd = -1, done = 0, failures = 0, last = 0, ending = 0;
     FILE *file = fopen(control, "r");
     double slowest_dial = 0, slowest = 0;
 
@@ -425,7 +426,7 @@ static int load(const char *kind, const char *ip, const char *port, int interval
             slowest_dial = now_ms() - begun > slowest_dial ? now_ms() - begun : slowest_dial;
         }
         errno = fd < 0 ? errno : 0;
-        int bad = fd < 0 || one_request(fd, done);
+        int bad = fd < 0 || (asks && one_request(fd, done));
         failures += bad;
         last = bad ? errno : last;
         done++;
@@ -696,7 +697,7 @@ int main(int count, char **words) {
     fprintf(stderr,
             "usage: app pause | serve PORT... | first {IP PORT}... | dial IP PORT | fetch|push IP PORT BYTES |\n"
             "           keepalive|connects IP PORT COUNT INTERVAL_US | reuse IP PORT LOCALPORT COUNT |\n"
-            "           load keepalive|connects IP PORT INTERVAL_US FILE | hold IP PORT FILE | spoof SRC IP PORT COUNT "
+            "           load KIND IP PORT INTERVAL_US FILE | hold IP PORT FILE | spoof SRC IP PORT COUNT "
             "| frames LINK | flood LINK COUNT\n");
     return 2;
 }
