@@ -105,7 +105,10 @@ async function start(
   );
   log.info({ takenOver: programs.takenOver, bpffs: options.bpffs }, 'BPF programs ready');
   const socket = opened.add(new RouteSocket(), (handle) => handle.close());
-  const store = new PodStore({ criServiceAccount: config.sources.cri?.serviceAccount });
+  const store = new PodStore({
+    criServiceAccount: config.sources.cri?.serviceAccount,
+    rememberMs: config.identity.rememberSeconds * 1_000,
+  });
   const sources = openSources(config, options.runDir, store, log);
   const expected = new Set(sources.map((source) => source.name));
   const synced = () => [...expected].every((name) => store.syncedSources().has(name));
@@ -216,7 +219,6 @@ async function start(
     node: config.node,
     synced,
     sources,
-    nowMs: Date.now,
   });
   const metrics = opened.add(new Metrics({ store, datapath, sources, version: packageVersion() }), (handle) =>
     handle.close(),

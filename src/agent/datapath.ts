@@ -92,5 +92,6 @@ export function createReconciler(parts: {
     starting: parts.starting,
     log,
     nowMs: Date.now,
+    rememberMs: config.identity.rememberSeconds * 1_000,
   });
 }

@@ -29,6 +29,8 @@ export interface Config {
   };
   /** In order of precedence. */
   readonly instances: readonly Instance[];
+  /** For how long a pod that has gone is remembered. */
+  readonly identity: { readonly rememberSeconds: number };
   /** What the file adds; `runtimeKindOf` knows the built-in names. */
   readonly runtimes: { readonly handlers: Readonly<Record<string, RuntimeKind>> };
   readonly api: { readonly allow: readonly AllowedCaller[] };

@@ -2,6 +2,7 @@
 
 import { z } from 'zod';
 import { MASKED_MARK, type Mark, parseMark } from '../net/mark.js';
+import { REMEMBERED_MS } from '../pods/gone-pods.js';
 import { RUNTIME_KINDS, SERVICE_ACCOUNT_NAME } from '../pods/pod.js';
 import { CNI_DEFAULTS, type ListenerAddress, LOG_LEVELS } from './config.js';
 import { parseListenerAddress } from './listeners.js';
@@ -181,6 +182,13 @@ export function configSchema(hostname: string) {
       .min(1, { error: 'at least one instance' })
       .max(MAX_INSTANCES, { error: `at most ${MAX_INSTANCES} instances` })
       .prefault([{ name: 'default', outbound: '127.0.0.1:15001', inbound: '127.0.0.1:15006' }]),
+    identity: section({
+      rememberSeconds: integer(1, 3_600)
+        .default(REMEMBERED_MS / 1_000)
+        .describe(
+          'For how long the flows of a pod that has gone are still answered, as those of a pod that ends.',
+        ),
+    }).prefault({}),
     runtimes: section({
       handlers: z
         .record(z.string(), oneOf(RUNTIME_KINDS), { error: 'a mapping of handler or runtime type to kind' })

@@ -2,7 +2,7 @@
  * The endpoint tables in the kernel: which interface is which pod, under which addresses.
  *
  * Ids are never reused: row 0 of `workloads` remembers the last one given out, across agents. A pod keeps its row,
- * and with it id and generation, for as long as a source knows it and 60 s longer; enrolled anew, its generation
+ * and with it id and generation, for as long as a source knows it and a while longer; enrolled anew, its generation
  * grows.
  */
 

@@ -1,10 +1,8 @@
 /** Whose flow is this? Answered from what the datapath recorded, else from the source address, never by a guess. */
 
-import type { Clock } from '../base/clock.js';
 import type { FlowRecord } from '../datapath/flows.js';
 import { formatSocketAddress, type SocketAddress } from '../net/socket-address.js';
 import { authoritiesAmong, isConfirmed } from '../pods/confirmation.js';
-import { REMEMBERED_MS } from '../pods/gone-pods.js';
 import type { Pod, PodUid } from '../pods/pod.js';
 import type { PodStore } from '../pods/pod-store.js';
 import type { PodSource } from '../pods/source.js';
@@ -50,8 +48,6 @@ export interface IdentityOptions extends WorkloadPlace {
   readonly synced: () => boolean;
   /** Those that are configured. */
   readonly sources: readonly Source[];
-  /** Unix time, milliseconds. */
-  readonly nowMs: Clock;
 }
 
 type Source = Pick<PodSource, 'name' | 'lastError'>;
@@ -104,7 +100,7 @@ export class IdentityService {
   }
 
   /**
-   * A pod by its UID, also for 60 s after it went. Without SPIFFE ID and service account while no authority has told
+   * A pod by its UID, also after it went, for as long as the store remembers it. Without SPIFFE ID and service account while no authority has told
    * of it, and where none is known. Throws IdentityError.
    */
   workload(uid: PodUid): { readonly pod: Pod; readonly workload: Workload } {
@@ -172,7 +168,7 @@ export class IdentityService {
   }
 
   #podNow(uid: PodUid): { readonly pod: Pod; readonly state: WorkloadState } | undefined {
-    const { store, nowMs } = this.#options;
+    const { store } = this.#options;
     const live = store.get(uid);
     // Gone for the authority, while a source that cannot name it still lists it: its flows are those of a pod that ends.
     const departed = live === undefined || this.#isConfirmed(live) ? undefined : store.departed(uid);
@@ -180,9 +176,7 @@ export class IdentityService {
       return { pod: live, state: 'LIVE' };
     }
     const removed = departed ?? store.removed(uid);
-    return removed === undefined || nowMs() - removed.atMs > REMEMBERED_MS
-      ? undefined
-      : { pod: removed.pod, state: 'TERMINATING' };
+    return removed === undefined ? undefined : { pod: removed.pod, state: 'TERMINATING' };
   }
 
   #isConfirmed(pod: Pod): boolean {

@@ -4,7 +4,7 @@ import { type InterceptionDefaults, interceptionOf } from '../pods/annotations.j
 import { appOf, type FailurePolicy, type Pod, type RuntimeKind, spiffeIdOf } from '../pods/pod.js';
 import type { EndpointStatus, InterfaceStatus } from '../reconcile/status.js';
 
-/** TERMINATING: the pod has gone less than 60 s ago. */
+/** TERMINATING: the pod has gone, and is remembered. */
 export type WorkloadState = 'LIVE' | 'TERMINATING';
 
 /** What is not known is an empty text; a pod that was never enrolled has generation 0. */

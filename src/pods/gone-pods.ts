@@ -4,13 +4,16 @@
  * - departed: one of the sources that knew the pod has dropped it, another still names it. The pod lives.
  * - the change `remove`: the last source has dropped the pod. Listeners hear of it once.
  * - removed: the pod from then on.
- * Departed and removed pods are remembered here, each for REMEMBERED_MS or until it is back.
+ * Departed and removed pods are remembered here, each for a time that is configured or until it is back.
  */
 
 import type { Clock } from '../base/clock.js';
 import type { Pod, PodUid } from './pod.js';
 
-/** How long a pod that has gone is remembered: its name here, its row in the kernel, its flows by identity. */
+/**
+ * How long a pod that has gone is remembered: its name here, its row in the kernel, its flows by identity. What
+ * `identity.rememberSeconds` is where nobody sets it.
+ */
 export const REMEMBERED_MS = 60_000;
 
 export interface GonePod {
@@ -24,19 +27,21 @@ type Gone = GonePod & { readonly kind: 'departed' | 'removed' };
 
 export class GonePods {
   readonly #nowMs: Clock;
+  readonly #rememberMs: number;
   /** In the order of their going. */
   readonly #gone = new Map<PodUid, Gone>();
 
-  constructor(nowMs: Clock) {
+  constructor(nowMs: Clock, rememberMs = REMEMBERED_MS) {
     this.#nowMs = nowMs;
+    this.#rememberMs = rememberMs;
   }
 
-  /** A pod that the last source dropped less than 60 s ago, and that did not come back. */
+  /** A pod that the last source dropped within that time, and that did not come back. */
   removed(uid: PodUid): GonePod | undefined {
     return this.#find(uid, 'removed');
   }
 
-  /** A live pod as it was before one of its sources dropped it, less than 60 s ago. */
+  /** A live pod as it was before one of its sources dropped it, within that time. */
   departed(uid: PodUid): GonePod | undefined {
     return this.#find(uid, 'departed');
   }
@@ -59,7 +64,7 @@ export class GonePods {
 
   /** They stand in the order of their going, so the first young one ends the search. */
   forgetOld(): void {
-    const oldestMs = this.#nowMs() - REMEMBERED_MS;
+    const oldestMs = this.#nowMs() - this.#rememberMs;
     for (const [uid, { atMs }] of this.#gone) {
       if (atMs > oldestMs) {
         break;

@@ -31,12 +31,19 @@ export class PodStore {
   #revision = 0;
 
   /**
-   * `nowMs` is the clock that pods which went are forgotten by, `criServiceAccount` that of pods whose own no source
+   * `nowMs` is the clock that pods which went are forgotten by, after `rememberMs`; `criServiceAccount` that of pods whose own no source
    * knows, where the CRI tells of them. Default: such a pod has none.
    */
-  constructor(options: { nowMs?: Clock; epoch?: string; criServiceAccount?: string | undefined } = {}) {
+  constructor(
+    options: {
+      nowMs?: Clock;
+      rememberMs?: number;
+      epoch?: string;
+      criServiceAccount?: string | undefined;
+    } = {},
+  ) {
     this.#criServiceAccount = options.criServiceAccount;
-    this.#gone = new GonePods(options.nowMs ?? Date.now);
+    this.#gone = new GonePods(options.nowMs ?? Date.now, options.rememberMs);
     this.epoch = options.epoch ?? randomUUID();
   }
 
@@ -135,12 +142,12 @@ export class PodStore {
     return [...(this.#byIp.get(ip) ?? [])];
   }
 
-  /** A pod that went less than 60 s ago and did not come back. */
+  /** A pod that went, is remembered and did not come back. */
   removed(uid: PodUid): GonePod | undefined {
     return this.#gone.removed(uid);
   }
 
-  /** A live pod as it was before one of its sources dropped it, less than 60 s ago. */
+  /** A live pod as it was before one of its sources dropped it, while that is remembered. */
   departed(uid: PodUid): GonePod | undefined {
     return this.#gone.departed(uid);
   }

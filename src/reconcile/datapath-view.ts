@@ -17,7 +17,7 @@ export interface DatapathView {
   onFlowEvent(listener: (event: FlowEvent) => void): () => void;
   endpoints(): readonly EndpointStatus[];
   endpointOf(uid: PodUid): EndpointStatus | undefined;
-  /** Also answers for endpoints that were removed in the last 60 s. */
+  /** Also answers for endpoints that were removed, while their pod is remembered. */
   podOfEndpoint(endpointId: number, generation: number): PodUid | undefined;
   /** Whether the kernel has an endpoint of this generation now, so that no other pod sends from its interface. */
   isLiveEndpoint(endpointId: number, generation: number): boolean;

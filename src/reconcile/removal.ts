@@ -40,6 +40,8 @@ export interface RemovalOptions {
   readonly proofs: Pick<Proofs, 'removeInterface'>;
   readonly log: Pick<Log, 'info' | 'warn'>;
   readonly nowMs: Clock;
+  /** For how long a pod that no source knows keeps its row. Default REMEMBERED_MS. */
+  readonly rememberMs?: number;
 }
 
 export class Removal {
@@ -118,9 +120,9 @@ export class Removal {
     this.#unknownSince.delete(uid);
   }
 
-  /** Forgets the pods that no source has known for REMEMBERED_MS. */
+  /** Forgets the pods that no source has known for `rememberMs`. */
   forgetGone(): void {
-    const { store, tables, nowMs } = this.#options;
+    const { store, tables, nowMs, rememberMs = REMEMBERED_MS } = this.#options;
     for (const { uid } of tables.rows()) {
       if (store.get(uid) !== undefined) {
         this.#unknownSince.delete(uid);
@@ -128,7 +130,7 @@ export class Removal {
       }
       const since = this.#unknownSince.get(uid) ?? nowMs();
       this.#unknownSince.set(uid, since);
-      if (nowMs() - since >= REMEMBERED_MS) {
+      if (nowMs() - since >= rememberMs) {
         tables.forget(uid);
         this.remember(uid);
       }

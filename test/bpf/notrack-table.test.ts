@@ -52,7 +52,7 @@ const table = () => nft('list', 'table', 'inet', 'nodesentry');
 const handles = () => nft('-a', 'list', 'table', 'inet', 'nodesentry');
 
 describe('the table', () => {
-  it('takes intercepted packets and their replies out of connection tracking', async () => {
+  it('has rules, in their order, by which intercepted packets and their replies are not tracked', async () => {
     expect(await inside.ensure(SETTINGS)).toEqual(CREATED);
     const text = table().replaceAll(/\s+/g, ' ');
     expect(text).toContain('elements = { 10.66.0.3, 10.66.0.20 }');
@@ -74,7 +74,7 @@ describe('the table', () => {
     expect(text.match(/notrack/g)).toHaveLength(4);
   });
 
-  it('resets what our program left to connection tracking and that does not know', async () => {
+  it('has a rule that resets what our program left to connection tracking and that does not know', async () => {
     await inside.ensure(SETTINGS);
     const text = table()
       .replaceAll(/\s+/g, ' ')
@@ -88,7 +88,7 @@ describe('the table', () => {
     );
   });
 
-  it('takes a foreign bit off right before routing, and gives the mark back to what is ours', async () => {
+  it('has rules right before routing that take a foreign bit off and give the mark back to what is ours', async () => {
     await inside.ensure(SETTINGS);
     const text = table()
       .replaceAll(/\s+/g, ' ')
@@ -137,8 +137,15 @@ describe('the table', () => {
 });
 
 describe('what somebody did to the table is undone', () => {
+  const find = (pattern: RegExp): RegExpExecArray => {
+    const found = pattern.exec(handles());
+    if (found === null) {
+      throw new Error(`nothing to do damage to: ${pattern} is not in\n${handles()}`);
+    }
+    return found;
+  };
   const handleOf = (comment: string) =>
-    new RegExp(`comment "${comment}[^"]*" # handle (\\d+)`).exec(handles())?.[1] ?? '';
+    find(new RegExp(`comment "${comment}[^"]*" # handle (\\d+)`))[1] ?? '';
   const inet = ['inet', 'nodesentry'];
 
   it.each([
@@ -151,7 +158,7 @@ describe('what somebody did to the table is undone', () => {
     [
       'a rule replaced under the same comment',
       () => {
-        const comment = /comment ("output replies IPv4[^"]*")/.exec(handles())?.[1] ?? '';
+        const [, comment = ''] = find(/comment ("output replies IPv4[^"]*")/);
         nft(
           'replace',
           'rule',
@@ -168,7 +175,7 @@ describe('what somebody did to the table is undone', () => {
     [
       'two rules in the other order',
       () => {
-        const [, rule = '', handle = ''] = /(ip saddr @pods4 .*) # handle (\d+)/.exec(handles()) ?? [];
+        const [, rule = '', handle = ''] = find(/(ip saddr @pods4 .*) # handle (\d+)/);
         nft('delete', 'rule', ...inet, 'prerouting', 'handle', handle);
         nft(`add rule inet nodesentry prerouting ${rule}`);
       },

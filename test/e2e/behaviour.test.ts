@@ -3,6 +3,8 @@
 import { appendFileSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import type { WatchLine } from '../../src/api/messages.js';
+import { Capture, flowOf, POD_TCP } from '../lab/capture.js';
 import { Containerd } from '../lab/containerd.js';
 import { Daemon, inNetns, run, runIn, script, waitFor } from '../lab/exec.js';
 import { buildApp } from '../lab/image.js';
@@ -21,7 +23,11 @@ const INSTANCES = [
   { name: 'default', outbound: ['127.0.0.1:15001', '[::1]:15001'] },
 ];
 
+/** A SYN that is lost comes again after a second: what is promised within milliseconds took no second try. */
+const AT_ONCE_MS = 200;
+
 let lab: Lab;
+let wire: Capture;
 let containerd: Containerd;
 let bridge: Containerd;
 let agent: TestAgent;
@@ -33,6 +39,7 @@ let described: object[];
 beforeAll(async () => {
   lab = await Lab.create();
   await lab.serve();
+  wire = await Capture.start(lab, lab.node, 'uplink', POD_TCP);
   [containerd, bridge] = [await Containerd.start(lab, 'ptp'), await Containerd.start(lab, 'bridge')];
   agent = new TestAgent(lab, {
     sources: {
@@ -74,6 +81,21 @@ async function podOf(app: string, annotations: Record<string, string> = {}): Pro
   return pod;
 }
 
+/** What has left the node from the pod's own address, IPv4 and IPv6: nothing, where all went through a proxy. */
+async function pastTheProxy(pod: LabPod): Promise<string[]> {
+  const six = pod.ips[6].split(':');
+  const groups = six.flatMap((group) => (group === '' ? Array(9 - six.length).fill('') : [group]));
+  const own = [`${pod.ips[4]}:`, `[${groups.map((group) => group.padStart(4, '0')).join(':')}]:`];
+  const flows = (await wire.all()).map(flowOf);
+  return flows.filter((flow) => own.some((start) => flow.startsWith(start)));
+}
+
+/** The server behind saw somebody, and not the pod. */
+function expectNotSeen(dialled: Record<string, unknown>, ip: string): void {
+  expect(dialled.server).toEqual(expect.objectContaining({ peer: expect.any(String) }));
+  expect(JSON.stringify(dialled.server)).not.toContain(ip);
+}
+
 async function adopted(instance: string): Promise<void> {
   await waitFor(`the listener of ${instance} to be adopted`, async () =>
     (await agent.client.status()).listeners.some(
@@ -85,20 +107,36 @@ async function adopted(instance: string): Promise<void> {
 describe('without a listener', () => {
   it('closed: the app is refused at once, counted, and told apart in flows', async () => {
     const pod = await podOf('behind-nobody');
+    const told: WatchLine[] = [];
+    const follow = new AbortController();
+    const opened = new Promise<void>((resolve) => {
+      (async () => {
+        for await (const line of agent.client.followFlows(follow.signal, resolve)) {
+          told.push(line);
+        }
+      })().catch((error: unknown) => told.push(error as WatchLine));
+    });
+    await opened;
     const refused = reply(await pod.app(['dial', REMOTE[4], '80']));
     expect(refused).toMatchObject({ ok: false, failed: 'connect', error: 'ECONNREFUSED' });
-    expect(Number(refused.ms)).toBeLessThan(900); // a lost SYN would come again after a second
+    expect(Number(refused.ms)).toBeLessThan(AT_ONCE_MS);
+    expect(await pastTheProxy(pod)).toEqual([]);
     expect(await agent.packets(pod.name)).toMatchObject({ NO_LISTENER_RESET: 1 });
+    await waitFor('the refusal among the flows', () => told.length > 0);
+    follow.abort();
+    expect(told).toMatchObject([{ verdict: 'NO_LISTENER_RESET', podName: pod.name, dst: `${REMOTE[4]}:80` }]);
   });
 
   it('a family without a listener of its own is refused as well, and status says so', async () => {
     const pod = await podOf('behind-nobody');
     const refused = reply(await pod.app(['dial', REMOTE[6], '80']));
     expect(refused).toMatchObject({ ok: false, error: 'ECONNREFUSED' });
+    expect(Number(refused.ms)).toBeLessThan(AT_ONCE_MS);
+    expect(await pastTheProxy(pod)).toEqual([]);
     const { listeners } = await agent.client.status();
     const six = listeners.find(({ instance, family }) => instance === 'nobody' && family === 6);
     expect(six).toMatchObject({ adopted: false, failure: 'closed' });
-    expect((await agent.cli('status')).stdout).toContain('closed');
+    expect((await agent.cli('status')).stdout).toMatch(/nobody +outbound +IPv6 .*NO .*are reset/);
   });
 
   it('open: the app gets straight through, and it is counted', async () => {
@@ -107,6 +145,7 @@ describe('without a listener', () => {
     expect(dialled).toMatchObject({ ok: true, server: { peer: `${pod.ips[4]}:${dialled.localPort}` } });
     expect(await agent.packets(pod.name)).toMatchObject({ NO_LISTENER_OPEN: 1 });
     expect((await agent.packets(pod.name)).NO_LISTENER_RESET ?? 0).toBe(0);
+    expect(await pastTheProxy(pod), 'what the capture shows of a pod that gets through').not.toEqual([]);
   });
 
   it('a proxy that dies and comes back is adopted again without being announced', async () => {
@@ -117,7 +156,11 @@ describe('without a listener', () => {
     );
     await proxy.start();
     await adopted('default');
-    expect(reply(await web.app(['dial', REMOTE[4], '80']))).toMatchObject({ ok: true });
+    const dialled = reply(await web.app(['dial', REMOTE[4], '80']));
+    expect(dialled).toMatchObject({ ok: true });
+    expectNotSeen(dialled, web.ips[4]);
+    await proxy.flowFrom(`${web.ips[4]}:${dialled.localPort}`);
+    expect(await pastTheProxy(web)).toEqual([]);
   });
 });
 
@@ -224,6 +267,7 @@ describe('other proxies, none of them told anything', () => {
     expect(said).toMatch(
       new RegExp(`^${pod.ips[4].replaceAll('.', '\\.')}:\\d+ ${REMOTE[4].replaceAll('.', '\\.')}:80\\n$`),
     );
+    expect(await pastTheProxy(pod)).toEqual([]);
   });
 
   it('whoever has taken the address of a proxy without being its owner gets no connection of a pod', async () => {
@@ -241,6 +285,7 @@ describe('other proxies, none of them told anything', () => {
     });
     expect(reply(await pod.app(['dial', REMOTE[4], '80']))).toMatchObject({ ok: false });
     expect(server.log()).not.toContain(pod.ips[4]);
+    expect(await pastTheProxy(pod)).toEqual([]);
     const { stdout } = await agent.cli('status');
     expect(stdout).toMatch(/taken +outbound +IPv4 +\[::\]:15015 +NO +are reset .*held by uid 65534/);
   });
@@ -257,6 +302,7 @@ describe('other proxies, none of them told anything', () => {
     });
     const dialled = reply(await pod.app(['connects', REMOTE[4], '80', '60', '1000'], 60_000));
     expect(dialled).toMatchObject({ ok: true, done: 60, failures: 0 });
+    expect(await pastTheProxy(pod)).toEqual([]);
   });
 
   it('HAProxy passes on to the original destination', async () => {
@@ -267,6 +313,7 @@ describe('other proxies, none of them told anything', () => {
     await adopted('haproxy');
     const fetched = reply(await pod.app(['fetch', REMOTE[4], '80', '5000000']));
     expect(fetched).toMatchObject({ ok: true, bytes: 5_000_000 });
+    expect(await pastTheProxy(pod)).toEqual([]);
   });
 
   it('one dual-stack listener serves both families', async () => {
@@ -282,6 +329,8 @@ describe('other proxies, none of them told anything', () => {
         local: `${bracket(REMOTE[family])}:80`,
       });
     }
+    // The remote would have said the same of both addresses.
+    expect(await pastTheProxy(pod)).toEqual([]);
   });
 
   /** With the host's tools in the pod's namespace. */
@@ -315,8 +364,13 @@ describe('under SYN cookies', () => {
     try {
       const pod = pods.get(name) ?? web;
       for (const family of [4, 6] as const) {
-        expect(reply(await pod.app(['dial', REMOTE[family], '80']))).toMatchObject({ ok: true });
+        const dialled = reply(await pod.app(['dial', REMOTE[family], '80']));
+        expect(dialled).toMatchObject({ ok: true });
+        expectNotSeen(dialled, pod.ips[family]);
+        const ip = family === 6 ? `[${pod.ips[6]}]` : pod.ips[4];
+        await proxy.flowFrom(`${ip}:${dialled.localPort}`);
       }
+      expect(await pastTheProxy(pod)).toEqual([]);
       expect((await agent.packets(name)).SYN_COOKIE).toBeGreaterThan(0);
     } finally {
       await runIn(lab.node, 'sysctl', ['-qw', 'net.ipv4.tcp_syncookies=1']);
@@ -331,12 +385,14 @@ describe('ports in TIME_WAIT', () => {
     await agent.reaches('redial', 'INTERCEPTED');
     const again = reply(await pod.app(['reuse', REMOTE[4], '80', '33333', '5']));
     expect(again).toMatchObject({ ok: true, failures: 0 });
-    expect(Number(again.slowestMs)).toBeLessThan(900);
+    expect(Number(again.slowestMs)).toBeLessThan(AT_ONCE_MS);
+    expect(proxy.flows().filter(({ peer }) => peer === `${pod.ips[4]}:33333`)).toHaveLength(5);
+    expect(await pastTheProxy(pod)).toEqual([]);
   });
 });
 
 describe('pods that cannot be intercepted', () => {
-  it('are REFUSED with the reason, and never passed over in silence', async () => {
+  it('are REFUSED, each with its reason', async () => {
     const netns = `nsl-${lab.id}-mac`;
     await script(
       undefined,
@@ -393,6 +449,8 @@ describe('who it is', () => {
 
   it('a pod that goes is taken out, and its flows resolve as TERMINATING', async () => {
     const pod = await podOf('short-lived');
+    const [carried] = (await agent.workload(pod.name))?.interception.interfaces ?? [];
+    expect(agent.endpoints()).toContain(carried?.ifindex);
     const dialled = reply(await pod.app(['dial', REMOTE[4], '80']));
     const query = {
       proto: 'tcp',
@@ -401,6 +459,7 @@ describe('who it is', () => {
     } as const;
     await pod.stop();
     await waitFor('the pod to be forgotten', async () => (await agent.workload(pod.name)) === undefined);
+    await waitFor('its endpoint to go', () => !agent.endpoints().includes(carried?.ifindex ?? 0));
     expect(await agent.client.resolve(query)).toMatchObject({
       workload: { podName: pod.name, state: 'TERMINATING' },
     });

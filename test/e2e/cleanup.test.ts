@@ -1,10 +1,15 @@
 /** After `cleanup` the node is as it was before the agent first started, compared piece by piece. */
 
-import { existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, it } from 'vitest';
+import { MANIFEST } from '../../src/datapath/manifest.js';
+import { CLSACT } from '../../src/kernel/clsact.js';
+import { BpfLink, BpfMap, BpfProgram, queryClsact, queryTcx } from '../../src/native/bpf.js';
+import { closeFd } from '../../src/native/descriptors.js';
+import { openNamespace, withNetns } from '../../src/native/namespaces.js';
 import { Containerd } from '../lab/containerd.js';
-import { inNetns, runIn, tryRun, waitFor } from '../lab/exec.js';
+import { run, runIn, tryRun, waitFor } from '../lab/exec.js';
 import { Lab, REMOTE } from '../lab/lab.js';
 import { type LabPod, reply } from '../lab/pod.js';
 import { enrolled, TestAgent, TestProxy } from './agent.js';
@@ -57,10 +62,9 @@ async function callsUs(): Promise<boolean> {
   return info.cniconfig?.includes('nodesentry-cni') === true;
 }
 
-/** Everything a program or rule of ours could stand in, as text; counters left out. */
+/** Everything a program or rule of ours could stand in, as text; counters left out. A command that fails, fails the test. */
 async function node(): Promise<Record<string, string>> {
-  const show = async (command: string, ...args: string[]) =>
-    (await tryRun(...inNetns(lab.node, command, args))).stdout;
+  const show = (command: string, ...args: string[]) => runIn(lab.node, command, args);
   return {
     rules4: await show('ip', 'rule'),
     rules6: await show('ip', '-6', 'rule'),
@@ -69,33 +73,96 @@ async function node(): Promise<Record<string, string>> {
     qdiscs: await show('tc', 'qdisc', 'show'),
     nft: await show('nft', 'list', 'ruleset'),
     net: await show('bpftool', 'net'),
+    attached: JSON.stringify(await attached()),
     conflist: readFileSync(conflist, 'utf8'),
     plugin: String(existsSync(plugin)),
-    // Others on this machine load programs too: ours are known by name.
-    programs: await show(
-      'sh',
-      '-c',
-      'bpftool prog | grep -E "pod_egress|bridge_steer|socket_lookup" | cut -d" " -f2-6',
-    ),
-    maps: await show(
-      'sh',
-      '-c',
-      'bpftool map | grep -E "name (endpoints|sources|workloads|listeners|flows|counters|events) " | cut -d" " -f2-6',
-    ),
-    sysctls: await show(
-      'sh',
-      '-c',
-      'sysctl -a 2>/dev/null | grep -E "^net\\.(ipv4|ipv6|netfilter|bridge)\\." | grep -vE "nf_conntrack_count|tcp_mem|random|route.gc"',
-    ),
-    bpffs: await show(
-      'sh',
-      '-c',
-      `grep ${lab.directory} /proc/self/mounts | grep bpf; ls ${lab.directory}/bpf 2>/dev/null`,
-    ),
+    // What another process of this machine counts is not compared.
+    sysctls: (await show('sysctl', '-ar', '^net\\.(ipv4|ipv6|netfilter|bridge)\\.'))
+      .split('\n')
+      .filter((line) => !/nf_conntrack_count|tcp_mem|random|route.gc/.test(line))
+      .join('\n'),
+    mounts: readFileSync('/proc/self/mounts', 'utf8')
+      .split('\n')
+      .filter((line) => line.includes(lab.directory) && line.includes(' bpf '))
+      .join('\n'),
+    bpffs: existsSync(agent.bpffs) ? readdirSync(agent.bpffs).join(' ') : '',
   };
 }
 
-it('leaves rules, routes, tc, nftables, programs, maps and sysctls as they were', async () => {
+/** Programs at the node's interfaces, by their ids: this bpftool knows nothing of tcx. */
+async function attached(): Promise<object[]> {
+  const links = JSON.parse(await runIn(lab.node, 'ip', ['-j', 'link'])) as {
+    ifindex: number;
+    ifname: string;
+  }[];
+  const netns = openNamespace(`/run/netns/${lab.node}`);
+  try {
+    return withNetns(netns, () =>
+      links.map(({ ifindex, ifname }) => ({
+        ifname,
+        tcx: (['ingress', 'egress'] as const).flatMap((direction) => queryTcx(ifindex, direction)),
+        clsact: (['ingress', 'egress'] as const).map((direction) => queryClsact(ifindex, direction, CLSACT)),
+      })),
+    );
+  } finally {
+    closeFd(netns);
+  }
+}
+
+/** Ids of what the agent has in the kernel. */
+interface Ids {
+  readonly prog: ReadonlySet<number>;
+  readonly map: ReadonlySet<number>;
+  readonly link: ReadonlySet<number>;
+}
+
+/** All that is pinned, and what those programs refer to: a map need not be pinned to be there. */
+async function ours(): Promise<Ids> {
+  const ids = { prog: new Set<number>(), map: new Set<number>(), link: new Set<number>() };
+  const names = (kind: string) => readdirSync(join(agent.bpffs, 'v1', kind));
+  const each = <T extends { close(): void }>(
+    kind: string,
+    open: (path: string) => T,
+    note: (handle: T) => void,
+  ): void => {
+    for (const name of names(kind)) {
+      const handle = open(join(agent.bpffs, 'v1', kind, name));
+      note(handle);
+      handle.close();
+    }
+  };
+  each('maps', BpfMap.openPinned, ({ id }) => ids.map.add(id));
+  each('programs', BpfProgram.openPinned, ({ id }) => ids.prog.add(id));
+  each('links', BpfLink.openPinned, ({ id, programId }) => {
+    ids.link.add(id);
+    ids.prog.add(programId);
+  });
+  for (const id of ids.prog) {
+    const shown = JSON.parse(await run('bpftool', ['-j', 'prog', 'show', 'id', String(id)]));
+    for (const map of (shown as { map_ids?: number[] }).map_ids ?? []) {
+      ids.map.add(map);
+    }
+  }
+  return ids;
+}
+
+/** Those of them that the kernel still has. Another process may only get numbers that were never given out before. */
+async function left(ids: Ids): Promise<string[]> {
+  const found: string[] = [];
+  for (const kind of ['prog', 'map', 'link'] as const) {
+    for (const id of ids[kind]) {
+      const { code, stdout, stderr } = await tryRun('bpftool', [kind, 'show', 'id', String(id)]);
+      if (code === 0) {
+        found.push(`${kind} ${stdout.split('\n')[0]}`);
+      } else if (!/No such file or directory/.test(stderr)) {
+        throw new Error(`bpftool ${kind} show id ${id}: ${stderr}`);
+      }
+    }
+  }
+  return found;
+}
+
+it('leaves rules, routes, qdiscs, nftables, the chain of plugins and sysctls as they were, and no program, map or link', async () => {
   // WireGuard and some clouds set this: the agent then needs accept_local on pods' interfaces.
   await runIn(lab.node, 'sysctl', ['-qw', 'net.ipv4.conf.all.src_valid_mark=1']);
   const before = await node();
@@ -109,19 +176,16 @@ it('leaves rules, routes, tc, nftables, programs, maps and sysctls as they were'
     expect(reply(await pod.app(['dial', REMOTE[4], '80']))).toMatchObject({ ok: true });
   }
   const during = await node();
-  for (const piece of [
-    'rules4',
-    'rules6',
-    'nft',
-    'programs',
-    'maps',
-    'sysctls',
-    'bpffs',
-    'conflist',
-    'plugin',
-  ]) {
+  for (const piece of Object.keys(during).filter((name) => !['qdiscs', 'net'].includes(name))) {
     expect(during[piece], piece).not.toBe(before[piece]);
   }
+  const ids = await ours();
+  const pinned = Object.entries(MANIFEST.maps).filter(([, map]) => !('neverShared' in map));
+  expect([...ids.prog].length).toBeGreaterThanOrEqual(Object.keys(MANIFEST.programs).length);
+  expect([...ids.map].length).toBeGreaterThanOrEqual(pinned.length);
+  // Each pod's interface, the bridge of one, and the node's namespace.
+  expect([...ids.link].length).toBe(pods.length + 2);
+  expect(await left(ids)).toHaveLength(ids.prog.size + ids.map.size + ids.link.size);
 
   const refused = await agent.cli('cleanup');
   expect(refused.code).toBe(1);
@@ -133,7 +197,11 @@ it('leaves rules, routes, tc, nftables, programs, maps and sysctls as they were'
   expect(done.stderr).toBe('');
   expect(done.code).toBe(0);
   // The kernel frees programs and maps a moment after their last reference.
-  await waitFor('programs to be freed', async () => (await node()).programs === before.programs, 5_000);
+  const remaining = () => left(ids);
+  await waitFor('all of it to be freed', async () => (await remaining()).length === 0, 5_000).catch(
+    () => undefined,
+  );
+  expect(await remaining()).toEqual([]);
   expect(await node()).toEqual(before);
   // First of all: pods of the moment between would wait for an agent that is gone.
   const [first, second] = done.stdout.split('\n');

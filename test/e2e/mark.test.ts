@@ -2,7 +2,8 @@
 
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import { createNetwork } from '../lab/cni.js';
-import { runIn } from '../lab/exec.js';
+import { runIn, waitFor } from '../lab/exec.js';
+import { buildApp } from '../lab/image.js';
 import { Lab, REMOTE } from '../lab/lab.js';
 import { hostLinkOf, type PlainPod, runPlainPod } from '../lab/plain.js';
 import { type LabPod, reply } from '../lab/pod.js';
@@ -17,6 +18,7 @@ let proxy: TestProxy;
 let web: PlainPod;
 let plain: PlainPod;
 let plainLink: string;
+let webLink: string;
 
 beforeAll(async () => {
   lab = await Lab.create();
@@ -31,6 +33,7 @@ beforeAll(async () => {
   await agent.adopted(2);
   await agent.reaches('web', 'INTERCEPTED');
   plain = await runPlainPod(lab, ptp, 'plain');
+  webLink = await hostLinkOf(lab, web.netnsName);
   plainLink = await hostLinkOf(lab, plain.netnsName);
 }, 120_000);
 
@@ -106,6 +109,35 @@ describe("a packet of somebody else's that bears our bit", () => {
   });
 });
 
+/** Our table as somebody else could leave it, while the agent that would repair it is stopped. */
+async function withOurTable(change: (text: string) => string, body: () => Promise<void>): Promise<void> {
+  process.kill(agent.pid, 'SIGSTOP');
+  try {
+    const ours = await runIn(lab.node, 'nft', ['list', 'table', 'inet', 'nodesentry']);
+    const changed = change(ours);
+    expect(changed).not.toBe(ours);
+    await runIn(lab.node, 'nft', ['-f', '-'], { input: `delete table inet nodesentry\n${changed}` });
+    await body();
+  } finally {
+    process.kill(agent.pid, 'SIGCONT');
+  }
+  await waitFor('our table to be repaired', async () => {
+    const now = await runIn(lab.node, 'nft', ['list', 'table', 'inet', 'nodesentry']);
+    return change(now) !== now;
+  });
+}
+
+/** The pod dials until `isLost`: its packets are dropped, and it would wait long for an answer. */
+async function isLostBy(isLost: () => Promise<boolean>): Promise<void> {
+  const before = proxy.flows().length;
+  const words = ['dial', REMOTE[4], '80'];
+  const dialling = lab.daemon(web.netnsName, 'lost', await buildApp(), words);
+  await waitFor('the packet to be lost', isLost);
+  await dialling.stop('SIGKILL');
+  expect(dialling.log()).not.toContain('"ok":true');
+  expect(proxy.flows()).toHaveLength(before);
+}
+
 describe('beside rules of others an enrolled pod is intercepted', () => {
   it.each([
     [
@@ -121,6 +153,32 @@ describe('beside rules of others an enrolled pod is intercepted', () => {
     await others(`chain theirs {\n${chain}\n}`);
     await expectIntercepted(web, 4);
     await expectIntercepted(web, 6);
+  });
+
+  // What the two above would not tell if the rules of others did no harm in the first place.
+  it('which a reverse-path check by mark would undo, if our mark stayed on its packets', async () => {
+    await others(
+      `chain theirs {
+         type filter hook prerouting priority mangle + 10;
+         fib saddr . mark . iif oif missing counter drop comment "reverse path"
+       }`,
+    );
+    const keptMark = (text: string) =>
+      text.replaceAll(/(notrack) meta mark set meta mark & 0xffffffbf/g, '$1');
+    await withOurTable(keptMark, () => isLostBy(async () => (await met('reverse path')) > 0));
+    await expectIntercepted(web, 4);
+  });
+
+  it('which a rule that overwrites marks would undo, if its packets did not get ours back', async () => {
+    await others(
+      `chain theirs {
+         type filter hook prerouting priority mangle;
+         iifname "${webLink}" tcp dport 80 meta mark set 0x100 counter comment "overwritten"
+       }`,
+    );
+    const notGivenBack = (text: string) => text.replaceAll(/^\s*ct state untracked .*$/gm, '');
+    await withOurTable(notGivenBack, () => isLostBy(async () => (await met('overwritten')) > 1));
+    await expectIntercepted(web, 4);
   });
 
   it('and its packets are untracked in every chain of theirs', async () => {

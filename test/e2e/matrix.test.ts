@@ -1,10 +1,13 @@
 /**
  * {runc, runsc by containerd, microVM} x {ptp, bridge with br_netfilter 1, bridge with 0} x {IPv4, IPv6}: what the
- * proxy saw, who it was told it was, and 256 MiB that arrive as they were sent.
+ * proxy saw, who it was told it was, 256 MiB that arrive as they were sent, and that nothing of a pod leaves the node but
+ * through the proxy.
  */
 
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { Capture, flowOf, POD_TCP } from '../lab/capture.js';
 import { Containerd } from '../lab/containerd.js';
+import { runIn, waitFor } from '../lab/exec.js';
 import { Lab, REMOTE } from '../lab/lab.js';
 import { MicroVms } from '../lab/microvm.js';
 import { type LabPod, type LabRuntime, reply, type Topology } from '../lab/pod.js';
@@ -12,6 +15,11 @@ import { enrolled, staticPod, TestAgent, TestProxy } from './agent.js';
 
 const RUNTIMES: readonly LabRuntime[] = ['runc', 'runsc', 'rund'];
 const TRANSFER = 256 * 1024 * 1024;
+/** Of no pod. As `fd00:66::77` stands in a frame, so does it in what `flowOf` says of one. */
+const FORGED = {
+  4: { ip: '10.66.77.77', inFlow: '10.66.77.77:' },
+  6: { ip: 'fd00:66::77', inFlow: '[fd00:0066:0000:0000:0000:0000:0000:0077]:' },
+} as const;
 const TOPOLOGIES: readonly { topology: Topology; bridgeNetfilter: 0 | 1 }[] = [
   { topology: 'ptp', bridgeNetfilter: 1 },
   { topology: 'bridge', bridgeNetfilter: 1 },
@@ -24,6 +32,8 @@ describe.each(TOPOLOGIES)(
     let lab: Lab;
     let agent: TestAgent;
     let proxy: TestProxy;
+    /** Of the uplink: what pods sent past the proxy, and whatever is for a forged address, such as a proxy's answer. */
+    let wire: Capture;
     const pods = new Map<LabRuntime, LabPod>();
     const pod = (runtime: LabRuntime): LabPod => {
       const found = pods.get(runtime);
@@ -36,6 +46,15 @@ describe.each(TOPOLOGIES)(
     beforeAll(async () => {
       lab = await Lab.create({ bridgeNetfilter });
       await lab.serve();
+      wire = await Capture.start(
+        lab,
+        lab.node,
+        'uplink',
+        `(${POD_TCP}) or (tcp and (dst host ${FORGED[4].ip} or dst host ${FORGED[6].ip}))`,
+      );
+      // As that of a pod on another node: an answer to it would leave by the uplink, and not die for want of a route.
+      await runIn(lab.node, 'ip', ['route', 'add', `${FORGED[4].ip}/32`, 'via', '10.199.0.2']);
+      await runIn(lab.node, 'ip', ['route', 'add', `${FORGED[6].ip}/128`, 'via', 'fd00:199::2']);
       const containerd = await Containerd.start(lab, topology);
       const microvms = new MicroVms(lab, topology, containerd.network);
       agent = new TestAgent(lab, {
@@ -106,16 +125,23 @@ describe.each(TOPOLOGIES)(
       });
 
       it.each([4, 6] as const)(
-        'IPv%i: a forged source never reaches the proxy and is counted',
+        'IPv%i: a forged source reaches neither the proxy nor the wire, and is counted',
         async (family) => {
-          const forged = family === 4 ? '10.66.77.77' : 'fd00:66::77';
-          const before = await agent.packets(pod(runtime).name);
-          expect(reply(await pod(runtime).app(['spoof', forged, REMOTE[family], '80', '3']))).toMatchObject({
-            sent: 3,
-          });
-          const after = await agent.packets(pod(runtime).name);
+          const { name, app } = pod(runtime);
+          const { ip, inFlow } = FORGED[family];
+          const before = await agent.packets(name);
+          const link = (await agent.workload(name))?.interception.interface ?? '';
+          const sent = await Capture.start(lab, lab.node, link, `tcp and src host ${ip}`);
+          expect(reply(await app(['spoof', ip, REMOTE[family], '80', '3']))).toMatchObject({ sent: 3 });
+          await waitFor('the forged packets to leave the pod', () => sent.frames().length >= 3);
+          await sent.stop();
+          const met = (await wire.all()).map(flowOf).filter((flow) => flow.includes(inFlow));
+          expect(met, 'on the wire: past the proxy, or answered by it').toEqual([]);
+          const open = await runIn(lab.node, 'ss', ['-Htan', 'dst', family === 6 ? `[${ip}]` : ip]);
+          expect(open, 'connections of the proxy').toBe('');
+          expect(proxy.flows().filter(({ peer }) => peer.includes(ip))).toEqual([]);
+          const after = await agent.packets(name);
           expect((after.SPOOFED_SOURCE ?? 0) - (before.SPOOFED_SOURCE ?? 0)).toBeGreaterThanOrEqual(3);
-          expect(proxy.flows().filter(({ peer }) => peer.includes(forged))).toEqual([]);
         },
       );
 
@@ -125,6 +151,10 @@ describe.each(TOPOLOGIES)(
         );
         expect(pushed).toMatchObject({ ok: true });
       });
+    });
+
+    it('nothing of a pod has left the node but through the proxy', async () => {
+      expect((await wire.all()).map(flowOf)).toEqual([]);
     });
 
     it('counts no packet that lost its socket on the way', async () => {

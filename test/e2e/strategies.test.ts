@@ -2,6 +2,7 @@
 
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { InterfaceStatus } from '../../src/reconcile/status.js';
+import { Capture, flowOf } from '../lab/capture.js';
 import { createNetwork, type Network } from '../lab/cni.js';
 import { runIn, script, waitFor } from '../lab/exec.js';
 import { GvisorSandbox } from '../lab/gvisor.js';
@@ -130,10 +131,15 @@ describe('a pod with two interfaces', () => {
        ip route add ${SECOND[4]}/32 via ${second.gateway[4]} dev net1
        ip route add ${SECOND[6]}/128 via ${second.gateway[6]} dev net1`,
     );
-    // Nobody has told its addresses: it is left alone, and named. What it sends is not taken for forged.
+    // Nobody has told its addresses: it is left alone, and named.
     const { interception } = await agent.reaches(pod.name, 'DEGRADED');
     expect(interception.reason).toContain('not intercepted: no source tells the addresses of net1');
     expect(await interfacesOf(pod)).toHaveLength(1);
+    // What it sends by there gets straight through, and is not taken for forged.
+    for (const family of FAMILIES) {
+      const dialled = reply(await pod.app(['dial', SECOND[family], '80']));
+      expect(dialled.server).toMatchObject({ peer: `${bracket(second[family])}:${dialled.localPort}` });
+    }
     expect((await agent.packets(pod.name)).SPOOFED_SOURCE ?? 0).toBe(0);
 
     describePod(pod, { interfaceIps: { net1: [second[4], second[6]] } });
@@ -175,10 +181,11 @@ it('a pod whose only interface is a macvlan is REFUSED, and told why', async () 
   expect(interception.reason).toContain('UNSUPPORTED_INTERFACE: eth0 in the pod is a macvlan interface');
 });
 
+/** `onWire`: as `flowOf` writes the address. */
 describe.each([
-  { family: 4, address: '10.66.200.200', length: 32 },
-  { family: 6, address: 'fd00:66:1::200', length: 128 },
-] as const)('an IPv$family address that a pod gives itself', ({ family, address, length }) => {
+  { family: 4, address: '10.66.200.200', length: 32, onWire: '10.66.200.200:' },
+  { family: 6, address: 'fd00:66:1::200', length: 128, onWire: '[fd00:0066:0001:0000:0000:0000:0000:0200]:' },
+] as const)('an IPv$family address that a pod gives itself', ({ family, address, length, onWire }) => {
   it('is dropped and counted until a source names it, and is intercepted from then on', async () => {
     const pod = await runPlainPod(lab, ptp, `secondary-${family}`);
     describePod(pod);
@@ -188,6 +195,7 @@ describe.each([
       `ip addr add ${address}/${length} dev eth0 ${family === 6 ? 'nodad' : ''}
        ip route add ${SECOND[family]}/${length} via ${pod.gateway[family]} dev eth0 src ${address}`,
     );
+    const wire = await Capture.start(lab, lab.node, 'uplink', `tcp and host ${address}`);
     await whileItDials(
       pod,
       SECOND[family],
@@ -195,6 +203,7 @@ describe.each([
       async () => ((await agent.packets(pod.name)).SPOOFED_SOURCE ?? 0) > 0,
     );
     expect(proxy.flows().filter(({ peer }) => peer.includes(address))).toEqual([]);
+    expect((await wire.all()).map(flowOf)).toEqual([]);
 
     await script(lab.node, `ip route add ${address}/${length} dev ${await hostLinkOf(lab, pod.netnsName)}`);
     describePod(pod, { ips: [pod.ips[4], pod.ips[6], address] });
@@ -203,6 +212,7 @@ describe.each([
     );
     await agent.reaches(pod.name, 'INTERCEPTED');
     await goesThroughTheProxy(pod, address, SECOND[family]);
+    expect((await wire.all()).map(flowOf).filter((flow) => flow.startsWith(onWire))).toEqual([]);
   });
 });
 

@@ -177,7 +177,6 @@ export function identityParts(
     node: 'node-a',
     synced: () => state.synced,
     sources,
-    nowMs: () => state.nowMs,
   });
   return { store, datapath, identity };
 }

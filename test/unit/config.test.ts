@@ -20,6 +20,7 @@ sources:
 instances:
   - {name: payments, apps: [payments], outbound: "127.0.0.1:16001", inbound: "127.0.0.1:16006", owner: {uid: 101}}
   - {name: default, outbound: "127.0.0.1:15001", inbound: "127.0.0.1:15006"}
+identity: {rememberSeconds: 60}
 runtimes: {handlers: {my-gvisor: runsc}}
 api: {allow: [{uid: 0}]}
 log: {level: info}
@@ -78,6 +79,7 @@ describe('a configuration', () => {
           owner: { uid: 0 },
         },
       ],
+      identity: { rememberSeconds: 60 },
       runtimes: { handlers: { 'my-gvisor': 'runsc' } },
       api: { allow: [{ uid: 0 }] },
       log: { level: 'info' },
@@ -191,6 +193,14 @@ describe('a mistake is told with its line and field', () => {
     [
       'interception: {rulePriority: 32766}',
       '2: interception.rulePriority: expected a whole number from 1 to 32765, got 32766',
+    ],
+    [
+      'identity: {rememberSeconds: 0}',
+      '2: identity.rememberSeconds: expected a whole number from 1 to 3600, got 0',
+    ],
+    [
+      'identity: {rememberSeconds: 3601}',
+      '2: identity.rememberSeconds: expected a whole number from 1 to 3600, got 3601',
     ],
     [
       'log: {level: loud}',
@@ -406,6 +416,7 @@ it('the JSON schema describes the file as it is written', () => {
     'interception',
     'sources',
     'instances',
+    'identity',
     'runtimes',
     'api',
     'log',

@@ -75,3 +75,12 @@ test('an old one is forgotten, and a younger one that went before it once is not
   expect(states('b')).toEqual([undefined, undefined]);
   expect(states('a')).toEqual([undefined, both]);
 });
+
+test('the time for which pods are remembered can be another', () => {
+  gone = new GonePods(() => nowMs, 5_000);
+  gone.note(both.uid, both, undefined);
+  nowMs += 4_999;
+  expect(states()).toEqual([undefined, both]);
+  nowMs += 1;
+  expect(states()).toEqual([undefined, undefined]);
+});
