@@ -20,8 +20,14 @@
 #define TEST_FIELD(type)
 #endif
 
+/* The tests have the same sources compiled for a node of a few pods: what happens when it is full. */
+#ifdef TEST_SMALL
+#define MAX_ENDPOINTS 4
+#define MAX_SOURCES 10
+#else
 #define MAX_ENDPOINTS 16384
 #define MAX_SOURCES 65536 /* addresses over all endpoints */
+#endif
 #define MAX_INSTANCES 256
 #define MAX_LISTENERS (MAX_INSTANCES * SLOTS_PER_INSTANCE)
 #define MAX_FLOWS 262144

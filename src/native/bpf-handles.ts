@@ -8,6 +8,7 @@ import {
   type ProgramInfo,
   type TestRunResult,
 } from './bpf-addon.js';
+import { isKernelError } from './errors.js';
 
 const UPDATE_FLAGS = { any: 0, create: 1, replace: 2 } as const;
 const CONTEXT_LIMIT = 4096;
@@ -109,11 +110,20 @@ export class BpfMap extends Handle {
     return addon.mapGet(this.fd, key, this.valueSize);
   }
 
+  /** Code E2BIG where the map is full. */
   set(key: Uint8Array, value: Uint8Array, mode: keyof typeof UPDATE_FLAGS = 'any'): void {
     checkBytes(key, 'key', this.keySize);
     checkBytes(value, 'value', this.valueSize);
     checkOneOf(mode, 'mode', ['any', 'create', 'replace']);
-    addon.mapSet(this.fd, key, value, UPDATE_FLAGS[mode]);
+    try {
+      addon.mapSet(this.fd, key, value, UPDATE_FLAGS[mode]);
+    } catch (error) {
+      // So the kernel says it of a hash table; of what it is, only we know.
+      if (isKernelError(error) && error.code === 'E2BIG') {
+        error.message = `the kernel's table ${this.name} is full: it has room for ${this.maxEntries}`;
+      }
+      throw error;
+    }
   }
 
   /** False where there was no such entry. */
