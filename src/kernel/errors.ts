@@ -1,4 +1,5 @@
 export type DatapathErrorCode =
+  | 'CONTESTED'
   | 'LAYOUT_MISMATCH'
   | 'LAYOUT_NEWER'
   | 'LISTENER_LIMIT'
