@@ -1,4 +1,5 @@
 export type DatapathErrorCode =
+  | 'BPFFS_MISSING'
   | 'CONTESTED'
   | 'LAYOUT_MISMATCH'
   | 'LAYOUT_NEWER'

@@ -114,11 +114,19 @@ export class NodeState {
     }
   }
 
+  /** Pins are for the next agent, the rest is for the traffic: where pinning fails, that is told when the rest is there. */
   async #ensure(addresses: ReadonlySet<string>): Promise<void> {
-    const { routes, notrack, programs, tables, slots, udpPorts, lookup } = this.#options;
-    for (const what of programs.ensurePins()) {
-      this.#put('pin', what);
+    const notPinned = this.#ensurePins();
+    await this.#ensureRest(addresses).catch((error: unknown) => {
+      throw notPinned?.error ?? error;
+    });
+    if (notPinned !== undefined) {
+      throw notPinned.error;
     }
+  }
+
+  async #ensureRest(addresses: ReadonlySet<string>): Promise<void> {
+    const { routes, notrack, programs, tables, slots, udpPorts, lookup } = this.#options;
     for (const what of [...tables.refresh(), ...slots.ensure(), ...udpPorts.ensure()]) {
       this.#put('map', what);
     }
@@ -140,6 +148,17 @@ export class NodeState {
     const attached = lookup.attach(programs.programs.socket_lookup);
     if (attached !== 'kept') {
       this.#put('socket-lookup', `socket lookup ${attached}`);
+    }
+  }
+
+  #ensurePins(): { readonly error: unknown } | undefined {
+    try {
+      for (const what of this.#options.programs.ensurePins()) {
+        this.#put('pin', what);
+      }
+      return undefined;
+    } catch (error) {
+      return { error };
     }
   }
 
