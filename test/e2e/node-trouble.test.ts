@@ -1,83 +1,20 @@
 /**
- * A node in trouble that has nothing to do with us: a disk that is full or read-only, a bpffs that somebody unmounts, a
- * clock that is set. Pods stay intercepted, and what cannot be done is told.
+ * A node in trouble that has nothing to do with us: a disk that is full or read-only, a bpffs that somebody unmounts.
+ * Pods stay intercepted, and what cannot be done is told.
  */
 
-import { mkdirSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { Capture, flowOf, POD_TCP } from '../lab/capture.js';
-import { createNetwork, type Network } from '../lab/cni.js';
 import { run, runIn, tryRun, waitFor } from '../lab/exec.js';
-import { Lab, REMOTE } from '../lab/lab.js';
+import { Lab } from '../lab/lab.js';
 import { Load, longestAllowedMs } from '../lab/load.js';
 import { NamespacePods } from '../lab/namespaces.js';
-import { type PlainPod, runPlainPod } from '../lab/plain.js';
-import { reply } from '../lab/pod.js';
-import { staticPod, TestAgent, TestProxy } from './agent.js';
+import type { PlainPod } from '../lab/plain.js';
+import { Trouble } from './trouble.js';
 
 const CLI = join(import.meta.dirname, '../../bin/nodesentry');
-const FAKETIME = '/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1';
 const INTERCEPT = { 'nodesentry.io/intercept': 'enabled' };
-
-/** A lab with an agent of static pods, a proxy and a capture of what passes it by. */
-class Trouble {
-  readonly lab: Lab;
-  readonly agent: TestAgent;
-  readonly proxy: TestProxy;
-  readonly #network: Network;
-  readonly #described = new Map<string, object>();
-  #uplink: Capture | undefined;
-
-  constructor(lab: Lab, sources: object = {}) {
-    this.lab = lab;
-    this.agent = new TestAgent(lab, { sources: { static: { file: 'pods.yaml' }, ...sources } });
-    this.proxy = new TestProxy(lab, this.agent);
-    this.#network = createNetwork(lab, 'ptp');
-    this.#write();
-  }
-
-  async start(startAgent: () => Promise<void> = () => this.agent.start()): Promise<PlainPod> {
-    await this.lab.serve();
-    const web = await this.pod('web');
-    await startAgent();
-    await this.proxy.start();
-    await this.agent.adopted(2);
-    await this.agent.reaches('web', 'INTERCEPTED');
-    this.#uplink = await Capture.start(this.lab, this.lab.node, 'uplink', POD_TCP);
-    return web;
-  }
-
-  async pod(name: string): Promise<PlainPod> {
-    const pod = await runPlainPod(this.lab, this.#network, name);
-    this.#described.set(pod.uid, staticPod(pod));
-    this.#write();
-    return pod;
-  }
-
-  drop(pod: PlainPod): void {
-    this.#described.delete(pod.uid);
-    this.#write();
-  }
-
-  /** A new connection, as the proxy sees it, with the name that the agent gave it. */
-  async expectAtProxy(pod: PlainPod): Promise<void> {
-    const { localPort } = reply(await pod.app(['dial', REMOTE[4], '80'], 10_000));
-    expect(await this.proxy.flowFrom(`${pod.ips[4]}:${localPort}`)).toMatchObject({
-      originalDst: `${REMOTE[4]}:80`,
-      resolved: true,
-      workload: `default/${pod.name}`,
-    });
-  }
-
-  async expectNothingDirect(): Promise<void> {
-    expect((await this.#uplink?.all())?.map(flowOf)).toEqual([]);
-  }
-
-  #write(): void {
-    this.agent.writePods([...this.#described.values()]);
-  }
-}
 
 describe('the run directory', () => {
   let trouble: Trouble;
@@ -272,95 +209,4 @@ describe('the bpffs of the node, for an agent in a container that must not mount
     await trouble.expectAtProxy(web);
     await trouble.expectNothingDirect();
   }, 30_000);
-});
-
-describe('the clock', () => {
-  let trouble: Trouble;
-  let web: PlainPod;
-  let offset: string;
-
-  beforeAll(async () => {
-    const lab = await Lab.create();
-    trouble = new Trouble(lab);
-    offset = join(lab.directory, 'offset');
-    setClock('+0');
-    web = await trouble.start(() => startUnderFakedClock());
-  }, 60_000);
-
-  afterAll(async () => {
-    await trouble?.lab.close();
-  });
-
-  function setClock(to: string): void {
-    writeFileSync(offset, `${to}\n`);
-  }
-
-  async function startUnderFakedClock(): Promise<void> {
-    const { lab, agent } = trouble;
-    const faked = [
-      `LD_PRELOAD=${FAKETIME}`,
-      `FAKETIME_TIMESTAMP_FILE=${offset}`,
-      'FAKETIME_NO_CACHE=1',
-      'DONT_FAKE_MONOTONIC=1',
-    ];
-    const globals = ['--run-dir', agent.runDir, '--bpffs', agent.bpffs, '--config', agent.configPath];
-    const daemon = lab.daemon(lab.node, 'agent-faked', 'env', [...faked, CLI, ...globals, 'agent']);
-    log = () => daemon.log();
-    await daemon.logged(/"msg":"agent running"/, 30_000);
-  }
-  let log = () => '';
-
-  /** Of the last line of the agent's log, which bears the clock that it sees. */
-  function agentDay(): string | undefined {
-    return /"time":"(\d{4}-\d\d-\d\d)T/.exec(log().trim().split('\n').at(-1) ?? '')?.[1];
-  }
-
-  async function expectCalm(from: Readonly<Record<string, number>>): Promise<void> {
-    const { agent } = trouble;
-    await runIn(trouble.lab.node, 'sleep', ['1.5']);
-    await agent.reaches('web', 'INTERCEPTED');
-    await trouble.expectAtProxy(web);
-    const { repairs, ready } = await agent.client.status();
-    expect({ repairs, ready }).toEqual({ repairs: from, ready: true });
-    await trouble.expectNothingDirect();
-  }
-
-  /** Dialled, then dropped by its source: its flow is still answered for, for a minute of real time. */
-  async function endedPod(name: string): Promise<{ resolves: () => Promise<string> }> {
-    const { agent } = trouble;
-    const pod = await trouble.pod(name);
-    await agent.reaches(name, 'INTERCEPTED');
-    const { localPort } = reply(await pod.app(['dial', REMOTE[4], '80'], 10_000));
-    trouble.drop(pod);
-    await waitFor(`${name} to be dropped`, async () => (await agent.workload(name)) === undefined);
-    return {
-      resolves: async () => {
-        const { workload } = await agent.client.resolve({
-          proto: 'tcp',
-          src: { ip: pod.ips[4], port: Number(localPort) },
-          dst: { ip: REMOTE[4], port: 80 },
-        });
-        return workload.state;
-      },
-    };
-  }
-
-  it('set one day ahead, then two days back: pods stay intercepted, ended ones are remembered for their minute', async () => {
-    const { repairs } = await trouble.agent.client.status();
-    const ended = await endedPod('ended-before');
-    expect(await ended.resolves()).toBe('TERMINATING');
-    const today = agentDay();
-    setClock('+1d');
-    await expectCalm(repairs);
-    const next = await endedPod('ended-ahead');
-    expect(agentDay()).not.toBe(today);
-    expect(await ended.resolves()).toBe('TERMINATING');
-    setClock('-1d');
-    await expectCalm(repairs);
-    expect(await ended.resolves()).toBe('TERMINATING');
-    expect(await next.resolves()).toBe('TERMINATING');
-    await endedPod('ended-back');
-    expect(agentDay()).not.toBe(today);
-    await expectCalm(repairs);
-  }, 40_000);
 });
