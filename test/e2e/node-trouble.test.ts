@@ -24,6 +24,13 @@ describe('the run directory', () => {
 
   beforeAll(async () => {
     const lab = await Lab.create();
+    lab.cleanup.add('namespaces of pods that were refused', async () => {
+      for (const { name } of JSON.parse(await run('ip', ['-j', 'netns'])) as { name: string }[]) {
+        if (name.startsWith(`nsl-${lab.id}-pod-`)) {
+          await run('ip', ['netns', 'del', name]);
+        }
+      }
+    });
     runDir = join(lab.directory, 'run');
     mkdirSync(runDir);
     await run('mount', ['-t', 'tmpfs', '-o', 'size=64k', 'tmpfs', runDir]);
