@@ -3,6 +3,7 @@
 import { dirname } from 'node:path';
 import type { Logger } from 'pino';
 import { startHttpApi } from '../api/http.js';
+import { steadyUnixMs } from '../base/clock.js';
 import { Opened } from '../base/opened.js';
 import type { Config } from '../config/config.js';
 import { loadConfig } from '../config/load.js';
@@ -47,7 +48,7 @@ export class StartError extends Error {
 
 /**
  * Runs until SIGTERM or SIGINT. What is in the kernel stays when it ends: flows go on, the next agent takes over.
- * Rejects with StartError, ConfigError, AlreadyRunningError or DatapathError where it cannot start.
+ * Rejects with StartError, ConfigError, AlreadyRunningError, RunDirError or DatapathError where it cannot start.
  */
 export async function runAgent(options: AgentOptions): Promise<void> {
   const config = loadConfig(options.config, options.nodeName);
@@ -98,6 +99,7 @@ async function start(
     openPrograms({
       set: MANIFEST,
       bpffs: options.bpffs,
+      mountBpffs: options.mountBpffs,
       objects: options.bpfObjects,
       mark: config.interception.mark,
     }),
@@ -108,6 +110,7 @@ async function start(
   const store = new PodStore({
     criServiceAccount: config.sources.cri?.serviceAccount,
     rememberMs: config.identity.rememberSeconds * 1_000,
+    nowMs: steadyUnixMs,
   });
   const sources = openSources(config, options.runDir, store, log);
   const expected = new Set(sources.map((source) => source.name));
@@ -155,6 +158,7 @@ async function start(
     repairs,
     synced,
     starting,
+    opened,
     log,
   });
   const datapath = new Datapath({ tables, flows, listeners, reconciler, repairs });

@@ -1,6 +1,8 @@
 /** The datapath's pieces, put together for `agent.ts`. */
 
 import type { Logger } from 'pino';
+import { steadyUnixMs } from '../base/clock.js';
+import type { Opened } from '../base/opened.js';
 import { type Config, instanceFor } from '../config/config.js';
 import { Canaries } from '../datapath/canary.js';
 import type { EndpointTables } from '../datapath/endpoints.js';
@@ -43,6 +45,7 @@ export function createReconciler(parts: {
   readonly repairs: Repairs;
   readonly synced: () => boolean;
   readonly starting: ReadonlySet<PodUid>;
+  readonly opened: Opened;
   readonly log: Logger;
 }): Reconciler {
   const { config, options, programs, socket, links, netfilter, store, tables, slots, repairs, synced } =
@@ -52,7 +55,9 @@ export function createReconciler(parts: {
   const attachments = tcxSupported()
     ? new TcxLinks<Role>(MANIFEST, programs.linksPath)
     : new ClsactFilters<Role>(MANIFEST);
+  parts.opened.add(attachments, (held) => held.close());
   const lookup = new SocketLookup(programs.linksPath, MANIFEST.programs.socket_lookup.role);
+  parts.opened.add(lookup, (held) => held.close());
   const settings = { mark, table, rulePriority };
   const notrack = new NotrackTable(netfilter, mark);
   const canaries = new Canaries(programs.maps.canaries, programs.layouts, programs.programs);
@@ -91,7 +96,7 @@ export function createReconciler(parts: {
     synced,
     starting: parts.starting,
     log,
-    nowMs: Date.now,
     rememberMs: config.identity.rememberSeconds * 1_000,
+    nowMs: steadyUnixMs,
   });
 }

@@ -24,14 +24,31 @@ export class AlreadyRunningError extends Error {
   }
 }
 
+export class RunDirError extends Error {
+  override readonly name = 'RunDirError';
+  readonly code = 'RUN_DIR';
+  constructor(runDir: string, cause: unknown) {
+    const why = cause instanceof Error ? cause.message : String(cause);
+    super(`the run directory ${runDir} cannot be written to: ${why}`, { cause });
+  }
+}
+
 /** The pid of the live agent that holds `runDir`; undefined where there is none. */
 export function lockHolder(runDir: string): number | undefined {
   const named = namedIn(join(runDir, 'agent.pid'));
   return named !== undefined && startTime(named.pid) === named.started ? named.pid : undefined;
 }
 
-/** Throws AlreadyRunningError while another agent has the lock, and what the file system throws. */
+/** Throws AlreadyRunningError while another agent has the lock, and RunDirError. */
 export function takeLock(runDir: string): { release(): void } {
+  try {
+    return lock(runDir);
+  } catch (error) {
+    throw error instanceof AlreadyRunningError ? error : new RunDirError(runDir, error);
+  }
+}
+
+function lock(runDir: string): { release(): void } {
   mkdirSync(runDir, { recursive: true, mode: 0o755 });
   const path = join(runDir, 'agent.pid');
   for (;;) {

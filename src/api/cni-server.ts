@@ -182,7 +182,16 @@ async function add(request: CniAdd, options: CniServerOptions): Promise<CniAnswe
   const startedMs = performance.now();
   const attachment = attachmentOf(request);
   const pod = `${attachment.podNamespace}/${attachment.podName}`;
-  const uid = options.source.add(attachment);
+  let uid: PodUid;
+  try {
+    uid = options.source.add(attachment);
+  } catch (error) {
+    // A disk that is full or read-only: the runtime is told why, and makes the pod anew later.
+    const why = error instanceof Error ? error.message : String(error);
+    options.source.settled(attachment);
+    options.log.warn({ pod, ifname: request.ifname, err: error }, 'cni: a pod cannot be written down');
+    return refusal(CODE.tryAgain, `pod ${pod} cannot be written down: ${why}`);
+  }
   const timeoutMs = Math.ceil((request.timeoutMs ?? DEFAULT_TIMEOUT_MS) * (1 - MARGIN));
   const admission = await options.admissions
     .admit(() => options.source.uidOf(attachment) ?? uid, timeoutMs)

@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import { performance } from 'node:perf_hooks';
 import fastify, { type FastifyInstance, type FastifyReply } from 'fastify';
 import type { Logger } from 'pino';
+import { steadyUnixMs } from '../base/clock.js';
 import type { Config } from '../config/config.js';
 import { IdentityError } from '../identity/errors.js';
 import type { IdentityService, Resolution } from '../identity/resolve.js';
@@ -93,7 +94,7 @@ export async function startHttpApi(options: HttpApiOptions): Promise<HttpApi> {
 }
 
 function guard(app: FastifyInstance, { config, credentials, log }: HttpApiOptions): void {
-  const callers = new Callers({ allow: config.api.allow, credentials, log, nowMs: Date.now });
+  const callers = new Callers({ allow: config.api.allow, credentials, log, nowMs: steadyUnixMs });
   app.addHook('onRequest', async (request) => {
     const refusal = callers.refusal(request.raw.socket);
     if (refusal !== undefined) {

@@ -32,9 +32,9 @@ export function padded(cells: readonly string[], widths: readonly number[]): str
     .trimEnd();
 }
 
-/** Control characters in a name that somebody else chose must not reach the terminal. */
+/** What a terminal obeys, or turns round, in a text that somebody else chose must not reach it. */
 export function oneLine(text: string): string {
-  return text.replace(/\p{Cc}+/gu, ' ');
+  return text.replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]+/gu, ' ');
 }
 
 /** `14:03:07.250` in local time. */

@@ -24,4 +24,6 @@ export interface Attachments<R extends string = string> {
   release(attachment: Attachment<R>): void;
   /** Every attachment that we hold. */
   list(): Attachment<R>[];
+  /** Changes nothing in the kernel. */
+  close(): void;
 }

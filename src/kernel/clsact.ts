@@ -64,6 +64,11 @@ export class ClsactFilters<R extends string = string> implements Attachments<R> 
     return [...this.#filters.values()];
   }
 
+  /** A filter is held by its interface alone. */
+  close(): void {
+    this.#filters.clear();
+  }
+
   #hold(attachment: Attachment<R>): void {
     this.#filters.set(linkPin(attachment.role, attachment.ifindex), attachment);
   }

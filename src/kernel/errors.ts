@@ -1,4 +1,6 @@
 export type DatapathErrorCode =
+  | 'BPFFS_MISSING'
+  | 'CONTESTED'
   | 'LAYOUT_MISMATCH'
   | 'LAYOUT_NEWER'
   | 'LISTENER_LIMIT'

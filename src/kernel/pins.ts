@@ -92,11 +92,20 @@ export function refuseNewerLayout(bpffs: string, version: number): void {
   }
 }
 
-/** The folders of a version; mounts a bpffs at `bpffs`, or at /sys/fs/bpf for what is below it, where none is. */
-export function prepareBpffs(bpffs: string, version: number): PinFolders {
+/**
+ * The folders of a version; mounts a bpffs at `bpffs`, or at /sys/fs/bpf for what is below it, where none is. DatapathError
+ * BPFFS_MISSING instead, where that is not to be (`mayMount`): in a container, whose mounts end with it.
+ */
+export function prepareBpffs(bpffs: string, version: number, mayMount = true): PinFolders {
   const mountPoint = bpffs.startsWith(`${KERNEL_BPFFS}/`) ? KERNEL_BPFFS : bpffs;
   const existing = [bpffs, dirname(bpffs)].find((path) => existsSync(path));
   if (existing === undefined || !isBpffs(existing)) {
+    if (!mayMount) {
+      throw new DatapathError(
+        'BPFFS_MISSING',
+        `${mountPoint} is not a bpffs any more: run "mount -t bpf bpf ${mountPoint}" on the node`,
+      );
+    }
     mountBpffs(mountPoint);
   }
   const folders = pinFolders(bpffs, version);

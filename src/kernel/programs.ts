@@ -21,6 +21,8 @@ export interface ProgramsOptions<S extends ObjectSet = ObjectSet> {
   readonly set: S;
   /** Folder below a bpffs, such as /sys/fs/bpf/nodesentry; mounted where it is not on one. */
   readonly bpffs: string;
+  /** Default true. */
+  readonly mountBpffs?: boolean;
   /** Folder with the compiled objects, `<name>.bpf.o`. */
   readonly objects: string;
   readonly mark: Mark;
@@ -65,11 +67,11 @@ interface Loaded<S extends ObjectSet>
  * DatapathError with the code LAYOUT_NEWER, LAYOUT_MISMATCH or OBJECT_MISSING; KernelError where the kernel refuses.
  */
 export function openPrograms<S extends ObjectSet>(options: ProgramsOptions<S>): Programs<S> {
-  const { set, bpffs, objects } = options;
+  const { set, bpffs, objects, mountBpffs } = options;
   const version = layoutVersion(objects, set.main);
   refuseNewerLayout(bpffs, version);
   const found = findMigration(set, bpffs, version);
-  const folders = prepareBpffs(bpffs, version);
+  const folders = prepareBpffs(bpffs, version, mountBpffs);
   const opened = new Opened();
   let migration: CopiedMigration | undefined;
   opened.add(found, () => (migration ?? found)?.abandon());
@@ -85,7 +87,7 @@ export function openPrograms<S extends ObjectSet>(options: ProgramsOptions<S>): 
       linksPath: folders.links,
       takenOver: loaded.takenOver,
       ensurePins: () => {
-        prepareBpffs(bpffs, version);
+        prepareBpffs(bpffs, version, mountBpffs);
         return loaded.pinned.flatMap(ensurePin);
       },
       finishMigration: (filters) => {

@@ -1,4 +1,7 @@
-/** Attaching to socket lookup (sk_lookup) of the network namespace that the agent works in: one pinned link. */
+/**
+ * Attaching to socket lookup (sk_lookup) of the network namespace that the agent works in: one pinned link, held as well,
+ * so that it outlives its pin.
+ */
 
 import { existsSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
@@ -12,6 +15,7 @@ import { detachPinned } from './pins.js';
 
 export class SocketLookup {
   readonly #path: string;
+  #held: BpfLink | undefined;
 
   constructor(linksPath: string, role: string) {
     this.#path = join(linksPath, linkPin(role));
@@ -19,11 +23,16 @@ export class SocketLookup {
 
   /** Idempotent: in the current network namespace where there is no link yet. KernelError where the kernel refuses. */
   attach(program: BpfProgram): AttachResult {
-    return this.#update(program) ?? this.#create(program);
+    return this.#update(program) ?? this.#pinAgain(program) ?? this.#create(program);
+  }
+
+  close(): void {
+    this.#hold(undefined);
   }
 
   /** True where there was something to take off. */
   detach(): boolean {
+    this.#hold(undefined);
     return detachPinned(this.#path);
   }
 
@@ -35,16 +44,36 @@ export class SocketLookup {
     try {
       const done = pinned.programId === program.id ? 'kept' : 'updated';
       pinned.update(program); // also the same one: a link that somebody detached refuses it
+      this.#hold(pinned);
       return done;
+    } catch (error) {
+      pinned.close();
+      if (!isGone(error)) {
+        throw error;
+      }
+    }
+    this.#hold(undefined);
+    rmSync(this.#path);
+    return undefined;
+  }
+
+  /** Nobody would find it after us. */
+  #pinAgain(program: BpfProgram): AttachResult | undefined {
+    try {
+      this.#held?.update(program);
     } catch (error) {
       if (!isGone(error)) {
         throw error;
       }
-    } finally {
-      pinned.close();
+      this.#hold(undefined); // taken off as well
     }
-    rmSync(this.#path);
-    return undefined;
+    this.#held?.pin(this.#path);
+    return this.#held && 'attached';
+  }
+
+  #hold(link: BpfLink | undefined): void {
+    this.#held?.close();
+    this.#held = link;
   }
 
   #create(program: BpfProgram): AttachResult {
@@ -53,9 +82,11 @@ export class SocketLookup {
       const link = attachSkLookup(program, netns);
       try {
         link.pin(this.#path);
-      } finally {
+      } catch (error) {
         link.close();
+        throw error;
       }
+      this.#hold(link);
     } finally {
       closeFd(netns);
     }

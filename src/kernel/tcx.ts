@@ -1,7 +1,10 @@
-/** Attaching by tcx links (Linux 6.6): pinned by role and ifindex, so that they outlive the agent. */
+/**
+ * Attaching by tcx links (Linux 6.6): pinned by role and ifindex, so that they outlive the agent. The agent holds each of
+ * them too, so that they outlive their pins: whoever unmounts the bpffs, or removes a pin, uncovers no pod.
+ */
 
 import { existsSync, rmSync } from 'node:fs';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { attachTcx, attachTcxAsync, BpfLink, type BpfProgram, queryTcx } from '../native/bpf.js';
 import { unlessGone } from '../native/errors.js';
 import type { Attachment, Attachments, AttachResult } from './attachment.js';
@@ -12,6 +15,8 @@ export class TcxLinks<R extends string = string> implements Attachments<R> {
   readonly #set: ObjectSet;
   readonly #linksPath: string;
   readonly #underWay = new Map<string, Promise<void>>();
+  /** By the path of the pin. */
+  readonly #held = new Map<string, BpfLink>();
 
   constructor(set: ObjectSet, linksPath: string) {
     this.#set = set;
@@ -54,16 +59,28 @@ export class TcxLinks<R extends string = string> implements Attachments<R> {
   }
 
   detach(attachment: Attachment<R>): void {
-    detachPinned(this.#path(attachment));
+    const path = this.#path(attachment);
+    this.#letGo(path);
+    detachPinned(path);
   }
 
-  /** The link ends with its last holder, which is the pin. */
+  /** The link ends with its last holder. That has to be the pin: for it the kernel works later, for us at once. */
   release(attachment: Attachment<R>): void {
-    rmSync(this.#path(attachment), { force: true });
+    const path = this.#path(attachment);
+    this.#letGo(path);
+    rmSync(path, { force: true });
   }
 
+  close(): void {
+    for (const path of [...this.#held.keys()]) {
+      this.#letGo(path);
+    }
+  }
+
+  /** Pins, and what we hold without one. */
   list(): Attachment<R>[] {
-    return pinsIn(this.#linksPath).flatMap((name) => {
+    const held = [...this.#held.keys()].map((path) => basename(path));
+    return [...new Set([...pinsIn(this.#linksPath), ...held])].flatMap((name) => {
       const { role, ifindex } = parseLinkPin(this.#set, name) ?? {};
       return ifindex === undefined ? [] : [{ role: role as R, ifindex }];
     });
@@ -72,35 +89,67 @@ export class TcxLinks<R extends string = string> implements Attachments<R> {
   /** What can be done with the link that is there; undefined: one has to be made. */
   #update(attachment: Attachment<R>, program: BpfProgram): AttachResult | undefined {
     const path = this.#path(attachment);
-    // Without its pin a link may be on its way out, or nobody can find it after us: another one is made.
     if (!existsSync(path)) {
-      return undefined;
+      return this.#pinAgain(attachment, program);
     }
-    if (this.isAttached(attachment, program)) {
+    if (this.#held.has(path) && this.isAttached(attachment, program)) {
       return 'kept';
     }
+    const there = queryTcx(attachment.ifindex, 'ingress');
     const link = BpfLink.openPinned(path);
-    try {
-      if (queryTcx(attachment.ifindex, 'ingress').some((entry) => entry.linkId === link.id)) {
-        link.update(program);
-        return 'updated';
-      }
-    } finally {
+    const entry = there.find(({ linkId }) => linkId === link.id);
+    if (entry === undefined) {
+      // Of an interface that is gone, whose ifindex has come back, or taken off it by somebody.
       link.close();
+      this.#letGo(path);
+      rmSync(path);
+      return undefined;
     }
-    rmSync(path); // of an interface that is gone, whose ifindex has come back
-    return undefined;
+    this.#hold(path, link);
+    if (entry.programId === program.id) {
+      return 'kept';
+    }
+    link.update(program);
+    return 'updated';
+  }
+
+  /** A link that we hold has lost its pin: nobody would find it after us. Undefined where another has to be made. */
+  #pinAgain(attachment: Attachment<R>, program: BpfProgram): AttachResult | undefined {
+    const path = this.#path(attachment);
+    const link = this.#held.get(path);
+    if (link === undefined) {
+      return undefined; // of nobody, or on its way out
+    }
+    if (!queryTcx(attachment.ifindex, 'ingress').some(({ linkId }) => linkId === link.id)) {
+      this.#letGo(path);
+      return undefined;
+    }
+    link.update(program);
+    link.pin(path);
+    return 'attached';
+  }
+
+  #hold(path: string, link: BpfLink): void {
+    const before = this.#held.get(path);
+    this.#held.set(path, link);
+    before?.close();
+  }
+
+  #letGo(path: string): void {
+    this.#held.get(path)?.close();
+    this.#held.delete(path);
   }
 
   #pin(attachment: Attachment<R>, link: BpfLink): void {
+    const path = this.#path(attachment);
     try {
-      link.pin(this.#path(attachment));
+      link.pin(path);
     } catch (error) {
       link.detach();
-      throw error;
-    } finally {
       link.close();
+      throw error;
     }
+    this.#hold(path, link);
   }
 
   #path({ role, ifindex }: Attachment<R>): string {

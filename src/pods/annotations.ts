@@ -23,6 +23,8 @@ export interface Interception {
   readonly problems: readonly string[];
 }
 
+const QUOTED_CHARACTERS = 80;
+
 const PREFIX = 'nodesentry.io/';
 
 const PORTS = 'all, none or ports from 1 to 65535 such as 80,8000-8080';
@@ -57,8 +59,8 @@ export function interceptionOf(
       continue;
     }
     const wrong = isRight(value)
-      ? `${JSON.stringify(value)} is not available in this version and has no effect`
-      : `expected ${expected}, got ${JSON.stringify(value)}`;
+      ? `${quoted(value)} is not available in this version and has no effect`
+      : `expected ${expected}, got ${quoted(value)}`;
     problems.push(`${PREFIX}${key}: ${wrong}`);
   }
   return {
@@ -79,9 +81,16 @@ function choice<T extends string>(
   const value = given(pod, key);
   const match = allowed.find((candidate) => candidate === value);
   if (value !== undefined && match === undefined) {
-    problems.push(`${PREFIX}${key}: expected ${allowed.join(' or ')}, got ${JSON.stringify(value)}`);
+    problems.push(`${PREFIX}${key}: expected ${allowed.join(' or ')}, got ${quoted(value)}`);
   }
   return match;
+}
+
+/** An annotation may have 256 KiB, and who reads the reason wants its beginning. */
+function quoted(value: string): string {
+  return value.length > QUOTED_CHARACTERS
+    ? `${JSON.stringify(value.slice(0, QUOTED_CHARACTERS))} and more`
+    : JSON.stringify(value);
 }
 
 function given(pod: Pick<Pod, 'labels' | 'annotations'>, key: string): string | undefined {

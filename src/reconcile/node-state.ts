@@ -15,6 +15,7 @@ import type {
 } from '../kernel/policy-routes.js';
 import type { SocketLookup } from '../kernel/socket-lookup.js';
 import type { Family } from '../net/family.js';
+import { Contested } from './contested.js';
 import type { RepairKind, Repairs } from './repairs.js';
 
 /** Looks at the other maps for one at the counters, which are the largest map and the least urgent. */
@@ -49,6 +50,9 @@ export class NodeState {
   #problem: string | undefined = 'the first round has not run yet';
   #addresses: ReadonlySet<string> = new Set();
   #looks = 0;
+  readonly #contested = new Contested();
+  /** In this look. */
+  #repaired = new Set<string>();
 
   constructor(options: NodeStateOptions) {
     this.#options = options;
@@ -69,9 +73,21 @@ export class NodeState {
    * rejects: what could not be put in place is told by `problem`.
    */
   async ensure(addresses: ReadonlySet<string>): Promise<void> {
+    this.#repaired = new Set();
     try {
       this.#lookAtFamilies();
-      await this.#ensure(addresses);
+      try {
+        await this.#ensure(addresses);
+      } finally {
+        this.#contested.note(this.#repaired);
+      }
+      const contested = this.#contested.list();
+      if (contested.length > 0) {
+        throw new DatapathError(
+          'CONTESTED',
+          `${contested.join(', ')}: had to be put back again and again, for something on this node takes it away`,
+        );
+      }
       if (!(await this.#options.routes.areFollowed(familiesOn(this.#familiesOff)))) {
         throw new DatapathError('RULE_CONFLICT', this.#notFollowed());
       }
@@ -98,11 +114,19 @@ export class NodeState {
     }
   }
 
+  /** Pins are for the next agent, the rest is for the traffic: where pinning fails, that is told when the rest is there. */
   async #ensure(addresses: ReadonlySet<string>): Promise<void> {
-    const { routes, notrack, programs, tables, slots, udpPorts, lookup } = this.#options;
-    for (const what of programs.ensurePins()) {
-      this.#put('pin', what);
+    const notPinned = this.#ensurePins();
+    await this.#ensureRest(addresses).catch((error: unknown) => {
+      throw notPinned?.error ?? error;
+    });
+    if (notPinned !== undefined) {
+      throw notPinned.error;
     }
+  }
+
+  async #ensureRest(addresses: ReadonlySet<string>): Promise<void> {
+    const { routes, notrack, programs, tables, slots, udpPorts, lookup } = this.#options;
     for (const what of [...tables.refresh(), ...slots.ensure(), ...udpPorts.ensure()]) {
       this.#put('map', what);
     }
@@ -127,6 +151,17 @@ export class NodeState {
     }
   }
 
+  #ensurePins(): { readonly error: unknown } | undefined {
+    try {
+      for (const what of this.#options.programs.ensurePins()) {
+        this.#put('pin', what);
+      }
+      return undefined;
+    } catch (error) {
+      return { error };
+    }
+  }
+
   #lookAtFamilies(): void {
     const [before, now] = [this.#familiesOff, this.#options.familiesOff()];
     this.#familiesOff = now;
@@ -146,7 +181,8 @@ export class NodeState {
   /** `isNew`: it was not missed before. */
   #put(kind: RepairKind, what: string, isNew = false): void {
     if (this.#wasComplete && !isNew) {
-      this.#options.repairs.note(kind, what);
+      this.#repaired.add(what);
+      this.#options.repairs.note(kind, what, {}, !this.#contested.has(what));
     } else {
       this.#options.log.info({ kind, what }, 'put in place');
     }

@@ -22,9 +22,12 @@ export class Repairs {
     this.#log = log;
   }
 
-  note(kind: RepairKind, what: string, fields: object = {}): void {
+  /** `isNews`: false where a log line for each would drown the rest, and the whole is told otherwise. */
+  note(kind: RepairKind, what: string, fields: object = {}, isNews = true): void {
     this.#counts.set(kind, (this.#counts.get(kind) ?? 0) + 1);
-    this.#log.warn({ kind, what, ...fields }, 'repaired');
+    if (isNews) {
+      this.#log.warn({ kind, what, ...fields }, 'repaired');
+    }
   }
 
   counts(): Readonly<Record<RepairKind, number>> {

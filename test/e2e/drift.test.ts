@@ -270,7 +270,7 @@ const DAMAGES: readonly Damage[] = [
     does: () => detach(`egress-${indexes.routed}`),
   },
   {
-    what: 'the pin of a bridged pod removed, and with it the program',
+    what: 'the pin of the program of a bridged pod removed',
     kind: 'attachment',
     does: () => rmSync(pinned('links', `egress-${indexes.bridged}`)),
   },

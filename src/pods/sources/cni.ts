@@ -114,7 +114,7 @@ export class CniSource implements PodSource {
     const own = this.#nameless().filter(({ podUid }) => podUid === standIn);
     for (const attachment of own) {
       const named = { ...attachment, podUid: uid };
-      this.#write(named, statSync(this.#path(attachment)));
+      this.#rewrite(named);
       this.#attachments.set(keyOf(named), named);
     }
     const pod = this.#podOf(uid);
@@ -138,7 +138,15 @@ export class CniSource implements PodSource {
       return false;
     }
     this.#attachments.delete(keyOf(which));
-    rmSync(this.#path(known), { force: true });
+    try {
+      rmSync(this.#path(known), { force: true });
+    } catch (error) {
+      // It has gone all the same; the next agent finds that its namespace has.
+      this.#options.log.warn(
+        { ...nameOf(known), err: error },
+        'cni: the file of an attachment cannot be removed',
+      );
+    }
     this.#publish(known.podUid);
     return true;
   }
@@ -198,6 +206,18 @@ export class CniSource implements PodSource {
           (pod.sandboxId === containerId || pod.netns === netns),
       );
     return (sibling?.podUid as PodUid | undefined) ?? told?.uid;
+  }
+
+  /** Never throws: the next agent learns the UID as this one did, where it cannot be written down. */
+  #rewrite(named: CniAttachment): void {
+    try {
+      this.#write(named, statSync(this.#path(named)));
+    } catch (error) {
+      this.#options.log.warn(
+        { ...nameOf(named), err: error },
+        'cni: the UID of a pod cannot be written down',
+      );
+    }
   }
 
   /** `times`: those of the file that it takes the place of. */

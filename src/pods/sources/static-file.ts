@@ -3,7 +3,7 @@
 import { z } from 'zod';
 import { parseIp } from '../../net/ip.js';
 import { checkYaml, formatProblem, type Problem } from '../checked-yaml.js';
-import { type Pod, type PodUid, RUNTIME_KINDS } from '../pod.js';
+import { type Pod, type PodUid, RUNTIME_KINDS, SERVICE_ACCOUNT_NAME } from '../pod.js';
 import { POD_UID_EXPECTED, parsePodUid } from '../uid.js';
 
 /** Every mistake in the file at once; the message has a line for each. */
@@ -21,6 +21,11 @@ export class StaticPodsError extends Error {
 const RUNTIME_EXPECTED = `one of ${RUNTIME_KINDS.join(', ')}`;
 /** Linux: IFNAMSIZ is 16 with the NUL. */
 const INTERFACE_EXPECTED = 'an interface name of 1 to 15 characters without slash, colon or space';
+const INTERFACE = /^[^\s/:\p{Cc}]{1,15}$/u;
+
+/** As Kubernetes has them (RFC 1123): they become parts of a SPIFFE ID, where `..` and `?` mean something else. */
+const NAMESPACE = /^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$/;
+const POD_NAME = /^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$/;
 
 const text = (what: string, pattern: RegExp) => z.string({ error: what }).regex(pattern, { error: what });
 const texts = (what: string) =>
@@ -56,10 +61,10 @@ const uid = z.string({ error: POD_UID_EXPECTED }).transform((given, context): Po
 const pod = z
   .strictObject(
     {
-      namespace: text('a namespace', /^[^\s/]+$/),
-      name: text('a pod name', /^[^\s/]+$/),
+      namespace: text('a namespace of at most 63 small letters, digits and dashes', NAMESPACE),
+      name: text('a pod name of at most 253 small letters, digits, dashes and dots', POD_NAME),
       uid,
-      serviceAccount: text('the name of a service account', /^[^\s/]+$/).default('default'),
+      serviceAccount: text('the name of a service account', SERVICE_ACCOUNT_NAME).default('default'),
       runtime: z.enum(RUNTIME_KINDS, { error: RUNTIME_EXPECTED }).default('unknown'),
       runtimeHandler: z.string({ error: 'the name of a CRI handler' }).default(''),
       sandboxId: z.string({ error: 'a sandbox ID' }).default(''),
@@ -67,13 +72,13 @@ const pod = z
       annotations: texts('a mapping of annotations').prefault({}),
       ips: ips.optional(),
       interfaceIps: z
-        .record(z.string().regex(/^[^\s/:]{1,15}$/, { error: INTERFACE_EXPECTED }), ips, {
+        .record(z.string().regex(INTERFACE, { error: INTERFACE_EXPECTED }), ips, {
           error: "a mapping of a pod's interfaces to lists of IP addresses",
         })
         .optional(),
       hostNetwork: z.boolean({ error: 'true or false' }).default(false),
-      interface: text(INTERFACE_EXPECTED, /^[^\s/:]{1,15}$/).optional(),
-      netns: text('the absolute path of a network namespace', /^\/./).optional(),
+      interface: text(INTERFACE_EXPECTED, INTERFACE).optional(),
+      netns: text('the absolute path of a network namespace', /^\/\P{Cc}+$/u).optional(),
     },
     { error: 'a mapping that describes a pod' },
   )
