@@ -24,6 +24,8 @@ export const CNI_SOCKET_NAME = 'cni.sock';
 const REQUEST_LIMIT = 1 << 20;
 const REQUEST_TIMEOUT_MS = 5_000;
 const DEFAULT_TIMEOUT_MS = 10_000;
+/** A pod that runs is as it is: longer than a repair takes there is nothing to wait for. */
+const CHECK_MS = 1_000;
 /** The part of what the plugin waits that is left for the way back. */
 const MARGIN = 0.1;
 
@@ -216,7 +218,8 @@ async function check(
   if (known === undefined) {
     return refusal(CODE.refused, `nothing is known of ${request.ifname} of container ${request.containerId}`);
   }
-  const admission = await admissions.check(() => known.podUid as PodUid, request.timeoutMs ?? 1_000);
+  const timeoutMs = Math.min(CHECK_MS, Math.ceil((request.timeoutMs ?? CHECK_MS) * (1 - MARGIN)));
+  const admission = await admissions.check(() => known.podUid as PodUid, timeoutMs);
   return admission.kind === 'ready'
     ? { ok: true, state: admission.state }
     : refusal(CODE.refused, `pod ${known.podNamespace}/${known.podName}: ${admission.reason}`);
