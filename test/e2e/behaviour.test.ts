@@ -2,15 +2,16 @@
 
 import { appendFileSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import { beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import type { WatchLine } from '../../src/api/messages.js';
-import { Capture, flowOf, POD_TCP } from '../lab/capture.js';
-import { Containerd } from '../lab/containerd.js';
+import { flowOf } from '../lab/capture.js';
+import type { Containerd } from '../lab/containerd.js';
 import { Daemon, inNetns, run, runIn, script, waitFor } from '../lab/exec.js';
 import { buildApp } from '../lab/image.js';
-import { Lab, REMOTE } from '../lab/lab.js';
+import { type Lab, REMOTE } from '../lab/lab.js';
 import { type LabPod, reply } from '../lab/pod.js';
-import { enrolled, staticPod, TestAgent, TestProxy } from './agent.js';
+import { enrolled, type TestAgent, type TestProxy } from './agent.js';
+import { useScene } from './scene.js';
 
 /** Where each kind of proxy listens; `nobody` is where nothing does. */
 const INSTANCES = [
@@ -26,50 +27,30 @@ const INSTANCES = [
 /** A SYN that is lost comes again after a second: what is promised within milliseconds took no second try. */
 const AT_ONCE_MS = 200;
 
+const scene = useScene({
+  pods: [
+    { name: 'web', runtime: 'runc' },
+    { name: 'on-bridge', runtime: 'runc', topology: 'bridge' },
+    { name: 'neighbour', runtime: 'runc', topology: 'bridge', described: { labels: {} } },
+  ],
+  cri: { topology: 'ptp', settings: { serviceAccount: 'default' } },
+  agent: { instances: INSTANCES },
+});
+
 let lab: Lab;
-let wire: Capture;
 let containerd: Containerd;
-let bridge: Containerd;
 let agent: TestAgent;
 let proxy: TestProxy;
 let web: LabPod;
 let neighbour: LabPod;
-let described: object[];
-
-beforeAll(async () => {
-  lab = await Lab.create();
-  await lab.serve();
-  wire = await Capture.start(lab, lab.node, 'uplink', POD_TCP);
-  [containerd, bridge] = [await Containerd.start(lab, 'ptp'), await Containerd.start(lab, 'bridge')];
-  agent = new TestAgent(lab, {
-    sources: {
-      cri: { endpoint: `unix://${containerd.socket}`, serviceAccount: 'default' },
-      static: { file: 'pods.yaml' },
-    },
-    instances: INSTANCES,
-  });
-  const onBridge = await bridge.runPod({ name: 'on-bridge', runtime: 'runc' });
-  neighbour = await bridge.runPod({ name: 'neighbour', runtime: 'runc' });
-  described = [staticPod(onBridge), staticPod(neighbour, { labels: {} })];
-  agent.writePods(described);
-  web = await containerd.runPod({ name: 'web', runtime: 'runc', labels: enrolled('web') });
-  await agent.start();
-  proxy = new TestProxy(lab, agent);
-  await proxy.start();
-  await agent.reaches('web', 'INTERCEPTED');
-  await agent.reaches('on-bridge', 'INTERCEPTED');
-  await waitFor('the proxy to be adopted', async () =>
-    (await agent.client.status()).listeners.some(
-      ({ instance, adopted }) => instance === 'default' && adopted,
-    ),
-  );
-  pods.set('on-bridge', onBridge);
-}, 180_000);
-
+let described: readonly object[];
 const pods = new Map<string, LabPod>();
 
-afterAll(async () => {
-  await lab?.close();
+beforeAll(async () => {
+  ({ lab, agent, proxy, described } = scene);
+  containerd = await scene.containerd('ptp');
+  [web, neighbour] = [scene.pod('web'), scene.pod('neighbour')];
+  pods.set('on-bridge', scene.pod('on-bridge'));
 });
 
 /** A runc pod whose app is `app`, intercepted. */
@@ -86,7 +67,7 @@ async function pastTheProxy(pod: LabPod): Promise<string[]> {
   const six = pod.ips[6].split(':');
   const groups = six.flatMap((group) => (group === '' ? Array(9 - six.length).fill('') : [group]));
   const own = [`${pod.ips[4]}:`, `[${groups.map((group) => group.padStart(4, '0')).join(':')}]:`];
-  const flows = (await wire.all()).map(flowOf);
+  const flows = (await scene.uplink.all()).map(flowOf);
   return flows.filter((flow) => own.some((start) => flow.startsWith(start)));
 }
 

@@ -310,7 +310,8 @@ it('no failure, no wrong name, and nothing left behind', async () => {
   expect(answered.byAddress).toBeGreaterThanOrEqual(RESOLVES);
   expect(answered.live).toBeGreaterThanOrEqual(RESOLVES);
   expect(answered.gone).toBeGreaterThan(0);
-  expect(perSecond).toBeGreaterThan((PER_SECOND * 3) / 4);
+  // At full size nothing else wants the two cores.
+  expect(perSecond).toBeGreaterThan(sized(PER_SECOND / 4, (PER_SECOND * 3) / 4));
   for (const output of await Promise.all(traffic)) {
     expect(reply(output)).toMatchObject({ ok: true, failures: 0 });
   }

@@ -5,79 +5,44 @@
 
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { afterAll, beforeAll, expect, it } from 'vitest';
-import { Capture, flowOf, POD_TCP } from '../lab/capture.js';
-import { createNetwork } from '../lab/cni.js';
+import { expect, it } from 'vitest';
 import { type Daemon, runIn, waitFor } from '../lab/exec.js';
-import { Lab, REMOTE } from '../lab/lab.js';
+import { REMOTE } from '../lab/lab.js';
 import { Load, type LoadSpec, Pauses } from '../lab/load.js';
-import { type PlainPod, runPlainPod } from '../lab/plain.js';
-import { reply } from '../lab/pod.js';
-import { staticPod, TestAgent, TestProxy } from './agent.js';
+import { useScene } from './scene.js';
 
-let lab: Lab;
-let agent: TestAgent;
-let proxy: TestProxy;
-let uplink: Capture;
-let routed: PlainPod;
-let bridged: PlainPod;
-
-beforeAll(async () => {
-  lab = await Lab.create();
-  await lab.serve();
-  agent = new TestAgent(lab, { sources: { static: { file: 'pods.yaml' } } });
-  routed = await runPlainPod(lab, createNetwork(lab, 'ptp'), 'routed');
-  bridged = await runPlainPod(lab, createNetwork(lab, 'bridge'), 'bridged');
-  agent.writePods([staticPod(routed), staticPod(bridged)]);
-  await agent.start();
-  proxy = new TestProxy(lab, agent);
-  await proxy.start();
-  await agent.adopted(2);
-  await allIntercepted();
-  uplink = await Capture.start(lab, lab.node, 'uplink', POD_TCP);
-}, 60_000);
-
-afterAll(async () => {
-  await lab?.close();
-});
+const scene = useScene({ pods: [{ name: 'routed' }, { name: 'bridged', topology: 'bridge' }] });
+const pods = () => [scene.pod('routed'), scene.pod('bridged')];
 
 async function allIntercepted(): Promise<void> {
-  for (const { name } of [routed, bridged]) {
-    await agent.reaches(name, 'INTERCEPTED');
+  for (const { name } of pods()) {
+    await scene.agent.reaches(name, 'INTERCEPTED');
   }
 }
 
 function inNode(...words: readonly string[]): Promise<string> {
-  return runIn(lab.node, words[0] ?? '', words.slice(1));
+  return runIn(scene.lab.node, words[0] ?? '', words.slice(1));
 }
 
 /** An open connection and new ones, of both pods and in both families. */
 function everyTraffic(): LoadSpec[] {
-  return [routed, bridged].flatMap((pod) =>
+  return pods().flatMap((pod) =>
     ([4, 6] as const).flatMap((family) =>
       (['keepalive', 'connects'] as const).map((kind) => ({ pod, kind, family, everyMs: 20 })),
     ),
   );
 }
 
-async function expectNothingDirect(): Promise<void> {
-  expect((await uplink.all()).map(flowOf)).toEqual([]);
-}
-
-/** A new connection of each pod, as the proxy sees it. */
 async function expectAtProxy(): Promise<void> {
-  for (const pod of [routed, bridged]) {
-    const { localPort } = reply(await pod.app(['dial', REMOTE[4], '80'], 10_000));
-    expect(await proxy.flowFrom(`${pod.ips[4]}:${localPort}`)).toMatchObject({
-      originalDst: `${REMOTE[4]}:80`,
-    });
+  for (const pod of pods()) {
+    await scene.expectAtProxy(pod);
   }
 }
 
 /** Does it over and over in the node, until it is stopped. */
 function overAndOver(name: string, everyS: number, ...commands: readonly string[]): Daemon {
   const body = [...commands, 'echo done', `sleep ${everyS}`].join('; ');
-  return lab.daemon(lab.node, name, 'bash', ['-c', `while true; do ${body}; done 2>/dev/null`]);
+  return scene.lab.daemon(scene.lab.node, name, 'bash', ['-c', `while true; do ${body}; done 2>/dev/null`]);
 }
 
 function times(daemon: Daemon): number {
@@ -100,13 +65,13 @@ table ip kube-proxy {
 `;
 
 it('a firewall that flushes the ruleset ten times in five seconds: no request fails, nothing goes out directly', async () => {
-  const rules = join(lab.directory, 'kube-proxy.nft');
+  const rules = join(scene.lab.directory, 'kube-proxy.nft');
   writeFileSync(rules, KUBE_PROXY);
   await inNode('nft', '-f', rules);
   const theirs = await inNode('nft', 'list', 'table', 'ip', 'kube-proxy');
   await waitFor('our table to be back', async () => (await tables()).includes('table inet nodesentry'));
   await allIntercepted();
-  const load = await Load.start(lab, everyTraffic());
+  const load = await Load.start(scene.lab, everyTraffic());
   const pauses = await Pauses.undisturbed(load, () => inNode('sleep', '1'));
   const flushing = overAndOver('flushing', 0.45, `nft -f ${rules}`);
   await waitFor('ten flushes', () => times(flushing) >= 10);
@@ -116,7 +81,7 @@ it('a firewall that flushes the ruleset ten times in five seconds: no request fa
   expect(await inNode('nft', 'list', 'table', 'ip', 'kube-proxy')).toBe(theirs);
   await allIntercepted();
   await expectAtProxy();
-  await expectNothingDirect();
+  await scene.expectNothingDirect();
 }, 40_000);
 
 async function tables(): Promise<string[]> {
@@ -124,32 +89,32 @@ async function tables(): Promise<string[]> {
 }
 
 it('a routing daemon that removes our rule every 100 ms: told while it does, nothing goes out directly, and over when it stops', async () => {
-  const logged = agent.log().length;
-  const load = await Load.start(lab, everyTraffic());
+  const logged = scene.agent.log().length;
+  const load = await Load.start(scene.lab, everyTraffic());
   const daemon = overAndOver('routing-daemon', 0.1, 'ip rule del pref 90', 'ip -6 rule del pref 90');
   const told = /IPv4 rule at priority 90.*put back again and again/;
   await waitFor('the pod to say so', async () => {
-    const { state, reason } = (await agent.workload('routed'))?.interception ?? {};
+    const { state, reason } = (await scene.agent.workload('routed'))?.interception ?? {};
     return state === 'DEGRADED' && told.test(reason ?? '');
   });
-  const { stdout } = await agent.cli('status');
+  const { stdout } = await scene.agent.cli('status');
   expect(stdout).toMatch(/Ready: +NO: datapath: .*put back again and again/);
   // It stays so for as long as it goes on, however often we put the rule back.
   const from = times(daemon);
   const states = new Set<string | undefined>();
   await waitFor('the daemon to go on', async () => {
-    states.add((await agent.workload('bridged'))?.interception.state);
+    states.add((await scene.agent.workload('bridged'))?.interception.state);
     return times(daemon) >= from + 40;
   });
   expect([...states]).toEqual(['DEGRADED']);
-  const lines = agent.log().slice(logged).trim().split('\n');
+  const lines = scene.agent.log().slice(logged).trim().split('\n');
   expect(lines.length).toBeLessThan(30);
   await daemon.stop();
   const stoppedMs = performance.now();
   await allIntercepted();
   expect(performance.now() - stoppedMs).toBeLessThan(5_000);
   await load.stop();
-  expect(await agent.client.status()).toMatchObject({ ready: true, blockers: [] });
+  expect(await scene.agent.client.status()).toMatchObject({ ready: true, blockers: [] });
   await expectAtProxy();
-  await expectNothingDirect();
+  await scene.expectNothingDirect();
 }, 40_000);

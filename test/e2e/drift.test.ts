@@ -6,24 +6,32 @@
 
 import { readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { beforeAll, describe, expect, it } from 'vitest';
 import { BpfLink, BpfMap, BpfObject } from '../../src/native/bpf.js';
 import { attachedOn } from '../lab/attached.js';
-import { Containerd } from '../lab/containerd.js';
 import { run, runIn, waitFor } from '../lab/exec.js';
-import { Lab, REMOTE } from '../lab/lab.js';
+import type { Lab } from '../lab/lab.js';
 import { Load, Pauses } from '../lab/load.js';
-import { type LabPod, reply } from '../lab/pod.js';
-import { enrolled, staticPod, TestAgent, TestProxy } from './agent.js';
+import type { LabPod } from '../lab/pod.js';
+import type { TestAgent } from './agent.js';
+import { useScene } from './scene.js';
 
 const REPAIR_MS = 2_000;
 /** Packets that were lost until then come again 200, 600, 1,400 ms and 3 s after the first. */
 const HELD_UP_MS = 3_000;
 
+const scene = useScene({
+  pods: [
+    { name: 'routed', runtime: 'runc' },
+    { name: 'bridged', runtime: 'runc', topology: 'bridge' },
+  ],
+  cri: { topology: 'ptp' },
+  // As WireGuard and some clouds set it: the pods' interfaces then need a sysctl of ours.
+  prepare: ({ lab }) => runIn(lab.node, 'sysctl', ['-qw', 'net.ipv4.conf.all.src_valid_mark=1']),
+});
+
 let lab: Lab;
 let agent: TestAgent;
-let ptp: Containerd;
-let proxy: TestProxy;
 let routed: LabPod;
 let bridged: LabPod;
 /** Where packets of the pods enter the stack: a veth, and the bridge. */
@@ -35,25 +43,12 @@ let pauses: Pauses;
 let sound: string;
 
 beforeAll(async () => {
-  lab = await Lab.create();
-  await lab.serve();
-  // As WireGuard and some clouds set it: the pods' interfaces then need a sysctl of ours.
-  await inNode('sysctl', '-qw', 'net.ipv4.conf.all.src_valid_mark=1');
-  ptp = await Containerd.start(lab, 'ptp');
-  const bridge = await Containerd.start(lab, 'bridge');
-  agent = new TestAgent(lab, {
-    sources: { cri: { endpoint: `unix://${ptp.socket}` }, static: { file: 'pods.yaml' } },
-  });
-  bridged = await bridge.runPod({ name: 'bridged', runtime: 'runc' });
-  agent.writePods([staticPod(bridged)]);
-  routed = await ptp.runPod({ name: 'routed', runtime: 'runc', labels: enrolled('routed') });
-  await agent.start();
-  proxy = new TestProxy(lab, agent);
-  await proxy.start();
-  await agent.adopted(2);
-  await agent.reaches('routed', 'INTERCEPTED');
-  await agent.reaches('bridged', 'INTERCEPTED');
-  entrances = [(await agent.workload('routed'))?.interception.interface ?? '', bridge.network.bridge];
+  ({ lab, agent } = scene);
+  [routed, bridged] = [scene.pod('routed'), scene.pod('bridged')];
+  entrances = [
+    (await agent.workload('routed'))?.interception.interface ?? '',
+    scene.network('bridge').bridge,
+  ];
   indexes = { routed: await interfaceOf(routed), bridged: await interfaceOf(bridged) };
   sound = await kernelState();
   flowing = await Load.start(
@@ -67,11 +62,7 @@ beforeAll(async () => {
       await agent.cli('status');
     }
   });
-}, 180_000);
-
-afterAll(async () => {
-  await lab?.close();
-}, 60_000);
+});
 
 function inNode(...words: readonly string[]): Promise<string> {
   return runIn(lab.node, words[0] ?? '', words.slice(1));
@@ -369,10 +360,7 @@ async function expectRepaired(sinceMs: number): Promise<void> {
 async function expectIntercepted(): Promise<void> {
   for (const pod of [routed, bridged]) {
     await agent.reaches(pod.name, 'INTERCEPTED');
-    const { localPort } = reply(await pod.app(['dial', REMOTE[4], '80']));
-    expect(await proxy.flowFrom(`${pod.ips[4]}:${localPort}`)).toMatchObject({
-      originalDst: `${REMOTE[4]}:80`,
-    });
+    await scene.expectAtProxy(pod);
   }
 }
 
@@ -483,11 +471,12 @@ it('pods that were there before the agent are intercepted, and nothing of an ear
 
 it('an agent that is up before the runtime ends in the same state', async () => {
   await agent.stop('SIGKILL');
-  await ptp.down();
+  const containerd = await scene.containerd('ptp');
+  await containerd.down();
   await forgetEverything();
   await agent.start({ ready: false });
   expect((await agent.client.status()).blockers).toContain('source cri has not synced');
-  await ptp.up();
+  await containerd.up();
   await agent.adopted(2);
   await expectIntercepted();
   await expectAsSound();

@@ -6,18 +6,18 @@
 
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { beforeAll, describe, expect, it } from 'vitest';
 import { ipToNetworkBytes } from '../../src/net/ip.js';
 import { type FrameOptions, frame, PROTOCOL, TCP } from '../bpf/packets.js';
 import { Capture } from '../lab/capture.js';
 import { createNetwork } from '../lab/cni.js';
-import { Containerd } from '../lab/containerd.js';
 import { runIn, script, tryRun, waitFor } from '../lab/exec.js';
 import { buildApp } from '../lab/image.js';
-import { Lab, REMOTE } from '../lab/lab.js';
+import { type Lab, REMOTE } from '../lab/lab.js';
 import { hostLinkOf, type PlainPod, runPlainPod } from '../lab/plain.js';
 import { type LabPod, reply } from '../lab/pod.js';
-import { staticPod, TestAgent, TestProxy } from './agent.js';
+import type { TestAgent, TestProxy } from './agent.js';
+import { useScene } from './scene.js';
 
 const FAMILIES = [4, 6] as const;
 type Family = (typeof FAMILIES)[number];
@@ -28,6 +28,11 @@ const DATAGRAM_PORT = 9;
 /** Where the pods are servers themselves. */
 const SERVED = 8080;
 const DEFAULT_INSTANCE = { name: 'default', outbound: ['127.0.0.1:15001', '[::1]:15001'] };
+
+const scene = useScene({
+  agent: { sources: { cni: {} }, interception: { enrol: 'all' } },
+  proxy: ['--allow-unidentified'],
+});
 
 let lab: Lab;
 let agent: TestAgent;
@@ -43,17 +48,7 @@ let sandboxed: LabPod;
 let remoteMac: Buffer;
 
 beforeAll(async () => {
-  lab = await Lab.create();
-  await lab.serve();
-  agent = new TestAgent(lab, {
-    sources: { cni: {}, static: { file: 'pods.yaml' } },
-    interception: { enrol: 'all' },
-  });
-  agent.writePods([]);
-  await agent.start();
-  proxy = new TestProxy(lab, agent);
-  await proxy.start('--allow-unidentified');
-  await agent.adopted(2);
+  ({ lab, agent, proxy } = scene);
   uplink = await Capture.start(lab, lab.remote, 'eth0');
   remoteMac = await macOf(lab.remote, 'eth0');
   for (const topology of TOPOLOGIES) {
@@ -61,17 +56,12 @@ beforeAll(async () => {
     macs.set(attackers[topology], await macsOf(topology, attackers[topology]));
   }
   late = await attacker('ptp', 'late', false);
-  const containerd = await Containerd.start(lab, 'ptp');
-  sandboxed = await containerd.runPod({ name: 'sandboxed', runtime: 'runsc' });
-  agent.writePods([staticPod(late), staticPod(sandboxed)]);
+  scene.describe(late);
+  sandboxed = await scene.add({ name: 'sandboxed', runtime: 'runsc' });
   await agent.reaches('late', 'INTERCEPTED');
   await agent.reaches('sandboxed', 'INTERCEPTED');
   macs.set(late, await macsOf('ptp', late));
 }, 120_000);
-
-afterAll(async () => {
-  await lab?.close();
-});
 
 const networks = new Map<string, ReturnType<typeof createNetwork>>();
 
