@@ -2,7 +2,7 @@
 
 import { afterAll, beforeAll, expect, it } from 'vitest';
 import { Capture, flowOf } from './capture.js';
-import { runIn } from './exec.js';
+import { runIn, waitFor } from './exec.js';
 import { Lab, REMOTE } from './lab.js';
 
 let lab: Lab;
@@ -22,8 +22,12 @@ it('sees what leaves, in both families, and says from where to where', async () 
   const capture = await Capture.start(lab, lab.node, 'uplink', 'udp and dst port 7');
   await datagram(4);
   await datagram(6);
-  const flows = (await capture.all()).map(flowOf);
-  expect(flows).toEqual([
+  // The neighbour has to be found first.
+  const frames = await waitFor('both', async () => {
+    const all = await capture.all();
+    return all.length > 1 ? all : undefined;
+  });
+  expect(frames.map(flowOf)).toEqual([
     expect.stringMatching(/^10\.199\.0\.1:\d+ > 10\.200\.1\.1:7$/),
     expect.stringMatching(/^\[fd00:0199:.*:0001\]:\d+ > \[fd00:0200:.*:0001\]:7$/),
   ]);
