@@ -16,6 +16,7 @@ import { Struct } from '../../src/kernel/struct.js';
 import { TcxLinks } from '../../src/kernel/tcx.js';
 import { BpfLink, BpfMap, BpfObject, queryClsact, queryTcx } from '../../src/native/bpf.js';
 import type { PodUid } from '../../src/pods/pod.js';
+import { sized } from '../lab/size.js';
 import { Cleanup, loadProbe, Netns, temporaryBpffs, temporaryFolder, u32 } from '../unit/native-lab.js';
 import { MARK, OBJECTS } from './datapath-lab.js';
 
@@ -290,7 +291,8 @@ describe('an agent of a newer layout', () => {
     );
     expect(newer.maps.workloads.entries().length).toBe(rows);
     expect(kept).toBeGreaterThan(records * 0.9);
-    expect(ms).toBeLessThan(30_000);
+    // Twice what docs/upgrade.md says, where nothing else wants the two cores.
+    expect(ms).toBeLessThan(sized(30_000, 4_000));
   });
 });
 
