@@ -81,15 +81,31 @@ async function dials(pod: PlainPod, to: string = REMOTE[4], port = 80): Promise<
   return reply(await pod.app(['dial', to, String(port)])).ok;
 }
 
-describe('iptables rules by pod interface, as Calico writes them', () => {
-  afterEach(async () => {
-    for (const command of ['iptables-nft', 'ip6tables-nft']) {
-      for (const table of ['filter', 'raw']) {
-        await runIn(lab.node, command, ['-t', table, '-F']);
-        await runIn(lab.node, command, ['-t', table, '-X']);
-      }
+/** What both flavours of iptables hold, counters left out. */
+async function iptables(): Promise<string> {
+  const saved = [
+    await runIn(lab.node, 'iptables-nft-save', []),
+    await runIn(lab.node, 'ip6tables-nft-save', []),
+  ];
+  return saved
+    .join('')
+    .split('\n')
+    .filter((line) => !line.startsWith('#'))
+    .map((line) => line.replace(/ \[\d+:\d+\]$/, ''))
+    .join('\n');
+}
+
+async function flushIptables(): Promise<void> {
+  for (const command of ['iptables-nft', 'ip6tables-nft']) {
+    for (const table of ['filter', 'raw']) {
+      await runIn(lab.node, command, ['-t', table, '-F']);
+      await runIn(lab.node, command, ['-t', table, '-X']);
     }
-  });
+  }
+}
+
+describe('iptables rules by pod interface, as Calico writes them', () => {
+  afterEach(flushIptables);
 
   /** Rules of the filter table, as iptables-save writes them. */
   async function restore(rules: string): Promise<void> {
@@ -102,8 +118,8 @@ describe('iptables rules by pod interface, as Calico writes them', () => {
   }
 
   /** How many packets met the rule with this comment. */
-  async function met(comment: string): Promise<number> {
-    const listed = await runIn(lab.node, 'iptables-nft-save', ['-c', '-t', 'filter']);
+  async function met(comment: string, command = 'iptables-nft', table = 'filter'): Promise<number> {
+    const listed = await runIn(lab.node, `${command}-save`, ['-c', '-t', table]);
     const line = listed.split('\n').find((candidate) => candidate.includes(`--comment ${comment} `));
     return Number(/^\[(\d+):/.exec(line ?? '')?.[1] ?? Number.NaN);
   }
@@ -242,24 +258,40 @@ describe('iptables rules by pod interface, as Calico writes them', () => {
     { family: 4, command: 'iptables-nft' },
     { family: 6, command: 'ip6tables-nft' },
   ] as const)(
-    'raw PREROUTING: the reverse-path check by mark lets intercepted IPv$family packets through',
+    'raw PREROUTING: the reverse-path check by mark lets intercepted IPv$family packets through, for our table alone',
     async ({ family, command }) => {
       const rules = `*raw
 :cali-PREROUTING - [0:0]
 -A PREROUTING -j cali-PREROUTING
 -A cali-PREROUTING -i veth+ -j MARK --set-xmark 0x40000/0x40000
 -A cali-PREROUTING -m mark --mark 0x40000/0x40000 -m rpfilter --validmark --invert -m comment --comment rpf -j DROP
+-A cali-PREROUTING -m mark --mark 0x40000/0x40000 -m comment --comment valid -j RETURN
 COMMIT
 `;
       await runIn(lab.node, `${command}-restore`, ['--noflush'], { input: rules });
-      const dialling = lab.daemon(web.netnsName, `rpf-${family}`, await buildApp(), [
-        'dial',
-        REMOTE[family],
-        '80',
-      ]);
-      await waitFor('the pod to get through', () => dialling.log().includes('"ok":true')).finally(() =>
-        dialling.stop(),
+      const dialling = async (name: string) =>
+        lab.daemon(web.netnsName, `${name}-${family}`, await buildApp(), ['dial', REMOTE[family], '80']);
+      const passing = await dialling('rpf');
+      await waitFor('the pod to get through', () => passing.log().includes('"ok":true')).finally(() =>
+        passing.stop(),
       );
+      const from = family === 4 ? `${web.ips[4]}:` : `[${web.ips[6]}]:`;
+      const { localPort } = reply({ stdout: passing.log(), stderr: '', code: 0 });
+      expect(await proxy.flowFrom(`${from}${localPort}`)).toMatchObject({ workload: 'default/web' });
+      expect(await met('valid', command, 'raw')).toBeGreaterThan(0);
+      expect(await met('rpf', command, 'raw')).toBe(0);
+
+      // The mark leads back to the node itself: without the table that takes it off meanwhile, the check fails.
+      await agent.stop('SIGKILL');
+      await runIn(lab.node, 'nft', ['delete', 'table', 'inet', 'nodesentry']);
+      const failing = await dialling('rpf-without');
+      await waitFor('a drop', async () => (await met('rpf', command, 'raw')) > 0).finally(() =>
+        failing.stop(),
+      );
+      expect(failing.log()).not.toContain('"ok":true');
+      await agent.start();
+      await agent.reaches('web', 'INTERCEPTED');
+      await agent.adopted(2);
     },
   );
 });
@@ -300,7 +332,7 @@ describe('programs of others at our hook', () => {
     return entries.map(({ programId }) => programInfo(programId)?.name ?? '');
   }
 
-  it('one before ours that passes: both run, in their order, and cleanup leaves theirs', async () => {
+  it('one before ours that passes: both run, in their order, and taking ours off leaves theirs', async () => {
     let theirs: ReturnType<typeof load> | undefined;
     const pod = await intercepted('looked-on', async (starting) => {
       theirs = load('look_on', await hostIndexOf(starting.netnsName));
@@ -356,5 +388,42 @@ describe('programs of others at our hook', () => {
     withdraw(pod);
     await waitFor('ours to be taken off', async () => namesAt(await hostIndexOf(pod.netnsName)).length === 0);
     expect(await tc('filter', 'show', 'dev', link, 'ingress')).toContain('pref 1');
+  });
+
+  it('cleanup leaves their iptables rules, their program and their filter, and takes only ours', async () => {
+    let theirs: ReturnType<typeof load> | undefined;
+    const pod = await intercepted('cleaned-up', async (starting) => {
+      theirs = load('look_on', await hostIndexOf(starting.netnsName));
+    });
+    const [index, link] = [await hostIndexOf(pod.netnsName), await hostLinkOf(lab, pod.netnsName)];
+    const tc = (...words: readonly string[]) => runIn(lab.node, 'tc', words);
+    await tc('qdisc', 'add', 'dev', link, 'clsact');
+    await tc('filter', 'add', 'dev', link, 'ingress', 'pref', '1', 'bpf', 'da', 'obj', FIXTURE, 'sec', 'tc');
+    for (const command of ['iptables-nft', 'ip6tables-nft']) {
+      for (const table of ['filter', 'raw']) {
+        const input = `*${table}\n:cali-theirs - [0:0]\n-A OUTPUT -j cali-theirs\n-A cali-theirs -m mark --mark 0x40/0x40 -j RETURN\nCOMMIT\n`;
+        await runIn(lab.node, `${command}-restore`, ['--noflush'], { input });
+      }
+    }
+    const state = async () => ({
+      iptables: await iptables(),
+      filters: await tc('filter', 'show', 'dev', link, 'ingress'),
+    });
+    const before = await state();
+    expect(before.iptables.match(/-A cali-theirs /g)).toHaveLength(4);
+    expect(before.filters).toContain('pref 1');
+    expect(namesAt(index)).toEqual(['look_on', 'pod_egress']);
+
+    await agent.stop();
+    expect(await agent.cli('cleanup')).toMatchObject({ code: 0, stderr: '' });
+    expect(await state()).toEqual(before);
+    expect(namesAt(index)).toEqual(['look_on']);
+    expect(await runIn(lab.node, 'nft', ['list', 'tables'])).not.toContain('nodesentry');
+    const seen = theirs?.seen() ?? 0;
+    // Straight through: the server sees the pod itself.
+    const dialled = reply(await pod.app(['dial', REMOTE[4], '80']));
+    expect(dialled).toMatchObject({ ok: true, server: { peer: `${pod.ips[4]}:${dialled.localPort}` } });
+    expect(theirs?.seen()).toBeGreaterThan(seen);
+    await flushIptables();
   });
 });

@@ -69,12 +69,13 @@ export class Capture {
   /**
    * All frames until now but its own markers. A marker that the node sends to the remote has to arrive, and the kernel must
    * have dropped no frame: only then does an empty list mean anything. For captures of the uplink, at either end.
+   * `family`: of the marker, for nodes that have only one.
    */
-  async all(): Promise<Buffer[]> {
+  async all(family: 4 | 6 = 4): Promise<Buffer[]> {
     const marker = Buffer.from(`marker ${randomUUID()}`);
     await runIn(this.#lab.node, 'bash', [
       '-c',
-      `printf '%s' '${marker}' >/dev/udp/${REMOTE[4]}/${MARKER_PORT}`,
+      `printf '%s' '${marker}' >/dev/udp/${REMOTE[family]}/${MARKER_PORT}`,
     ]);
     await this.sees(marker);
     const said = this.#daemon.log().length;
