@@ -100,8 +100,8 @@ export class IdentityService {
   }
 
   /**
-   * A pod by its UID, also after it went, for as long as the store remembers it. Without SPIFFE ID and service account while no authority has told
-   * of it, and where none is known. Throws IdentityError.
+   * A pod by its UID, also after it went, for as long as the store remembers it. Without SPIFFE ID and service account
+   * while no authority has told of it, and where none is known. Throws IdentityError.
    */
   workload(uid: PodUid): { readonly pod: Pod; readonly workload: Workload } {
     const found = this.#podNow(uid);

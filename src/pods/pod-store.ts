@@ -31,8 +31,8 @@ export class PodStore {
   #revision = 0;
 
   /**
-   * `nowMs` is the clock that pods which went are forgotten by, after `rememberMs`; `criServiceAccount` that of pods whose own no source
-   * knows, where the CRI tells of them. Default: such a pod has none.
+   * `nowMs` is the clock that pods which went are forgotten by, after `rememberMs`; `criServiceAccount` the account of pods
+   * whose own no source knows, where the CRI tells of them. Default: such a pod has none.
    */
   constructor(
     options: {
