@@ -52,6 +52,8 @@ export class TestAgent {
   readonly client: ApiClient;
   /** Folder of the BPF objects that the next start takes, and every other command: another version of the agent. */
   objects = DEFAULT_OBJECTS;
+  /** The same of the command line: bin/nodesentry of another release. */
+  binary = CLI;
   #daemon: Daemon | undefined;
   #starts = 0;
 
@@ -101,7 +103,7 @@ export class TestAgent {
   /** Starts the agent and waits until it is ready, or only until it runs. */
   async start({ ready = true } = {}): Promise<void> {
     this.#starts += 1;
-    const daemon = this.#lab.daemon(this.#lab.node, `agent-${this.#starts}`, CLI, [
+    const daemon = this.#lab.daemon(this.#lab.node, `agent-${this.#starts}`, this.binary, [
       ...this.#globals(),
       'agent',
     ]);
@@ -124,7 +126,7 @@ export class TestAgent {
 
   /** The CLI as a user runs it on the node. */
   cli(...words: readonly string[]): Promise<Output> {
-    return tryRun(...inNetns(this.#lab.node, CLI, [...words, ...this.#globals()]));
+    return tryRun(...inNetns(this.#lab.node, this.binary, [...words, ...this.#globals()]));
   }
 
   #globals(): string[] {
