@@ -15,9 +15,11 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .PHONY: bench-enrolment bench-loop bench-run-times build check image demo test test-long test-full test-k8s lint format packages-build packages-lab packages-k8s go-tools native typescript clean
 
+# A clone without history cannot build the release before this one; said aloud, below.
+HAS_PREVIOUS := $(shell scripts/build-previous --check && echo yes)
 # Tests that have a full size (test/lab/size.ts), and what takes minutes at any.
 LONG := test/e2e/first-packet.test.ts test/e2e/churn.test.ts test/bpf/migration.test.ts test/unit/native-leaks.test.ts \
-	test/image/image.test.ts
+	test/image/image.test.ts $(if $(HAS_PREVIOUS),test/long)
 reports = --reporter=default --reporter=json --outputFile.json=build/$(1)-results.json
 
 build: packages-build native typescript
@@ -75,6 +77,7 @@ test-long: test-full test-k8s
 
 test-full: packages-lab go-tools build
 	@echo "test-full: the long tests at full size, and the image"
+	$(if $(HAS_PREVIOUS),,@echo "test-full: WITHOUT test/long: the release before this one is not in this clone")
 	@NODESENTRY_TEST_SIZE=full npx --no-install vitest run $(or $(FILES),$(LONG)) $(call reports,test-full)
 
 test-k8s: packages-k8s build

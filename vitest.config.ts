@@ -54,10 +54,10 @@ export default defineConfig({
       {
         extends: true,
         test: {
-          name: 'image',
-          include: ['test/image/image.test.ts'],
+          name: 'long',
+          include: ['test/image/image.test.ts', 'test/long/**/*.test.ts'],
           testTimeout: 120_000,
-          // Without a cache the image's base and its compilers are fetched from the Debian mirror.
+          // The image's base is fetched from the Debian mirror the first time, the release before this one compiled.
           hookTimeout: 900_000,
           maxWorkers: 1,
           sequence: { groupOrder: 3 },

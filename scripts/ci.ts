@@ -17,7 +17,7 @@ import {
 
 const STAGES: readonly Stage[] = [
   { target: 'test', least: 1_800 },
-  { target: 'test-full', least: 45 },
+  { target: 'test-full', least: 55 },
   { target: 'test-k8s', least: 20 },
 ];
 
