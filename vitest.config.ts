@@ -6,6 +6,7 @@ const ALONE = [
   'test/e2e/behaviour.test.ts',
   'test/e2e/drift.test.ts',
   'test/e2e/held.test.ts',
+  'test/e2e/proxy-reload.test.ts',
   'test/e2e/restart.test.ts',
   'test/e2e/strategies.test.ts',
   'test/e2e/upgrade.test.ts',
