@@ -413,7 +413,8 @@ static int reuse(const char *ip, const char *port, int from, int count) {
  * the file `control` grows it tells what has been since the last time, and begins anew; a `q` in it ends it. */
 static int load(const char *kind, const char *ip, const char *port, int interval_us, const char *control) {
     struct target target = parse_target(ip, port);
-    int asks = strcmp(kind, "handshakes") != 0, each = strcmp(kind, "keepalive") != 0, fd = -1, done = 0, failures = 0, last = 0, ending = 0;
+    int asks = strcmp(kind, "handshakes") != 0, each = strcmp(kind, "keepalive") != 0, fd = -1, done = 0, failures = 0,
+        last = 0, ending = 0;
     FILE *file = fopen(control, "r");
     double slowest_dial = 0, slowest = 0;
 
