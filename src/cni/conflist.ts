@@ -78,6 +78,24 @@ export function pluginIn(bytes: Buffer, file: string): Readonly<Record<string, u
 }
 
 /**
+ * What makes the primary CNI leave the file alone, where it is one that writes it anew after each of our edits; undefined
+ * of all others, and of what is no conflist.
+ */
+export function howToKeep(bytes: Buffer, file: string): string | undefined {
+  try {
+    const isCilium = parseConflist(bytes, file).plugins.some((plugin) => typeOf(plugin) === 'cilium-cni');
+    return isCilium
+      ? "set Cilium's cni.exclusive to false (Helm; cni-exclusive in its config map)"
+      : undefined;
+  } catch (error) {
+    if (error instanceof CniError) {
+      return undefined;
+    }
+    throw error;
+  }
+}
+
+/**
  * A conflist of the one plugin that a plain .conf or .json describes, and ours. Throws CniError INVALID_CONFIGURATION.
  */
 export function fromPlainConf(bytes: Buffer, options: PluginOptions, file: string): Buffer {

@@ -5,9 +5,9 @@ import { join } from 'node:path';
 import type { Clock } from '../base/clock.js';
 import type { Log } from '../base/log.js';
 import { candidates } from './conf-dir.js';
-import { PLUGIN_TYPE } from './conflist.js';
+import { howToKeep, PLUGIN_TYPE } from './conflist.js';
 import { CniError, reasonOf } from './errors.js';
-import { behindLinks } from './files.js';
+import { behindLinks, readIfThere } from './files.js';
 import { type InstallOptions, type InstallReport, install } from './install.js';
 
 export interface ConflistKeeperOptions extends InstallOptions {
@@ -138,8 +138,17 @@ export class ConflistKeeper {
       return false;
     }
     const what = this.#file ?? this.#options.confDir;
-    this.#fail(`${what}: another program keeps changing it: repaired ${most} times within a minute, waiting`);
+    const cure = this.#cure();
+    this.#fail(
+      `${what}: another program keeps changing it: repaired ${most} times within a minute, waiting` +
+        (cure === undefined ? '' : `; ${cure}`),
+    );
     return true;
+  }
+
+  #cure(): string | undefined {
+    const bytes = this.#file === undefined ? undefined : readIfThere(this.#file);
+    return this.#file === undefined || bytes === undefined ? undefined : howToKeep(bytes, this.#file);
   }
 
   #fail(problem: string, error?: unknown): void {

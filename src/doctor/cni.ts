@@ -4,7 +4,7 @@ import { accessSync, constants } from 'node:fs';
 import { connect } from 'node:net';
 import { isAbsolute, join } from 'node:path';
 import { candidates } from '../cni/conf-dir.js';
-import { fromPlainConf, PLUGIN_TYPE, pluginIn, withPlugin } from '../cni/conflist.js';
+import { fromPlainConf, howToKeep, PLUGIN_TYPE, pluginIn, withPlugin } from '../cni/conflist.js';
 import { CniError } from '../cni/errors.js';
 import { readIfThere } from '../cni/files.js';
 import type { Config } from '../config/config.js';
@@ -57,7 +57,7 @@ function chain(cni: CniConfig, { socket }: CniPlaces): Finding {
     const placed = withPlugin(bytes, wanted, first.path);
     const entry = pluginIn(bytes, first.path);
     if (entry === undefined) {
-      return absent(cni, first.path);
+      return absent(cni, first.path, howToKeep(bytes, first.path));
     }
     if (entry.socket !== undefined && entry.socket !== socket) {
       return fail(
@@ -76,8 +76,12 @@ function chain(cni: CniConfig, { socket }: CniPlaces): Finding {
   }
 }
 
-function absent(cni: CniConfig, path: string): Finding {
-  return warn(`${path}: ${PLUGIN_TYPE} is not in the chain: first packets of new pods escape`, howTo(cni));
+/** `keep`: without it the primary CNI would take it out again. */
+function absent(cni: CniConfig, path: string, keep?: string): Finding {
+  return warn(
+    `${path}: ${PLUGIN_TYPE} is not in the chain: first packets of new pods escape`,
+    keep === undefined ? howTo(cni) : `${keep}, then ${howTo(cni)}`,
+  );
 }
 
 function binary(cni: CniConfig, { plugin }: CniPlaces): Finding {

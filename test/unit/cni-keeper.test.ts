@@ -4,7 +4,7 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { ConflistKeeper, type ConflistKeeperOptions } from '../../src/cni/keeper.js';
 import { uninstall } from '../../src/cni/uninstall.js';
 import { waitFor } from '../lab/exec.js';
-import { CALICO, CniNode, PLAIN } from './cni-node.js';
+import { CALICO, CILIUM, CniNode, PLAIN } from './cni-node.js';
 
 const CONFLIST = '10-calico.conflist';
 const CHAIN = ['calico', 'portmap', 'nodesentry-cni'];
@@ -159,6 +159,16 @@ test('a file that is rewritten all the time is left alone for a minute, and said
   now += 61_000;
   await repaired(kept, 4);
   await waitFor('the problem to be over', () => kept.problem === undefined);
+});
+
+test('Cilium, which takes the file for its own, is told what makes it leave it alone', async () => {
+  node.write(CONFLIST, CILIUM);
+  const kept = keeper({ maxRepairsPerMinute: 1 });
+  node.write(CONFLIST, CILIUM);
+  await repaired(kept, 1);
+  node.write(CONFLIST, CILIUM);
+  await waitFor('the keeper to give in', () => kept.problem !== undefined);
+  expect(kept.problem).toMatch(/within a minute, waiting; set Cilium's cni\.exclusive to false/);
 });
 
 test('files that the runtime does not use are none of its business', async () => {

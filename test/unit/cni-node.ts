@@ -24,6 +24,14 @@ export const CALICO = `{
 }
 `;
 
+/** As cilium-agent writes it, with cni.exclusive after each edit of somebody else. */
+export const CILIUM = `{
+  "cniVersion": "0.3.1",
+  "name": "cilium",
+  "plugins": [{"type": "cilium-cni", "enable-debug": false, "log-file": "/var/run/cilium/cilium-cni.log"}]
+}
+`;
+
 export const PLAIN = '{"cniVersion": "0.4.0", "name": "lonely", "type": "bridge", "n": 1.0}\n';
 
 export class CniNode {

@@ -10,7 +10,7 @@ import { parseConfig } from '../../src/config/load.js';
 import { type CheckResult, runChecks } from '../../src/doctor/check.js';
 import { cniChecks } from '../../src/doctor/cni.js';
 import { kubernetesChecks } from '../../src/doctor/kubernetes.js';
-import { CALICO, CniNode, PLAIN } from './cni-node.js';
+import { CALICO, CILIUM, CniNode, PLAIN } from './cni-node.js';
 import { PLUGIN } from './cni-plugin-lab.js';
 import { ApiServerStandIn, apiPod, status } from './kubernetes-stand-in.js';
 
@@ -212,6 +212,13 @@ describe('the CNI plugin', () => {
     rmSync(node.path(CONFLIST));
     node.write('10-lonely.conf', PLAIN);
     expect((await look()).chain).toMatch(/^warn .*10-lonely\.conf: nodesentry-cni is not in the chain/);
+  });
+
+  test('in a chain of Cilium is told what to set there first', async () => {
+    node.write(CONFLIST, CILIUM);
+    expect((await look()).advice).toBe(
+      'set Cilium\'s cni.exclusive to false (Helm; cni-exclusive in its config map), then run "nodesentry cni install"',
+    );
   });
 
   test('in a chain of a version that it does not speak is told', async () => {
