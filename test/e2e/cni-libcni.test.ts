@@ -116,7 +116,7 @@ it('DEL: the pod is forgotten; while the agent hangs it is deleted all the same,
     process.kill(agent.pid, 'SIGCONT');
   }
   await waitFor('the pod to be forgotten', async () => (await agent.workload(first().name)) === undefined);
-  expect(agent.endpoints()).toHaveLength(1);
+  await waitFor('its endpoint to go', () => agent.endpoints().length === 1);
 });
 
 it('GC: what libcni does not know is taken out of the kernel', async () => {
@@ -124,6 +124,6 @@ it('GC: what libcni does not know is taken out of the kernel', async () => {
   expect(agent.endpoints()).toHaveLength(2);
   // cnitool names no attachment as valid: libcni deletes all that it remembers, and asks the plugins.
   expect(await call('gc')).toMatchObject({ code: 0, stdout: '' });
-  await waitFor('both pods to be forgotten', () => agent.endpoints().length === 0);
-  expect(await agent.workload(first().name)).toBeUndefined();
+  await waitFor('their endpoints to go', () => agent.endpoints().length === 0);
+  await waitFor('the pod to be forgotten', async () => (await agent.workload(first().name)) === undefined);
 });
