@@ -6,6 +6,7 @@
 
 import { writeFileSync } from 'node:fs';
 import { enrolled, staticPod, TestAgent, TestProxy } from '../e2e/agent.js';
+import { keepCniCache } from '../lab/cni-cache.js';
 import { Containerd } from '../lab/containerd.js';
 import { Lab, REMOTE } from '../lab/lab.js';
 import { MicroVms } from '../lab/microvm.js';
@@ -69,8 +70,10 @@ async function dial(
 }
 
 async function show(topology: Topology): Promise<Row[]> {
+  const restore = keepCniCache();
   const lab = await Lab.create();
-  const abort = () => void lab.close().finally(() => process.exit(130));
+  const close = () => lab.close().finally(restore);
+  const abort = () => void close().finally(() => process.exit(130));
   process.once('SIGINT', abort);
   process.once('SIGTERM', abort);
   try {
@@ -106,7 +109,7 @@ async function show(topology: Topology): Promise<Row[]> {
   } finally {
     process.off('SIGINT', abort);
     process.off('SIGTERM', abort);
-    await lab.close();
+    await close();
   }
 }
 

@@ -5,6 +5,7 @@ export default defineConfig({
   test: {
     name: 'k8s',
     root: new URL('../..', import.meta.url).pathname,
+    globalSetup: ['test/lab/global-setup.ts'],
     include: ['test/k8s/**/*.test.ts'],
     fileParallelism: false,
     testTimeout: 120_000,
