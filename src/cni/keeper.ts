@@ -2,7 +2,7 @@
 
 import { type FSWatcher, statSync, watch } from 'node:fs';
 import { join } from 'node:path';
-import type { Clock } from '../base/clock.js';
+import { type Clock, steadyUnixMs } from '../base/clock.js';
 import type { Log } from '../base/log.js';
 import { candidates } from './conf-dir.js';
 import { howToKeep, PLUGIN_TYPE } from './conflist.js';
@@ -16,7 +16,7 @@ export interface ConflistKeeperOptions extends InstallOptions {
   readonly lookMs?: number;
   /** As many repairs within 60 s; then the fight with whoever writes the file is left alone for a while. Default 10. */
   readonly maxRepairsPerMinute?: number;
-  /** Unix time in milliseconds. */
+  /** Default one that nobody sets: a rest must not last for days. */
   readonly nowMs?: Clock;
 }
 
@@ -40,7 +40,7 @@ export class ConflistKeeper {
 
   constructor(options: ConflistKeeperOptions) {
     this.#options = options;
-    this.#nowMs = options.nowMs ?? Date.now;
+    this.#nowMs = options.nowMs ?? steadyUnixMs;
   }
 
   /** How often the chain, or the binary, was put right again after it had been installed. */

@@ -18,13 +18,13 @@ export async function whoIs(
   timeoutMs: number,
   signal: AbortSignal,
 ): Promise<Resolved> {
-  const deadline = Date.now() + timeoutMs;
+  const deadline = performance.now() + timeoutMs;
   for (;;) {
     try {
       return await client.resolve({ proto: 'tcp', src, dst }, signal);
     } catch (error) {
       const passing = error instanceof ApiError && PASSING.has(error.code);
-      if (!passing || signal.aborted || Date.now() + RETRY_MS > deadline) {
+      if (!passing || signal.aborted || performance.now() + RETRY_MS > deadline) {
         throw error;
       }
     }

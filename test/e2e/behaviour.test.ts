@@ -4,7 +4,6 @@ import { appendFileSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import type { WatchLine } from '../../src/api/messages.js';
-import { flowOf } from '../lab/capture.js';
 import type { Containerd } from '../lab/containerd.js';
 import { Daemon, inNetns, run, runIn, script, waitFor } from '../lab/exec.js';
 import { buildApp } from '../lab/image.js';
@@ -63,12 +62,9 @@ async function podOf(app: string, annotations: Record<string, string> = {}): Pro
 }
 
 /** What has left the node from the pod's own address, IPv4 and IPv6: nothing, where all went through a proxy. */
-async function pastTheProxy(pod: LabPod): Promise<string[]> {
-  const six = pod.ips[6].split(':');
-  const groups = six.flatMap((group) => (group === '' ? Array(9 - six.length).fill('') : [group]));
-  const own = [`${pod.ips[4]}:`, `[${groups.map((group) => group.padStart(4, '0')).join(':')}]:`];
-  const flows = (await scene.uplink.all()).map(flowOf);
-  return flows.filter((flow) => own.some((start) => flow.startsWith(start)));
+async function pastTheProxy({ ips }: LabPod): Promise<string[]> {
+  const flows = await scene.uplink.flows();
+  return flows.filter((flow) => flow.startsWith(`${ips[4]}:`) || flow.startsWith(`[${ips[6]}]:`));
 }
 
 /** The server behind saw somebody, and not the pod. */

@@ -4,13 +4,11 @@ import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, it } from 'vitest';
 import { MANIFEST } from '../../src/datapath/manifest.js';
-import { CLSACT } from '../../src/kernel/clsact.js';
-import { BpfLink, BpfMap, BpfProgram, queryClsact, queryTcx } from '../../src/native/bpf.js';
-import { closeFd } from '../../src/native/descriptors.js';
-import { openNamespace, withNetns } from '../../src/native/namespaces.js';
+import { attachedOn } from '../lab/attached.js';
 import { Containerd } from '../lab/containerd.js';
-import { run, runIn, tryRun, waitFor } from '../lab/exec.js';
+import { runIn, waitFor } from '../lab/exec.js';
 import { Lab, REMOTE } from '../lab/lab.js';
+import { pinnedIds, stillThere } from '../lab/pinned.js';
 import { type LabPod, reply } from '../lab/pod.js';
 import { enrolled, TestAgent, TestProxy } from './agent.js';
 
@@ -73,7 +71,7 @@ async function node(): Promise<Record<string, string>> {
     qdiscs: await show('tc', 'qdisc', 'show'),
     nft: await show('nft', 'list', 'ruleset'),
     net: await show('bpftool', 'net'),
-    attached: JSON.stringify(await attached()),
+    attached: JSON.stringify(await attachedOn(lab)),
     conflist: readFileSync(conflist, 'utf8'),
     plugin: String(existsSync(plugin)),
     // What another process of this machine counts is not compared.
@@ -87,79 +85,6 @@ async function node(): Promise<Record<string, string>> {
       .join('\n'),
     bpffs: existsSync(agent.bpffs) ? readdirSync(agent.bpffs).join(' ') : '',
   };
-}
-
-/** Programs at the node's interfaces, by their ids: this bpftool knows nothing of tcx. */
-async function attached(): Promise<object[]> {
-  const links = JSON.parse(await runIn(lab.node, 'ip', ['-j', 'link'])) as {
-    ifindex: number;
-    ifname: string;
-  }[];
-  const netns = openNamespace(`/run/netns/${lab.node}`);
-  try {
-    return withNetns(netns, () =>
-      links.map(({ ifindex, ifname }) => ({
-        ifname,
-        tcx: (['ingress', 'egress'] as const).flatMap((direction) => queryTcx(ifindex, direction)),
-        clsact: (['ingress', 'egress'] as const).map((direction) => queryClsact(ifindex, direction, CLSACT)),
-      })),
-    );
-  } finally {
-    closeFd(netns);
-  }
-}
-
-/** Ids of what the agent has in the kernel. */
-interface Ids {
-  readonly prog: ReadonlySet<number>;
-  readonly map: ReadonlySet<number>;
-  readonly link: ReadonlySet<number>;
-}
-
-/** All that is pinned, and what those programs refer to: a map need not be pinned to be there. */
-async function ours(): Promise<Ids> {
-  const ids = { prog: new Set<number>(), map: new Set<number>(), link: new Set<number>() };
-  const names = (kind: string) => readdirSync(join(agent.bpffs, 'v1', kind));
-  const each = <T extends { close(): void }>(
-    kind: string,
-    open: (path: string) => T,
-    note: (handle: T) => void,
-  ): void => {
-    for (const name of names(kind)) {
-      const handle = open(join(agent.bpffs, 'v1', kind, name));
-      note(handle);
-      handle.close();
-    }
-  };
-  each('maps', BpfMap.openPinned, ({ id }) => ids.map.add(id));
-  each('programs', BpfProgram.openPinned, ({ id }) => ids.prog.add(id));
-  each('links', BpfLink.openPinned, ({ id, programId }) => {
-    ids.link.add(id);
-    ids.prog.add(programId);
-  });
-  for (const id of ids.prog) {
-    const shown = JSON.parse(await run('bpftool', ['-j', 'prog', 'show', 'id', String(id)]));
-    for (const map of (shown as { map_ids?: number[] }).map_ids ?? []) {
-      ids.map.add(map);
-    }
-  }
-  return ids;
-}
-
-/** Those of them that the kernel still has. Another process may only get numbers that were never given out before. */
-async function left(ids: Ids): Promise<string[]> {
-  const found: string[] = [];
-  for (const kind of ['prog', 'map', 'link'] as const) {
-    for (const id of ids[kind]) {
-      const { code, stdout, stderr } = await tryRun('bpftool', [kind, 'show', 'id', String(id)]);
-      if (code === 0) {
-        found.push(`${kind} ${stdout.split('\n')[0]}`);
-      } else if (!/No such file or directory/.test(stderr)) {
-        throw new Error(`bpftool ${kind} show id ${id}: ${stderr}`);
-      }
-    }
-  }
-  return found;
 }
 
 it('leaves rules, routes, qdiscs, nftables, the chain of plugins and sysctls as they were, and no program, map or link', async () => {
@@ -179,13 +104,13 @@ it('leaves rules, routes, qdiscs, nftables, the chain of plugins and sysctls as 
   for (const piece of Object.keys(during).filter((name) => !['qdiscs', 'net'].includes(name))) {
     expect(during[piece], piece).not.toBe(before[piece]);
   }
-  const ids = await ours();
+  const ids = await pinnedIds(join(agent.bpffs, 'v1'));
   const pinned = Object.entries(MANIFEST.maps).filter(([, map]) => !('neverShared' in map));
   expect([...ids.prog].length).toBeGreaterThanOrEqual(Object.keys(MANIFEST.programs).length);
   expect([...ids.map].length).toBeGreaterThanOrEqual(pinned.length);
   // Each pod's interface, the bridge of one, and the node's namespace.
   expect([...ids.link].length).toBe(pods.length + 2);
-  expect(await left(ids)).toHaveLength(ids.prog.size + ids.map.size + ids.link.size);
+  expect(await stillThere(ids)).toHaveLength(ids.prog.size + ids.map.size + ids.link.size);
 
   const refused = await agent.cli('cleanup');
   expect(refused.code).toBe(1);
@@ -197,7 +122,7 @@ it('leaves rules, routes, qdiscs, nftables, the chain of plugins and sysctls as 
   expect(done.stderr).toBe('');
   expect(done.code).toBe(0);
   // The kernel frees programs and maps a moment after their last reference.
-  const remaining = () => left(ids);
+  const remaining = () => stillThere(ids);
   await waitFor('all of it to be freed', async () => (await remaining()).length === 0, 5_000).catch(
     () => undefined,
   );

@@ -7,11 +7,11 @@ import { createNetwork } from '../lab/cni.js';
 import { inNetns, run, tryRun, waitFor } from '../lab/exec.js';
 import { buildApp } from '../lab/image.js';
 import { Lab, REMOTE } from '../lab/lab.js';
+import { ipBatch, nodeEnd, podEnd } from '../lab/namespaces.js';
 import { type PlainPod, runPlainPod } from '../lab/plain.js';
 import { reply } from '../lab/pod.js';
 import { staticPod, TestAgent, TestProxy } from './agent.js';
 
-const GATEWAY = '169.254.1.1';
 const INTERCEPT = { 'nodesentry.io/intercept': 'enabled' };
 
 /** A line end, an escape sequence, the end of a Prometheus label, a JSON string's end, a right-to-left override. */
@@ -249,37 +249,22 @@ async function smallPods(lab: Lab): Promise<SmallPod[]> {
     ip: `10.66.128.${index + 1}`,
     instance: index % INSTANCES,
   }));
-  const batch = (netns: string | undefined, lines: readonly string[]) =>
-    run('ip', [...(netns === undefined ? [] : ['-n', netns]), '-batch', '-'], {
-      input: `${lines.join('\n')}\n`,
-    });
   lab.cleanup.add('the namespaces of the pods', () =>
-    batch(
+    ipBatch(
       undefined,
       made.map(({ netns }) => `netns del ${netns}`),
     ),
   );
-  await batch(
+  await ipBatch(
     undefined,
     made.map(({ netns }) => `netns add ${netns}`),
   );
-  await batch(
+  await ipBatch(
     lab.node,
-    made.flatMap(({ netns, ip }, index) => [
-      `link add v${index} type veth peer name eth0 netns ${netns}`,
-      `link set v${index} up`,
-      `addr add ${GATEWAY}/32 dev v${index}`,
-      `route add ${ip}/32 dev v${index}`,
-    ]),
+    made.flatMap((pod, index) => nodeEnd({ ...pod, veth: `v${index}` })),
   );
   for (const { netns, ip } of made) {
-    await batch(netns, [
-      'link set lo up',
-      'link set eth0 up',
-      `addr add ${ip}/32 dev eth0`,
-      `route add ${GATEWAY}/32 dev eth0`,
-      `route add default via ${GATEWAY}`,
-    ]);
+    await ipBatch(netns, podEnd(ip));
   }
   return made;
 }

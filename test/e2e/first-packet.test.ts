@@ -5,7 +5,7 @@
 
 import { setTimeout as delay } from 'node:timers/promises';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { Capture, flowOf, POD_TCP } from '../lab/capture.js';
+import { Capture, POD_TCP } from '../lab/capture.js';
 import { Containerd } from '../lab/containerd.js';
 import { runIn, waitFor } from '../lab/exec.js';
 import { Lab, REMOTE } from '../lab/lab.js';
@@ -54,7 +54,7 @@ afterAll(async () => {
 }, 300_000);
 
 async function escaped(): Promise<string[]> {
-  return (await uplink.all()).map(flowOf);
+  return uplink.flows();
 }
 
 /** As many as told, a few at a time. */

@@ -4,7 +4,7 @@ import { existsSync, readdirSync } from 'node:fs';
 import { afterAll, beforeAll, expect, it } from 'vitest';
 import type { CheckResult } from '../../src/doctor/check.js';
 import { attachedOn } from '../lab/attached.js';
-import { Capture, flowOf, POD_TCP } from '../lab/capture.js';
+import { Capture, POD_TCP } from '../lab/capture.js';
 import { inNetns, run, runIn, script, tryRun, waitFor } from '../lab/exec.js';
 import { buildApp } from '../lab/image.js';
 import { Lab, REMOTE } from '../lab/lab.js';
@@ -88,7 +88,7 @@ async function dial(pod: LabPod): Promise<ReturnType<typeof reply>> {
 }
 
 async function escaped(): Promise<string[]> {
-  return (await uplink.all(6)).map(flowOf);
+  return uplink.flows(6);
 }
 
 /** All that an agent puts into a node, and where an address of IPv4 would be. */

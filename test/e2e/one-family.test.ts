@@ -2,13 +2,11 @@
 
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { CheckResult } from '../../src/doctor/check.js';
-import { queryTcx } from '../../src/native/bpf.js';
-import { closeFd } from '../../src/native/descriptors.js';
-import { openNamespace, withNetns } from '../../src/native/namespaces.js';
+import { attachedOn } from '../lab/attached.js';
 import { createNetwork, type Network } from '../lab/cni.js';
 import { type Daemon, runIn, script, waitFor } from '../lab/exec.js';
 import { Lab, REMOTE } from '../lab/lab.js';
-import { hostIndexOf, type PlainPod, runPlainPod } from '../lab/plain.js';
+import { hostLinkOf, type PlainPod, runPlainPod } from '../lab/plain.js';
 import { reply } from '../lab/pod.js';
 import { OUTBOUND, staticPod, TestAgent, TestProxy } from './agent.js';
 
@@ -52,13 +50,8 @@ async function policy(family: 4 | 6): Promise<string[]> {
 }
 
 async function attached({ netnsName }: PlainPod): Promise<boolean> {
-  const index = await hostIndexOf(netnsName);
-  const fd = openNamespace(`/run/netns/${lab.node}`);
-  try {
-    return withNetns(fd, () => queryTcx(index, 'ingress')).length > 0;
-  } finally {
-    closeFd(fd);
-  }
+  const veth = await hostLinkOf(lab, netnsName);
+  return (await attachedOn(lab)).some((program) => program.interface === veth);
 }
 
 async function expectIntercepted(pod: PlainPod, family: 4 | 6): Promise<void> {

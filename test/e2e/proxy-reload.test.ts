@@ -7,7 +7,7 @@ import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, it, onTestFinished } from 'vitest';
 import type { ListenerMessage } from '../../src/api/messages.js';
-import { Capture, flowOf, POD_TCP } from '../lab/capture.js';
+import { Capture, POD_TCP } from '../lab/capture.js';
 import { createNetwork } from '../lab/cni.js';
 import { type Daemon, waitFor } from '../lab/exec.js';
 import { Lab, REMOTE } from '../lab/lab.js';
@@ -121,6 +121,19 @@ async function dialsAreTakenBy(
     );
     expect(line).toSatisfy((text: string) => isRight(Number(/took pid=(\d+)/.exec(text)?.[1])));
   }
+}
+
+/** The same, of HAProxy. */
+function dialsAreTakenByWorker(
+  pod: PlainPod,
+  haproxy: Daemon,
+  { pid: worker }: ListenerMessage,
+): Promise<void> {
+  return dialsAreTakenBy(
+    pod,
+    () => haproxy.log(),
+    (pid) => pid === worker,
+  );
 }
 
 interface Reloaded {
@@ -246,16 +259,12 @@ it.each([
           process.kill(haproxy.pid, 'SIGUSR2');
         }
         held = await adopted(instance, shards, held.pid);
-        await dialsAreTakenBy(
-          pod,
-          () => haproxy.log(),
-          (pid) => pid === held.pid,
-        );
+        await dialsAreTakenByWorker(pod, haproxy, held);
       });
       expectShortRefusal(`HAProxy, ${shards} sockets, ${way}`, reloaded);
     }
     await flowing.stop();
-    expect((await uplink.all()).map(flowOf)).toEqual([]);
+    expect(await uplink.flows()).toEqual([]);
   },
 );
 
@@ -273,16 +282,12 @@ it.each([
       const reloaded = await under(flowing, pod, async () => {
         process.kill(haproxy.pid, 'SIGUSR2');
         held = await adopted(instance, shards, held.pid);
-        await dialsAreTakenBy(
-          pod,
-          () => haproxy.log(),
-          (pid) => pid === held.pid,
-        );
+        await dialsAreTakenByWorker(pod, haproxy, held);
       });
       expectNothingNoticed(`HAProxy, ${shards} sockets handed on`, reloaded);
     }
     await flowing.stop();
-    expect((await uplink.all()).map(flowOf)).toEqual([]);
+    expect(await uplink.flows()).toEqual([]);
   },
 );
 
@@ -321,6 +326,6 @@ it('nginx with a socket for each of two workers, HUP: nobody notices, and the ne
     expectNothingNoticed('nginx, two workers', reloaded);
   }
   await flowing.stop();
-  expect((await uplink.all()).map(flowOf)).toEqual([]);
+  expect(await uplink.flows()).toEqual([]);
   await nginx.stop();
 });

@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { BpfLink } from '../../src/native/bpf.js';
 import { attachedOn } from '../lab/attached.js';
-import { Capture, flowOf, POD_TCP } from '../lab/capture.js';
+import { Capture, POD_TCP } from '../lab/capture.js';
 import { Containerd } from '../lab/containerd.js';
 import { inNetns, runIn, tryRun, waitFor } from '../lab/exec.js';
 import { Lab, REMOTE } from '../lab/lab.js';
@@ -85,7 +85,7 @@ describe('an agent that is killed', () => {
   });
 
   async function escaped(): Promise<string[]> {
-    return (await uplink.all()).map(flowOf);
+    return uplink.flows();
   }
 
   it('leaves pods intercepted while no agent runs', async () => {

@@ -4,7 +4,7 @@
  */
 
 import { afterAll, beforeAll, expect } from 'vitest';
-import { Capture, flowOf, POD_TCP } from '../lab/capture.js';
+import { Capture, POD_TCP } from '../lab/capture.js';
 import { createNetwork, type Network } from '../lab/cni.js';
 import { Containerd } from '../lab/containerd.js';
 import { Lab, REMOTE } from '../lab/lab.js';
@@ -177,7 +177,7 @@ export class Scene {
 
   /** Since the beginning no TCP packet has left the node under the address of a pod. */
   async expectNothingDirect(): Promise<void> {
-    expect((await this.uplink.all()).map(flowOf)).toEqual([]);
+    expect(await this.uplink.flows()).toEqual([]);
   }
 
   #write(): void {

@@ -7,7 +7,7 @@ import { existsSync, mkdirSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, it } from 'vitest';
 import { BpfLink, BpfMap, programInfo } from '../../src/native/bpf.js';
-import { Capture, flowOf, POD_TCP } from '../lab/capture.js';
+import { Capture, POD_TCP } from '../lab/capture.js';
 import { Containerd } from '../lab/containerd.js';
 import { runIn, tryRun, waitFor } from '../lab/exec.js';
 import { Lab, REMOTE } from '../lab/lab.js';
@@ -67,7 +67,7 @@ afterAll(async () => {
 });
 
 async function escaped(by = uplink): Promise<string[]> {
-  return (await by.all()).map(flowOf);
+  return by.flows();
 }
 
 async function intercepted(): Promise<void> {

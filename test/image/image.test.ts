@@ -10,12 +10,12 @@ import { parse, stringify } from 'yaml';
 import { ApiClient } from '../../src/api/client.js';
 import type { WorkloadMessage } from '../../src/api/messages.js';
 import { CAPABILITIES } from '../../src/kernel/capabilities.js';
-import { BpfLink, BpfMap, BpfProgram } from '../../src/native/bpf.js';
 import { attachedOn } from '../lab/attached.js';
-import { Capture, flowOf, POD_TCP } from '../lab/capture.js';
+import { Capture, POD_TCP } from '../lab/capture.js';
 import { Containerd } from '../lab/containerd.js';
-import { inNetns, run, runIn, tryRun, waitFor } from '../lab/exec.js';
+import { inNetns, run, runIn, waitFor } from '../lab/exec.js';
 import { Lab, REMOTE } from '../lab/lab.js';
+import { pinnedIds, stillThere } from '../lab/pinned.js';
 import { type LabPod, reply } from '../lab/pod.js';
 import { Kubelet, type NodePod } from './kubelet.js';
 import { type Container, kustomize, only, type PodSpec, podSpec, ROOT } from './manifests.js';
@@ -184,39 +184,8 @@ async function nodeState(): Promise<Record<string, string>> {
 /** Pieces of it that other pods do not change. */
 const OURS_ALONE = ['rules4', 'rules6', 'nftables', 'attached', 'pins'] as const;
 
-/** What of ours is in the kernel, as words of `bpftool … show id`: all that is pinned. */
-function pinnedIds(): string[][] {
-  const root = join(hostPath('/sys/fs/bpf'), 'nodesentry/v1');
-  const each = <T extends { readonly id: number; close(): void }>(kind: string, open: (path: string) => T) =>
-    readdirSync(join(root, kind)).map((name) => {
-      const handle = open(join(root, kind, name));
-      const { id } = handle;
-      handle.close();
-      return String(id);
-    });
-  return [
-    ...each('programs', BpfProgram.openPinned).map((id) => ['prog', 'show', 'id', id]),
-    ...each('maps', BpfMap.openPinned).map((id) => ['map', 'show', 'id', id]),
-    ...each('links', BpfLink.openPinned).map((id) => ['link', 'show', 'id', id]),
-  ];
-}
-
-/** Those that the kernel still has. */
-async function present(all: readonly (readonly string[])[]): Promise<string[]> {
-  const found: string[] = [];
-  for (const words of all) {
-    const { code, stderr } = await tryRun('bpftool', words);
-    if (code === 0) {
-      found.push(words.join(' '));
-    } else if (!/No such file or directory/.test(stderr)) {
-      throw new Error(`bpftool ${words.join(' ')}: ${stderr}`);
-    }
-  }
-  return found;
-}
-
 async function escaped(): Promise<string[]> {
-  return (await uplink.all()).map(flowOf);
+  return uplink.flows();
 }
 
 /** The proxy logs a flow after it has answered it, and containerd writes the log in its own time. */
@@ -462,19 +431,19 @@ describe('uninstalling', () => {
 
   it('leaves nothing of ours in the kernel, and the pod goes on under its own address', async () => {
     await later?.stop();
-    const ids = pinnedIds();
-    expect(await present(ids)).toHaveLength(ids.length);
-    for (const kind of ['prog', 'map', 'link']) {
-      expect(ids.filter(([first]) => first === kind).length, kind).toBeGreaterThan(0);
+    const ids = await pinnedIds(join(hostPath('/sys/fs/bpf'), 'nodesentry/v1'));
+    expect(await stillThere(ids)).toHaveLength(ids.prog.size + ids.map.size + ids.link.size);
+    for (const kind of ['prog', 'map', 'link'] as const) {
+      expect(ids[kind].size, kind).toBeGreaterThan(0);
     }
     await agent.stop();
     await proxy.stop();
     const done = await kubelet.start('cleanup', podSpec(await kustomize('cleanup')));
     // The kernel frees programs and maps a moment after their last reference.
-    await waitFor('all of it to be freed', async () => (await present(ids)).length === 0, 5_000).catch(
+    await waitFor('all of it to be freed', async () => (await stillThere(ids)).length === 0, 5_000).catch(
       () => undefined,
     );
-    expect(await present(ids)).toEqual([]);
+    expect(await stillThere(ids)).toEqual([]);
     expect(await nodeState()).toEqual(before);
     for (const family of [4, 6] as const) {
       const dialled = reply(await web.app(['dial', REMOTE[family], '80']));

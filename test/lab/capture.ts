@@ -3,6 +3,8 @@
 import { randomUUID } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { bytesToIp } from '../../src/net/ip.js';
+import { formatSocketAddress } from '../../src/net/socket-address.js';
 import { type Daemon, runIn, waitFor } from './exec.js';
 import { type Lab, REMOTE } from './lab.js';
 
@@ -90,20 +92,26 @@ export class Capture {
     return this.frames().filter((frame) => !frame.includes('marker '));
   }
 
+  /** The same as `from > to`, with addresses as they are usually written. */
+  async flows(family?: 4 | 6): Promise<string[]> {
+    return (await this.all(family)).map(flowOf);
+  }
+
   async stop(): Promise<void> {
     await this.#daemon.stop();
   }
 }
 
-/** Who sent it and to whom, for people: the addresses and ports of a TCP or UDP frame. */
-export function flowOf(frame: Buffer): string {
-  const v6 = frame.readUInt16BE(12) === 0x86dd;
+/** Who sent it and to whom, as addresses and ports of a TCP or UDP frame are written. */
+function flowOf(frame: Buffer): string {
+  const isV6 = frame.readUInt16BE(12) === 0x86dd;
   const ip = frame.subarray(14);
-  const at = v6 ? 40 : (ip.readUInt8(0) & 0xf) * 4;
-  const [src, dst] = v6
-    ? [ip.subarray(8, 24), ip.subarray(24, 40)]
-    : [ip.subarray(12, 16), ip.subarray(16, 20)];
-  const address = (bytes: Buffer) =>
-    v6 ? `[${bytes.toString('hex').match(/.{4}/g)?.join(':')}]` : bytes.join('.');
-  return `${address(src)}:${ip.readUInt16BE(at)} > ${address(dst)}:${ip.readUInt16BE(at + 2)}`;
+  const at = isV6 ? 40 : (ip.readUInt8(0) & 0xf) * 4;
+  const [src, dst] = isV6
+    ? [bytesToIp(ip.subarray(8, 24)), bytesToIp(ip.subarray(24, 40))]
+    : [ip.subarray(12, 16).join('.'), ip.subarray(16, 20).join('.')];
+  const [sport, dport] = [ip.readUInt16BE(at), ip.readUInt16BE(at + 2)];
+  return [formatSocketAddress({ ip: src, port: sport }), formatSocketAddress({ ip: dst, port: dport })].join(
+    ' > ',
+  );
 }

@@ -60,19 +60,8 @@ export class NamespacePods {
     const veth = `v${this.#lab.id.slice(-6)}x${this.#made}`;
     const ip = this.#free.pop() ?? this.#nextAddress();
     await run('ip', ['netns', 'add', netns]);
-    await batch(this.#lab.node, [
-      `link add ${veth} type veth peer name eth0 netns ${netns}`,
-      `link set ${veth} up`,
-      `addr add ${GATEWAY}/32 dev ${veth}`,
-      `route add ${ip}/32 dev ${veth}`,
-    ]);
-    await batch(netns, [
-      'link set lo up',
-      'link set eth0 up',
-      `addr add ${ip}/32 dev eth0`,
-      `route add ${GATEWAY}/32 dev eth0`,
-      `route add default via ${GATEWAY}`,
-    ]);
+    await ipBatch(this.#lab.node, nodeEnd({ veth, netns, ip }));
+    await ipBatch(netns, podEnd(ip));
     const pod = { uid: randomUUID(), name, netns, veth, ip, containerId: randomUUID().replaceAll('-', '') };
     const addMs = await this.#plugin('ADD', pod);
     const added = { ...pod, addMs };
@@ -83,7 +72,7 @@ export class NamespacePods {
   async remove(pod: NamespacePod): Promise<void> {
     this.#live.delete(pod.uid);
     await this.#plugin('DEL', pod);
-    await batch(this.#lab.node, [`link del ${pod.veth}`]);
+    await ipBatch(this.#lab.node, [`link del ${pod.veth}`]);
     await run('ip', ['netns', 'del', pod.netns]);
     this.#free.push(pod.ip);
   }
@@ -136,6 +125,29 @@ export class NamespacePods {
   }
 }
 
-async function batch(netns: string, lines: readonly string[]): Promise<void> {
-  await run('ip', ['-n', netns, '-batch', '-'], { input: `${lines.join('\n')}\n` });
+/** Words of ip(8), for a batch in the node: a routed veth into the pod's namespace. */
+export function nodeEnd(pod: Pick<NamespacePod, 'veth' | 'netns' | 'ip'>): string[] {
+  return [
+    `link add ${pod.veth} type veth peer name eth0 netns ${pod.netns}`,
+    `link set ${pod.veth} up`,
+    `addr add ${GATEWAY}/32 dev ${pod.veth}`,
+    `route add ${pod.ip}/32 dev ${pod.veth}`,
+  ];
+}
+
+/** The same in the pod. */
+export function podEnd(ip: string): string[] {
+  return [
+    'link set lo up',
+    'link set eth0 up',
+    `addr add ${ip}/32 dev eth0`,
+    `route add ${GATEWAY}/32 dev eth0`,
+    `route add default via ${GATEWAY}`,
+  ];
+}
+
+/** One process for all of them; in the root namespace where none is named. */
+export async function ipBatch(netns: string | undefined, lines: readonly string[]): Promise<void> {
+  const where = netns === undefined ? [] : ['-n', netns];
+  await run('ip', [...where, '-batch', '-'], { input: `${lines.join('\n')}\n` });
 }

@@ -8,7 +8,7 @@ import { join } from 'node:path';
 import { afterAll, beforeAll, expect, it } from 'vitest';
 import { staticPod, TestAgent, TestProxy } from '../e2e/agent.js';
 import { attachedOn } from '../lab/attached.js';
-import { Capture, flowOf, POD_TCP } from '../lab/capture.js';
+import { Capture, POD_TCP } from '../lab/capture.js';
 import { createNetwork } from '../lab/cni.js';
 import { run, waitFor } from '../lab/exec.js';
 import { Lab, REMOTE } from '../lab/lab.js';
@@ -79,7 +79,7 @@ async function startsAs({ binary, objects }: Release): Promise<void> {
 }
 
 async function escaped(): Promise<string[]> {
-  return (await uplink.all()).map(flowOf);
+  return uplink.flows();
 }
 
 function load(): Promise<Load> {
