@@ -125,6 +125,12 @@ static __always_inline int deliver(struct __sk_buff *skb, const struct packet *p
         count(endpoint->id, verdict);
         return bpf_redirect(endpoint->bridge_ifindex, BPF_F_INGRESS);
     }
+    if (endpoint->flags & ENDPOINT_SHAPED) {
+        /* It goes by way of a queue, where a socket that belongs to no sender is not expected. */
+        bpf_sk_release(sk);
+        leave_to_lookup(skb);
+        return pass(endpoint, verdict);
+    }
     if (!give(skb, sk))
         return drop(endpoint, VERDICT_ASSIGN_FAILED);
     count(endpoint->id, verdict);
@@ -156,6 +162,15 @@ static __always_inline int no_listener(struct __sk_buff *skb, const struct packe
     }
     report(packet, endpoint, skb->ifindex, VERDICT_NO_LISTENER_RESET);
     return reset(skb, packet, endpoint, VERDICT_NO_LISTENER_RESET);
+}
+
+static __always_inline bool has_listener(const struct endpoint *endpoint, __u8 family) {
+    struct bpf_sock *listener = listener_socket(endpoint->instance, DIRECTION_EGRESS, family);
+
+    if (!listener)
+        return false;
+    bpf_sk_release(listener);
+    return true;
 }
 
 /* 127.0.0.0/8 and ::1. With route_localnet, which kube-proxy sets, the stack would take such a packet in, and the proxy
@@ -211,17 +226,13 @@ static __always_inline bool answer_canary(struct __sk_buff *skb, const struct pa
                                           const struct endpoint *endpoint) {
     struct canary_key key = {.ifindex = skb->ifindex, .family = packet->family};
     struct canary *canary = bpf_map_lookup_elem(&canaries, &key);
-    struct bpf_sock *listener;
     __be32 sequence;
 
     if (!canary || bpf_skb_load_bytes(skb, packet->l4 + offsetof(struct tcphdr, seq), &sequence, sizeof(sequence)))
         return false;
     if (bpf_ntohl(sequence) != canary->nonce)
         return false;
-    listener = listener_socket(endpoint->instance, DIRECTION_EGRESS, packet->family);
-    canary->listening = listener ? 1 : 0;
-    if (listener)
-        bpf_sk_release(listener);
+    canary->listening = has_listener(endpoint, packet->family);
     canary->endpoint = endpoint->id;
     canary->generation = endpoint->generation;
     canary->instance = endpoint->instance;
@@ -272,6 +283,10 @@ int pod_egress(struct __sk_buff *skb) {
     }
     /* A SYN for a socket in TIME_WAIT is a new connection on an old tuple. */
     again = starts && sk->state == BPF_TCP_TIME_WAIT;
+    if (again && !has_listener(endpoint, packet.family)) {
+        bpf_sk_release(sk);
+        return no_listener(skb, &packet, endpoint);
+    }
     parsed = deliver(skb, &packet, endpoint, sk, again ? VERDICT_FLOW_STARTED : VERDICT_FLOW_PACKET);
     if (again && parsed != TC_ACT_SHOT)
         record(skb, &packet, endpoint, ifindex);

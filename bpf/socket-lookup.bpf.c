@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
-/* socket_lookup: sk_lookup of the node's network namespace. A pod that opens a connection from a port whose last
- * connection is still in TIME_WAIT at the proxy sends a SYN that belongs to that socket; the kernel then looks for
- * a listener at the packet's own destination (RFC 6191), where there is none. This program names ours, for flows
- * that pod_egress has recorded and only for those (docs/datapath.md, "Who relies on whom"). */
+/* socket_lookup: sk_lookup of the node's network namespace. Names the listener of a flow that pod_egress has recorded,
+ * and of no other, where the kernel looks for one at the packet's own destination: for a first packet that was left to
+ * look-up; and for a SYN from a port whose last connection is still in TIME_WAIT at the proxy (RFC 6191). A recorded
+ * flow whose listener is gone reaches nothing else (docs/datapath.md, "Left to look-up"). */
 #include "sockets.h"
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
@@ -33,7 +33,7 @@ int socket_lookup(struct bpf_sk_lookup *context) {
         return SK_PASS;
     listener = listener_socket(flow->instance, DIRECTION_EGRESS, context->family);
     if (!listener)
-        return SK_PASS;
+        return SK_DROP;
     bpf_sk_assign(context, listener, 0);
     bpf_sk_release(listener);
     return SK_PASS;

@@ -55,6 +55,7 @@ enum endpoint_flag {
     ENDPOINT_BRIDGED = 1 << 1,      /* the interface is a bridge port: steer by way of bridge_ifindex */
     ENDPOINT_SINCE_BIRTH = 1 << 2,  /* enrolled before the pod's first process: no connection of it can be older */
     ENDPOINT_DROP_OTHER = 1 << 3,   /* what is not TCP is dropped, but for what an address needs and `udp_ports` */
+    ENDPOINT_SHAPED = 1 << 4,       /* what comes after us at this hook limits the pod's rate: it has to see all */
 };
 
 /* endpoints: host-side ifindex -> struct endpoint */
@@ -122,9 +123,10 @@ struct connection {
     __u64 refreshed; /* in jiffies: when `flows` was last seen to know it as well */
 };
 
-/* skb->priority, which pods cannot set: what the nftables table asks connection tracking about. */
+/* skb->priority, which pods cannot set: what a program tells the nftables table about a packet. */
 enum priority {
     PRIORITY_LEFT_TO_CONNTRACK = 0x4e530001,
+    PRIORITY_LEFT_TO_LOOKUP = 0x4e530002, /* marked, without a socket: the kernel's own look-up finds it */
 };
 
 /* shares: endpoint id -> how many flows it has had recorded; turns: which flow was the nth, modulo

@@ -7,6 +7,8 @@
 #include "maps.h"
 #include "parse.h"
 
+#define ESOCKTNOSUPPORT 94
+
 /* Set by the agent before loading. */
 const volatile __u32 mark_value = 0x40;
 const volatile __u32 mark_mask = 0x40;
@@ -54,13 +56,26 @@ static __always_inline struct bpf_sock *listener_socket(__u32 instance, enum dir
     return bpf_map_lookup_elem(&listeners, &slot);
 }
 
-/* Takes the reference on `sk`. False where the kernel refuses the assignment: then there is no mark either, for a
+/* Marked without a socket: for established connections the kernel's own look-up finds it, for a first packet the
+ * sk_lookup program names the listener that the record names. The priority says so to the nftables table, which lets
+ * such a packet reach nothing but a transparent socket (docs/datapath.md, "Left to look-up"). */
+static __always_inline void leave_to_lookup(struct __sk_buff *skb) {
+    set_mark(skb);
+    skb->priority = PRIORITY_LEFT_TO_LOOKUP;
+}
+
+/* Takes the reference on `sk`. Before Linux 6.6 no socket with SO_REUSEPORT can be assigned, and those that its
+ * listener accepts have it too. False where the kernel refuses for another reason: then there is no mark either, for a
  * marked packet without a socket would reach any wildcard listener of the node (docs/datapath.md, "Who relies on
  * whom"). */
 static __always_inline bool give(struct __sk_buff *skb, struct bpf_sock *sk) {
     long error = bpf_sk_assign(skb, sk, 0);
 
     bpf_sk_release(sk);
+    if (error == -ESOCKTNOSUPPORT) {
+        leave_to_lookup(skb);
+        return true;
+    }
     if (error)
         return false;
     set_mark(skb);

@@ -28,6 +28,8 @@ export const CHAINS: readonly Chain[] = [
   { name: 'prerouting', hook: 'prerouting', prio: -310 },
   { name: 'after_conntrack', hook: 'prerouting', prio: -190 },
   { name: 'before_routing', hook: 'prerouting', prio: 1000 },
+  // After everybody's filters (0, security 50), before IPVS (98, 99).
+  { name: 'input', hook: 'input', prio: 97 },
   { name: 'output', hook: 'output', prio: -300 },
 ];
 
@@ -45,6 +47,10 @@ export function notrackRules(mark: Mark): readonly Rule[] {
   const setMark: Part = {
     text: `meta mark set meta mark and ${others} or ${ours}`,
     expr: [markIsSet(mark)],
+  };
+  const setWholeMark: Part = {
+    text: `meta mark set ${ours}`,
+    expr: [{ mangle: { key: META_MARK, value: mark.value } }],
   };
   const clearMark: Part = { text: `meta mark set meta mark and ${others}`, expr: [markIsCleared(mark)] };
   const rule = (chain: string, what: string, parts: readonly Part[]): Rule => ({
@@ -65,19 +71,21 @@ export function notrackRules(mark: Mark): readonly Rule[] {
     ...TAKEN.map(({ family, isTaken }) =>
       rule('prerouting', `intercepted ${family}`, [isMarked, isTaken, NOTRACK, clearMark]),
     ),
+    // The same without a socket: the program could not or must not assign one, and says so by the priority.
+    rule('prerouting', 'left to look-up', [IS_LEFT_TO_LOOKUP, NOTRACK, clearMark]),
     // A pod's segment that belongs to no flow of its own, where it can have no older one: it answers somebody who dialled
     // the pod, or is not let through.
     {
       chain: 'after_conntrack',
       comment: 'after_conntrack answers nobody',
       text: `meta priority ${LEFT_TO_CONNTRACK} meta l4proto tcp ct state invalid,new reject with tcp reset`,
-      expr: [IS_LEFT, TCP, ANSWERS_NOBODY, { reject: { type: 'tcp reset' } }],
+      expr: [IS_LEFT_TO_CONNTRACK, TCP, ANSWERS_NOBODY, { reject: { type: 'tcp reset' } }],
     },
     {
       chain: 'after_conntrack',
       comment: 'after_conntrack answers somebody',
       text: `meta priority ${LEFT_TO_CONNTRACK} meta priority set none`,
-      expr: [IS_LEFT, { mangle: { key: PRIORITY, value: 'none' } }],
+      expr: [IS_LEFT_TO_CONNTRACK, FORGET_PRIORITY],
     },
     // Now everybody has seen the mark of a packet that is not ours, and our policy rule would deliver it on this node.
     rule('before_routing', 'foreign', [isMarked, clearMark]),
@@ -85,6 +93,29 @@ export function notrackRules(mark: Mark): readonly Rule[] {
     // forwards no packet that has a socket (ip_forward).
     ...TAKEN.map(({ family, isTaken }) =>
       rule('before_routing', `intercepted ${family}`, [UNTRACKED, isTaken, setMark]),
+    ),
+    rule('before_routing', 'left to look-up', [IS_LEFT_TO_LOOKUP, setMark]),
+    // Delivered without a socket it reaches a transparent one, by its connection or by what socket_lookup names, or none.
+    {
+      chain: 'input',
+      comment: 'input left to look-up, found',
+      text: `meta priority ${LEFT_TO_LOOKUP} meta l4proto tcp socket transparent 1 meta priority set none`,
+      expr: [...IS_LEFT_TO_LOOKUP.expr, TCP, TRANSPARENT, FORGET_PRIORITY],
+    },
+    {
+      chain: 'input',
+      comment: 'input left to look-up, lost',
+      text: `${IS_LEFT_TO_LOOKUP.text} drop`,
+      expr: [...IS_LEFT_TO_LOOKUP.expr, DROP],
+    },
+    // kube-proxy's IPVS would take an intercepted packet to a service whatever its socket, but for a service of ours that
+    // it knows by the whole mark (ipvs-bypass.ts).
+    ...FROM_PODS.map(({ family, isFromPod }) =>
+      rule('input', `past IPVS ${family}`, [isMarked, isFromPod, UNTRACKED, setWholeMark]),
+    ),
+    // Should IPVS take one all the same, it goes nowhere.
+    ...FROM_PODS.map(({ family, isFromPod }) =>
+      rule('output', `taken by IPVS ${family}`, [isMarked, isFromPod, { text: 'drop', expr: [DROP] }]),
     ),
     // The proxy's replies: to an enrolled pod, from a transparent socket of this node (ADR 2).
     {
@@ -104,8 +135,16 @@ export function notrackRules(mark: Mark): readonly Rule[] {
 
 /** `PRIORITY_LEFT_TO_CONNTRACK` of bpf/include/layout.h, as nft writes it. */
 export const LEFT_TO_CONNTRACK = '4e53:1';
+/** `PRIORITY_LEFT_TO_LOOKUP`. */
+export const LEFT_TO_LOOKUP = '4e53:2';
 const PRIORITY = { meta: { key: 'priority' } };
-const IS_LEFT = equals(PRIORITY, LEFT_TO_CONNTRACK);
+const IS_LEFT_TO_CONNTRACK = equals(PRIORITY, LEFT_TO_CONNTRACK);
+const IS_LEFT_TO_LOOKUP: Part = {
+  text: `meta priority ${LEFT_TO_LOOKUP}`,
+  expr: [equals(PRIORITY, LEFT_TO_LOOKUP)],
+};
+const FORGET_PRIORITY = { mangle: { key: PRIORITY, value: 'none' } };
+const DROP = { drop: null };
 const ANSWERS_NOBODY = {
   match: { op: 'in', left: { ct: { key: 'state' } }, right: ['invalid', 'new'] },
 };
@@ -127,6 +166,18 @@ const TAKEN: readonly { readonly family: string; readonly isTaken: Part }[] = [
   { family: 'IPv4', isTaken: taken('ip', 'pods4') },
   { family: 'IPv6', isTaken: taken('ip6', 'pods6') },
 ];
+
+const FROM_PODS: readonly { readonly family: string; readonly isFromPod: Part }[] = [
+  { family: 'IPv4', isFromPod: fromPod('ip', 'pods4') },
+  { family: 'IPv6', isFromPod: fromPod('ip6', 'pods6') },
+];
+
+function fromPod(protocol: 'ip' | 'ip6', set: string): Part {
+  return {
+    text: `${protocol} saddr @${set} meta l4proto tcp`,
+    expr: [address(protocol, 'saddr', set), TCP],
+  };
+}
 
 function taken(protocol: 'ip' | 'ip6', set: string): Part {
   return {

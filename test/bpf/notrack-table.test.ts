@@ -66,12 +66,13 @@ describe('the table', () => {
         `ip ${ours('pods4')} socket wildcard 0 meta mark set meta mark | 0x00000040`,
         `ip6 ${ours('pods6')} socket wildcard 0 meta mark set meta mark | 0x00000040`,
         `meta mark & 0x00000040 == 0x00000040 ip ${ours('pods4')} ${untracked}`,
-        `meta mark & 0x00000040 == 0x00000040 ip6 ${ours('pods6')} ${untracked} }`,
+        `meta mark & 0x00000040 == 0x00000040 ip6 ${ours('pods6')} ${untracked}`,
+        `meta priority 4e53:2 ${untracked} }`,
       ].join(' '),
     );
     expect(text).toContain('ip daddr @pods4 socket transparent 1 notrack');
     expect(text).toContain('ip6 daddr @pods6 socket transparent 1 notrack');
-    expect(text.match(/notrack/g)).toHaveLength(4);
+    expect(text.match(/notrack/g)).toHaveLength(5);
   });
 
   it('has a rule that resets what our program left to connection tracking and that does not know', async () => {
@@ -99,9 +100,40 @@ describe('the table', () => {
         'hook prerouting priority 1000; policy accept;',
         'meta mark & 0x00000040 == 0x00000040 meta mark set meta mark & 0xffffffbf',
         `ct state untracked ip ${ours('pods4')} meta mark set meta mark | 0x00000040`,
-        `ct state untracked ip6 ${ours('pods6')} meta mark set meta mark | 0x00000040 }`,
+        `ct state untracked ip6 ${ours('pods6')} meta mark set meta mark | 0x00000040`,
+        'meta priority 4e53:2 meta mark set meta mark | 0x00000040 }',
       ].join(' '),
     );
+  });
+
+  it('has rules that let what was left to look-up reach a transparent socket or nothing', async () => {
+    await inside.ensure(SETTINGS);
+    const text = table()
+      .replaceAll(/\s+/g, ' ')
+      .replaceAll(/ comment "[^"]*"/g, '');
+    expect(text).toContain(
+      [
+        'hook input priority 97; policy accept;',
+        'meta priority 4e53:2 meta l4proto tcp socket transparent 1 meta priority set none',
+        'meta priority 4e53:2 drop',
+      ].join(' '),
+    );
+  });
+
+  it('has rules that keep IPVS from what is intercepted', async () => {
+    await inside.ensure({ ...SETTINGS, mark: { value: 0x40, mask: 0xf0 } });
+    const text = table()
+      .replaceAll(/\s+/g, ' ')
+      .replaceAll(/ comment "[^"]*"/g, '');
+    const marked = (family: string, set: string) =>
+      `meta mark & 0x000000f0 == 0x00000040 ${family} saddr @${set} meta l4proto tcp`;
+    for (const [family, set] of [
+      ['ip', 'pods4'],
+      ['ip6', 'pods6'],
+    ] as const) {
+      expect(text).toContain(`${marked(family, set)} ct state untracked meta mark set 0x00000040`);
+      expect(text).toContain(`${marked(family, set)} drop`);
+    }
   });
 
   it('is not written again while it is as wanted', async () => {
@@ -181,7 +213,7 @@ describe('what somebody did to the table is undone', () => {
       },
     ],
     ['the rules flushed', () => nft('flush', 'table', ...inet)],
-    ['a chain added', () => nft('add', 'chain', ...inet, 'input')],
+    ['a chain added', () => nft('add', 'chain', ...inet, 'another')],
     ['a policy changed', () => nft('add', 'chain', ...inet, 'output', '{ policy drop; }')],
     ['a chain deleted', () => nft('delete', 'chain', ...inet, 'prerouting')],
     ['an address added', () => nft('add', 'element', ...inet, 'pods4', '{ 192.0.2.7 }')],

@@ -3,7 +3,7 @@ import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync 
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { type DatapathPrograms, MANIFEST } from '../../src/datapath/manifest.js';
-import { LEFT_TO_CONNTRACK } from '../../src/kernel/notrack-rules.js';
+import { LEFT_TO_CONNTRACK, LEFT_TO_LOOKUP } from '../../src/kernel/notrack-rules.js';
 import { openObjectFile } from '../../src/kernel/pins.js';
 import { openPrograms, type ProgramsOptions } from '../../src/kernel/programs.js';
 import { BpfMap, BpfProgram, isBpffs, programInfo } from '../../src/native/bpf.js';
@@ -209,10 +209,12 @@ describe('refuses', () => {
   });
 });
 
-it('the ruleset knows what is left to connection tracking by the priority that the programs set', () => {
-  const value =
-    openObjectFile(OBJECTS, MANIFEST.main).enumValues('priority').get('PRIORITY_LEFT_TO_CONNTRACK') ?? 0;
-  expect(LEFT_TO_CONNTRACK).toBe(`${(value >>> 16).toString(16)}:${(value & 0xffff).toString(16)}`);
+it.each([
+  ['PRIORITY_LEFT_TO_CONNTRACK', LEFT_TO_CONNTRACK],
+  ['PRIORITY_LEFT_TO_LOOKUP', LEFT_TO_LOOKUP],
+])('the ruleset knows what programs say of a packet by the priority that they set (%s)', (name, written) => {
+  const value = openObjectFile(OBJECTS, MANIFEST.main).enumValues('priority').get(name) ?? 0;
+  expect(written).toBe(`${(value >>> 16).toString(16)}:${(value & 0xffff).toString(16)}`);
 });
 
 it('the layouts are those of the objects', () => {
