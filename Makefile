@@ -7,13 +7,14 @@
 #   make image   the container image, as build/nodesentry-image.tar
 #   make test-full   of test-long, the former part: NODESENTRY_TEST_SIZE=full
 #   make test-k8s    of test-long, the latter part (compiles kube-apiserver once: minutes)
+#   make test-kernels    what depends on the kernel, on Linux 6.1, 6.12 and this machine's own (emulated: an hour)
 #   make bench-enrolment   how long a starting pod waits for us, at 10 and at 1,000 pods
 #   make bench-loop        for how long the agent's event loop is held, with 1,000 pods and a full flow table
 #   make bench-run-times   what a packet costs in the program, beside another build
 #   make build | lint | format | clean
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: bench-enrolment bench-loop bench-run-times build check image demo test test-long test-full test-k8s lint format packages-build packages-lab packages-k8s go-tools native typescript clean
+.PHONY: bench-enrolment bench-loop bench-run-times build check image demo test test-kernels test-long test-full test-k8s lint format packages-build packages-lab packages-k8s go-tools native typescript clean
 
 # A clone without history cannot build the release before this one; said aloud, below.
 HAS_PREVIOUS := $(shell scripts/build-previous --check && echo yes)
@@ -79,6 +80,11 @@ test-full: packages-lab go-tools build
 	@echo "test-full: the long tests at full size, and the image"
 	$(if $(HAS_PREVIOUS),,@echo "test-full: WITHOUT test/long: the release before this one is not in this clone")
 	@NODESENTRY_TEST_SIZE=full npx --no-install vitest run $(or $(FILES),$(LONG)) $(call reports,test-full)
+
+# KERNELS="6.1": that one alone; FILES as for test.
+test-kernels: packages-lab go-tools build
+	@echo "test-kernels: on Linux 6.1 and 6.12, emulated, and on this machine's own"
+	@npx --no-install tsx test/vm/run.ts $(foreach kernel,$(KERNELS),--kernel $(kernel)) $(FILES)
 
 test-k8s: packages-k8s build
 	@scripts/build-kube-apiserver

@@ -1,4 +1,5 @@
 import { configDefaults, defineConfig } from 'vitest/config';
+import { patient } from './test/lab/patience.js';
 import { FULL_SIZE } from './test/lab/size.js';
 
 /** Their limits are times that a user is promised: nothing else may want the two cores meanwhile. */
@@ -12,7 +13,7 @@ const ALONE = [
   'test/e2e/upgrade.test.ts',
 ];
 
-const KERNEL = { testTimeout: 120_000, hookTimeout: 180_000 };
+const KERNEL = { testTimeout: patient(120_000), hookTimeout: patient(180_000) };
 
 /** One group after the other; files of a group share its workers, each in a process of its own. */
 export default defineConfig({

@@ -61,7 +61,7 @@ beforeAll(async () => {
   await agent.reaches('late', 'INTERCEPTED');
   await agent.reaches('sandboxed', 'INTERCEPTED');
   macs.set(late, await macsOf('ptp', late));
-}, 120_000);
+});
 
 const networks = new Map<string, ReturnType<typeof createNetwork>>();
 

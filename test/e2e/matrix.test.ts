@@ -11,9 +11,9 @@ import { runIn, waitFor } from '../lab/exec.js';
 import { Lab, REMOTE } from '../lab/lab.js';
 import { MicroVms } from '../lab/microvm.js';
 import { type LabPod, type LabRuntime, reply, type Topology } from '../lab/pod.js';
+import { RUNTIMES } from '../lab/runtimes.js';
 import { enrolled, staticPod, TestAgent, TestProxy } from './agent.js';
 
-const RUNTIMES: readonly LabRuntime[] = ['runc', 'runsc', 'rund'];
 const TRANSFER = 256 * 1024 * 1024;
 /** Of no pod. */
 const FORGED = { 4: '10.66.77.77', 6: 'fd00:66::77' } as const;
@@ -57,23 +57,24 @@ describe.each(TOPOLOGIES)(
       agent = new TestAgent(lab, {
         sources: { cri: { endpoint: `unix://${containerd.socket}` }, static: { file: 'pods.yaml' } },
       });
-      const [runc, runsc, rund] = await Promise.all([
-        containerd.runPod({ name: 'web-runc', runtime: 'runc', labels: enrolled('web-runc') }),
-        containerd.runPod({ name: 'web-runsc', runtime: 'runsc', labels: enrolled('web-runsc') }),
-        microvms.runPod({ name: 'web-rund' }),
-      ]);
-      for (const started of [runc, runsc, rund]) {
-        pods.set(started.runtime, started);
+      const started = await Promise.all(
+        RUNTIMES.map((runtime) => {
+          const name = `web-${runtime}`;
+          return runtime === 'rund'
+            ? microvms.runPod({ name })
+            : containerd.runPod({ name, runtime, labels: enrolled(name) });
+        }),
+      );
+      for (const pod of started) {
+        pods.set(pod.runtime, pod);
       }
-      agent.writePods([staticPod(rund)]);
+      agent.writePods(started.filter(({ runtime }) => runtime === 'rund').map((pod) => staticPod(pod)));
       await agent.start();
       proxy = new TestProxy(lab, agent);
       await proxy.start();
       await agent.adopted(2);
-      await Promise.all(
-        ['web-runc', 'web-runsc', 'web-rund'].map((name) => agent.reaches(name, 'INTERCEPTED')),
-      );
-    }, 180_000);
+      await Promise.all(RUNTIMES.map((runtime) => agent.reaches(`web-${runtime}`, 'INTERCEPTED')));
+    });
 
     afterAll(async () => {
       await lab?.close();

@@ -39,8 +39,8 @@ export interface SceneOptions {
 /** Made before the first test of the file or `describe`, taken away after the last. */
 export function useScene(options: SceneOptions = {}): Scene {
   const scene = new Scene(options);
-  beforeAll(() => scene.open(), 180_000);
-  afterAll(() => scene.close(), 120_000);
+  beforeAll(() => scene.open());
+  afterAll(() => scene.close());
   return scene;
 }
 

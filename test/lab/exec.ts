@@ -3,6 +3,7 @@
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { createWriteStream, existsSync, readFileSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
+import { patient } from './patience.js';
 
 export interface Output {
   readonly stdout: string;
@@ -13,21 +14,21 @@ export interface Output {
 export interface RunOptions {
   readonly env?: Readonly<Record<string, string>>;
   readonly input?: string | Buffer;
-  /** Default 60 000. */
+  /** Default 60 000; times the machine's patience. */
   readonly timeoutMs?: number;
 }
 
 /** The outcome, whatever it is; rejects only where the command could not be run. */
 export function tryRun(command: string, args: readonly string[], options: RunOptions = {}): Promise<Output> {
+  const timeout = patient(options.timeoutMs ?? 60_000);
   return new Promise((resolve, reject) => {
     const child = execFile(
       command,
       [...args],
-      { maxBuffer: 256 << 20, timeout: options.timeoutMs ?? 60_000, env: { ...process.env, ...options.env } },
+      { maxBuffer: 256 << 20, timeout, env: { ...process.env, ...options.env } },
       (error, stdout, stderr) => {
         if (error !== null && typeof error.code !== 'number') {
-          const why =
-            error.killed === true ? `took longer than ${options.timeoutMs ?? 60_000} ms` : error.message;
+          const why = error.killed === true ? `took longer than ${timeout} ms` : error.message;
           reject(new Error(`${command} ${args.join(' ')}: ${why}\n${stderr}`));
           return;
         }
@@ -76,21 +77,22 @@ export async function script(netns: string | undefined, text: string): Promise<v
   }
 }
 
-/** Polls until `condition` gives something other than false or undefined. */
+/** Polls until `condition` gives something other than false or undefined. The limit is times the machine's patience. */
 export async function waitFor<T>(
   what: string,
   condition: () => T | Promise<T>,
   timeoutMs = 10_000,
   everyMs = 25,
 ): Promise<Exclude<T, false | undefined>> {
-  const deadline = Date.now() + timeoutMs;
+  const limitMs = patient(timeoutMs);
+  const deadline = Date.now() + limitMs;
   for (;;) {
     const result = await condition();
     if (result !== false && result !== undefined) {
       return result as Exclude<T, false | undefined>;
     }
     if (Date.now() > deadline) {
-      throw new Error(`waited ${timeoutMs} ms for ${what}`);
+      throw new Error(`waited ${limitMs} ms for ${what}`);
     }
     await delay(everyMs);
   }
