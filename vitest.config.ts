@@ -1,4 +1,5 @@
 import { configDefaults, defineConfig } from 'vitest/config';
+import { missingParts } from './test/lab/kernel-parts.js';
 import { patient } from './test/lab/patience.js';
 import { FULL_SIZE } from './test/lab/size.js';
 
@@ -36,7 +37,7 @@ export default defineConfig({
         test: {
           name: 'kernel',
           include: ['test/{bpf,lab,e2e}/**/*.test.ts', 'test/image/deploy.test.ts'],
-          exclude: [...configDefaults.exclude, ...ALONE],
+          exclude: [...configDefaults.exclude, ...ALONE, ...missingParts().flatMap(({ files }) => files)],
           ...KERNEL,
           // At full size a file wants the machine for itself.
           maxWorkers: FULL_SIZE ? 1 : 2,

@@ -1,6 +1,6 @@
 /**
  * Leaves the node as it was found. Needs no memory of what was done in the kernel: rules and routes are known by their
- * protocol, the table by its name, programs and maps by their pins. Written down were sysctls, and the chain of CNI
+ * protocol, the table by its name, a service of IPVS by its weight, programs and maps by their pins. Written down were sysctls, and the chain of CNI
  * plugins.
  */
 
@@ -16,6 +16,7 @@ import { MANIFEST } from '../datapath/manifest.js';
 import type { Attachment, Attachments } from '../kernel/attachment.js';
 import { ClsactFilters } from '../kernel/clsact.js';
 import { familiesKnown } from '../kernel/families.js';
+import { removeIpvsServices } from '../kernel/ipvs.js';
 import { RouteSocket } from '../kernel/netlink.js';
 import { removeTable } from '../kernel/notrack-table.js';
 import {
@@ -60,6 +61,7 @@ export async function cleanup(options: CleanupOptions): Promise<CleanupReport> {
     removed.push(...(await detachAll(options, socket)));
     removed.push(...(await removePolicyRoutes(socket, familiesKnown())));
     removed.push(...(await removeTable()));
+    removed.push(...(await removeIpvsServices()));
     removed.push(...new InterfaceSysctls(options.runDir, options.procSys).restore());
     removed.push(...(await removePins(options.bpffs)));
   } finally {

@@ -1,6 +1,8 @@
 export type DatapathErrorCode =
   | 'BPFFS_MISSING'
   | 'CONTESTED'
+  | 'IPVS_CONFLICT'
+  | 'IPVS_FAILED'
   | 'LAYOUT_MISMATCH'
   | 'LAYOUT_NEWER'
   | 'LISTENER_LIMIT'

@@ -1,4 +1,4 @@
-/** The parts of the datapath that a node has once: rules and routes, the nftables table, socket lookup, pins. */
+/** The parts of the datapath that a node has once: rules and routes, the nftables table, IPVS, socket lookup, pins. */
 
 import type { Log } from '../base/log.js';
 import type { EndpointTables } from '../datapath/endpoints.js';
@@ -7,6 +7,7 @@ import type { DatapathPrograms } from '../datapath/manifest.js';
 import type { UdpPorts } from '../datapath/udp-ports.js';
 import { DatapathError } from '../kernel/errors.js';
 import { type FamilyOff, familiesOn } from '../kernel/families.js';
+import type { IpvsBypass } from '../kernel/ipvs.js';
 import type { NotrackTable } from '../kernel/notrack-table.js';
 import type {
   PolicyRoutesOptions,
@@ -30,6 +31,7 @@ export interface NodeStateOptions {
   /** Families that the node does not have now. */
   readonly familiesOff: () => readonly FamilyOff[];
   readonly notrack: Pick<NotrackTable, 'ensure' | 'change'>;
+  readonly ipvs: Pick<IpvsBypass, 'ensure'>;
   readonly programs: Pick<DatapathPrograms, 'programs' | 'ensurePins'>;
   readonly tables: Pick<EndpointTables, 'refresh' | 'recount'>;
   readonly udpPorts: Pick<UdpPorts, 'ensure'>;
@@ -126,7 +128,7 @@ export class NodeState {
   }
 
   async #ensureRest(addresses: ReadonlySet<string>): Promise<void> {
-    const { routes, notrack, programs, tables, slots, udpPorts, lookup } = this.#options;
+    const { routes, notrack, ipvs, programs, tables, slots, udpPorts, lookup } = this.#options;
     for (const what of [...tables.refresh(), ...slots.ensure(), ...udpPorts.ensure()]) {
       this.#put('map', what);
     }
@@ -145,6 +147,9 @@ export class NodeState {
       this.#put('nftables', what);
     }
     this.#addresses = addresses;
+    for (const what of await ipvs.ensure(families)) {
+      this.#put('ipvs', what);
+    }
     const attached = lookup.attach(programs.programs.socket_lookup);
     if (attached !== 'kept') {
       this.#put('socket-lookup', `socket lookup ${attached}`);

@@ -6,6 +6,7 @@ import type { Log } from '../base/log.js';
 export const REPAIR_KINDS = [
   'policy-route',
   'nftables',
+  'ipvs',
   'socket-lookup',
   'pin',
   'map',

@@ -2,8 +2,14 @@
 
 import { keepCniCache } from './cni-cache.js';
 import { buildApp } from './image.js';
+import { missingParts } from './kernel-parts.js';
 
 export async function setup(): Promise<() => void> {
+  for (const { name, files } of missingParts()) {
+    process.stdout.write(
+      `WITHOUT ${files.join(', ')}: this kernel has no ${name}; make test-kernels has one\n`,
+    );
+  }
   const restore = keepCniCache();
   await buildApp();
   return restore;

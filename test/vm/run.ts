@@ -68,9 +68,9 @@ async function inGuest(series: Series): Promise<Report | undefined> {
   process.stdout.write(`kernels: ${kernel.release}, emulated\n`);
   const script = `
 set -u
-for module in ${NODE_MODULES.join(' ')}; do modprobe $module || echo "no module $module"; done
+for module in ${NODE_MODULES.join(' ')}; do modprobe $module || exit 1; done
 cd '${ROOT}'
-export NO_COLOR=1 NODESENTRY_TEST_PATIENCE=${GUEST_PATIENCE} NODESENTRY_TEST_RUNTIMES=${GUEST_RUNTIMES} NODESENTRY_EXPECT_IPVS=1
+export NO_COLOR=1 NODESENTRY_TEST_PATIENCE=${GUEST_PATIENCE} NODESENTRY_TEST_RUNTIMES=${GUEST_RUNTIMES} NODESENTRY_EXPECT_IPVS=1 NODESENTRY_TEST_ALL_PARTS=1 CI=1
 npx --no-install vitest ${words('/run/report').join(' ')}
 `;
   const { code, report } = await runInGuest(kernel, {

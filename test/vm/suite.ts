@@ -12,7 +12,7 @@ export const FEATURES: readonly Feature[] = [
     name: 'listeners, failure policy, kube-proxy-like DNAT, TIME_WAIT',
     files: ['test/e2e/behaviour.test.ts'],
   },
-  { name: 'proxies that are reloaded', files: ['test/e2e/proxy-reload.test.ts'] },
+  { name: 'beside IPVS', files: ['test/e2e/ipvs.test.ts'] },
   { name: 'nothing gets round the proxy', files: ['test/e2e/escape.test.ts'] },
   { name: 'what is taken away is put back', files: ['test/e2e/drift.test.ts'] },
   { name: 'the agent killed, restarted', files: ['test/e2e/restart.test.ts'] },
