@@ -220,19 +220,70 @@ static __always_inline int without_socket(struct __sk_buff *skb, const struct pa
     return deliver(skb, packet, endpoint, listener, VERDICT_SYN_COOKIE);
 }
 
+/* Whether the kernel's own look-up finds the listener at `port` for this packet, were its flow recorded. */
+static __always_inline bool is_looked_up(struct __sk_buff *skb, const struct packet *packet,
+                                         const struct endpoint *endpoint, __u32 port) {
+    struct flow flow = {
+        .endpoint = endpoint->id,
+        .generation = endpoint->generation,
+        .ifindex = skb->ifindex,
+        .instance = endpoint->instance,
+        .direction = DIRECTION_EGRESS,
+    };
+    struct bpf_sock *sk;
+    bool found;
+
+    if (bpf_map_update_elem(&flows, &packet->key, &flow, BPF_ANY))
+        return false;
+    sk = any_socket(skb, &packet->key, packet->family);
+    bpf_map_delete_elem(&flows, &packet->key);
+    if (!sk)
+        return false;
+    found = sk->state == BPF_TCP_LISTEN && sk->src_port == port;
+    bpf_sk_release(sk);
+    return found;
+}
+
+/* Gives the canary to the listener, as a first packet of the pod's. */
+static __always_inline void try_delivery(struct __sk_buff *skb, const struct packet *packet,
+                                         const struct endpoint *endpoint, struct delivery_trial *trial) {
+    struct bpf_sock *listener = listener_socket(endpoint->instance, DIRECTION_EGRESS, packet->family);
+    __u32 port;
+    long error;
+
+    if (!listener) {
+        trial->outcome = DELIVERY_NO_LISTENER;
+        return;
+    }
+    port = listener->src_port;
+    error = bpf_sk_assign(skb, listener, 0);
+    bpf_sk_release(listener);
+    trial->error = -error;
+    if (!error)
+        trial->outcome = DELIVERY_ASSIGNED;
+    else if (error == -ESOCKTNOSUPPORT)
+        trial->outcome = is_looked_up(skb, packet, endpoint, port) ? DELIVERY_LOOKED_UP : DELIVERY_MISLED;
+    else
+        trial->outcome = DELIVERY_REFUSED;
+}
+
 /* The agent's own packet, sent from the pod's end of the interface: it has come as far as any of the pod's would.
  * Only the nonce that is waited for is answered; a pod that sends such packets itself gains nothing. */
 static __always_inline bool answer_canary(struct __sk_buff *skb, const struct packet *packet,
                                           const struct endpoint *endpoint) {
     struct canary_key key = {.ifindex = skb->ifindex, .family = packet->family};
     struct canary *canary = bpf_map_lookup_elem(&canaries, &key);
+    struct delivery_trial trial = {};
     __be32 sequence;
 
     if (!canary || bpf_skb_load_bytes(skb, packet->l4 + offsetof(struct tcphdr, seq), &sequence, sizeof(sequence)))
         return false;
     if (bpf_ntohl(sequence) != canary->nonce)
         return false;
-    canary->listening = has_listener(endpoint, packet->family);
+    trial.nonce = canary->nonce;
+    try_delivery(skb, packet, endpoint, &trial);
+    bpf_map_update_elem(&deliveries, &key, &trial, BPF_ANY);
+    canary->listening = trial.outcome != DELIVERY_NO_LISTENER;
     canary->endpoint = endpoint->id;
     canary->generation = endpoint->generation;
     canary->instance = endpoint->instance;

@@ -169,6 +169,23 @@ struct canary {
     __u32 listening; /* 1: the instance has a listener for this family */
 };
 
+/* What came of giving a canary to the listener, tried before it was dropped. */
+enum delivery {
+    DELIVERY_UNTRIED,
+    DELIVERY_NO_LISTENER, /* the failure policy is what such a flow meets */
+    DELIVERY_ASSIGNED,
+    DELIVERY_LOOKED_UP, /* no socket can be assigned; the kernel's look-up finds the listener */
+    DELIVERY_MISLED,    /* no socket can be assigned, and the look-up finds another one or none */
+    DELIVERY_REFUSED,   /* the kernel refuses the socket for another reason: `error` */
+};
+
+/* deliveries: by canary_key */
+struct delivery_trial {
+    __u32 nonce;
+    __u32 outcome; /* enum delivery */
+    __u32 error;   /* a positive errno, or 0 */
+};
+
 /* Why a packet met the end that it met; also the index into struct counters. */
 enum verdict {
     VERDICT_FLOW_STARTED,      /* a SYN was assigned to the listener */

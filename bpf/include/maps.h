@@ -102,6 +102,14 @@ struct {
 } canaries SEC(".maps");
 
 struct {
+    __uint(type, BPF_MAP_TYPE_HASH);
+    __uint(max_entries, 2 * MAX_ENDPOINTS);
+    __uint(map_flags, BPF_F_NO_PREALLOC);
+    __type(key, struct canary_key);
+    __type(value, struct delivery_trial);
+} deliveries SEC(".maps");
+
+struct {
     __uint(type, BPF_MAP_TYPE_PERCPU_HASH);
     __uint(max_entries, MAX_ENDPOINTS + 1);
     __uint(map_flags, BPF_F_NO_PREALLOC);
@@ -123,6 +131,7 @@ struct layouts {
     enum slot slot;
     enum limit limit;
     enum priority priority;
+    enum delivery delivery;
     enum layout layout;
 };
 const struct layouts *const volatile layouts_in_btf = NULL;

@@ -17,25 +17,29 @@ static __always_inline void set_mark(struct __sk_buff *skb) {
     skb->mark = (skb->mark & ~mark_mask) | mark_value;
 }
 
-/* The connection's own socket, be it a request, established or in TIME_WAIT; never a listener. Release it. */
-static __always_inline struct bpf_sock *connection_socket(struct __sk_buff *skb, const struct flow_key *key,
-                                                          __u8 family) {
+/* Whatever socket the kernel's look-up finds for the packet. Release it. */
+static __always_inline struct bpf_sock *any_socket(struct __sk_buff *skb, const struct flow_key *key, __u8 family) {
     struct bpf_sock_tuple tuple = {};
-    struct bpf_sock *sk;
 
     if (family == AF_INET) {
         __builtin_memcpy(&tuple.ipv4.saddr, &key->src.bytes[12], 4);
         __builtin_memcpy(&tuple.ipv4.daddr, &key->dst.bytes[12], 4);
         tuple.ipv4.sport = bpf_htons(key->sport);
         tuple.ipv4.dport = bpf_htons(key->dport);
-        sk = bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
-    } else {
-        __builtin_memcpy(&tuple.ipv6.saddr, &key->src, 16);
-        __builtin_memcpy(&tuple.ipv6.daddr, &key->dst, 16);
-        tuple.ipv6.sport = bpf_htons(key->sport);
-        tuple.ipv6.dport = bpf_htons(key->dport);
-        sk = bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv6), BPF_F_CURRENT_NETNS, 0);
+        return bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
     }
+    __builtin_memcpy(&tuple.ipv6.saddr, &key->src, 16);
+    __builtin_memcpy(&tuple.ipv6.daddr, &key->dst, 16);
+    tuple.ipv6.sport = bpf_htons(key->sport);
+    tuple.ipv6.dport = bpf_htons(key->dport);
+    return bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv6), BPF_F_CURRENT_NETNS, 0);
+}
+
+/* The connection's own socket, be it a request, established or in TIME_WAIT; never a listener. Release it. */
+static __always_inline struct bpf_sock *connection_socket(struct __sk_buff *skb, const struct flow_key *key,
+                                                          __u8 family) {
+    struct bpf_sock *sk = any_socket(skb, key, family);
+
     if (!sk)
         return NULL;
     if (sk->state == BPF_TCP_LISTEN) {

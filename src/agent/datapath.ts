@@ -11,6 +11,7 @@ import { type DatapathPrograms, MANIFEST, type Role } from '../datapath/manifest
 import { UdpPorts } from '../datapath/udp-ports.js';
 import { ClsactFilters } from '../kernel/clsact.js';
 import { familiesOff } from '../kernel/families.js';
+import { IpvsBypass } from '../kernel/ipvs.js';
 import type { RouteSocket } from '../kernel/netlink.js';
 import { NotrackTable } from '../kernel/notrack-table.js';
 import { ensurePolicyRoutes, marksAreDelivered } from '../kernel/policy-routes.js';
@@ -60,7 +61,7 @@ export function createReconciler(parts: {
   parts.opened.add(lookup, (held) => held.close());
   const settings = { mark, table, rulePriority };
   const notrack = new NotrackTable(netfilter, mark);
-  const canaries = new Canaries(programs.maps.canaries, programs.layouts, programs.programs);
+  const canaries = new Canaries(programs.maps, programs.layouts, programs.programs);
   return new Reconciler({
     store,
     links,
@@ -71,6 +72,7 @@ export function createReconciler(parts: {
       },
       familiesOff: () => familiesOff(),
       notrack,
+      ipvs: new IpvsBypass(mark),
       programs,
       tables,
       slots,

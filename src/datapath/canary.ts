@@ -1,7 +1,8 @@
 /**
  * The proof that interception works, asked of the kernel rather than remembered: a packet is put into the stack as if
- * the pod's host-side interface had just received it from the pod, and our program answers which endpoint it came out
- * as. Whatever takes packets away before us (another program, a filter of tc) leaves it unanswered.
+ * the pod's host-side interface had just received it from the pod (before Linux 5.18 it is sent from the pod's end), and
+ * our program answers which endpoint it came out as, and whether the listener would have got it. Whatever takes packets
+ * away before us (another program, a filter of tc) leaves it unanswered.
  *
  * No pod's packet looks like it (a SYN to port 0 of the loopback address), and where our program is missing the stack
  * drops it at once: the IPv4 header checksum is wrong, an IPv6 packet to ::1 may not come from outside (RFC 4291,
@@ -12,6 +13,7 @@ import { randomInt } from 'node:crypto';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { BpfMap, BpfProgram } from '../native/bpf.js';
 import { isKernelError } from '../native/errors.js';
+import { sendFrames } from '../native/packets.js';
 import { AF, FAMILIES, type Family, familyOf } from '../net/family.js';
 import { ipToNetworkBytes } from '../net/ip.js';
 import type { Layouts } from './layouts.js';
@@ -22,14 +24,18 @@ export interface CanaryTarget {
   readonly endpoint: number;
   readonly generation: number;
   readonly instance: number;
+  /** The pod's end of the interface, where a source tells the pod's namespace. */
+  readonly inside?: { readonly netns: string; readonly name: string } | undefined;
 }
 
 /**
- * proven: it arrived and came out as this endpoint. unproven: it did not, `reason` says what happened. silent: it could
- * not be sent (the interface is gone), so nothing is known.
+ * proven: it arrived, came out as this endpoint, and its listener would have got it. program only: our program answered so
+ * when it was run by itself, but nothing could be sent by the interface. unproven: it did not, `reason` says what happened.
+ * silent: it could not be sent (the interface is gone), so nothing is known.
  */
 export type CanaryResult =
   | { readonly kind: 'proven' }
+  | { readonly kind: 'program only'; readonly reason: string }
   | { readonly kind: 'unproven'; readonly reason: string }
   | { readonly kind: 'silent'; readonly reason: string };
 
@@ -39,13 +45,25 @@ const CONTEXT_BYTES = 192;
 const CONTEXT_IFINDEX = 40;
 /** A frame is usually through before the call returns; on a busy CPU it takes its turn. */
 const PATIENCE_MS = [0, 1, 5, 20, 100, 200] as const;
-const SILENT: ReadonlySet<string> = new Set(['ENETDOWN', 'ENODEV', 'ENXIO', 'ENOBUFS']);
+const SILENT: ReadonlySet<string> = new Set(['ENETDOWN', 'ENODEV', 'ENXIO', 'ENOBUFS', 'ENOENT']);
+const PROGRAM_ONLY: CanaryResult = {
+  kind: 'program only',
+  reason:
+    'verified: program only: before Linux 5.18 a packet has to be sent from the pod’s end, and no source tells its network namespace; whether another program takes its packets first is not known',
+};
 
 interface Asked {
   readonly target: CanaryTarget;
+  /** Our program was run on it, by itself. */
+  readonly programOnly: boolean;
   readonly family: Family;
   readonly key: Buffer;
   readonly nonce: number;
+}
+
+export interface CanaryMaps {
+  readonly canaries: BpfMap;
+  readonly deliveries: BpfMap;
 }
 
 export interface CanaryPrograms {
@@ -56,13 +74,13 @@ export interface CanaryPrograms {
 }
 
 export class Canaries {
-  readonly #map: BpfMap;
+  readonly #maps: CanaryMaps;
   readonly #layouts: Layouts;
   readonly #programs: CanaryPrograms;
   #canInject = true;
 
-  constructor(map: BpfMap, layouts: Layouts, programs: CanaryPrograms) {
-    this.#map = map;
+  constructor(maps: CanaryMaps, layouts: Layouts, programs: CanaryPrograms) {
+    this.#maps = maps;
     this.#layouts = layouts;
     this.#programs = programs;
   }
@@ -71,8 +89,8 @@ export class Canaries {
   async prove(targets: readonly CanaryTarget[]): Promise<CanaryResult[]> {
     const results: CanaryResult[] = targets.map(() => PROVEN);
     let open: { asked: Asked; index: number }[] = [];
-    targets.forEach((target, index) => {
-      const outcome = this.#ask(target);
+    const outcomes = await Promise.all(targets.map((target) => this.#ask(target)));
+    outcomes.forEach((outcome, index) => {
       if ('kind' in outcome) {
         results[index] = outcome;
       } else {
@@ -105,28 +123,27 @@ export class Canaries {
   /** Takes the questions of an interface away. */
   remove(ifindex: number): void {
     for (const family of FAMILIES) {
-      this.#map.delete(this.#key(ifindex, family));
+      this.#maps.canaries.delete(this.#key(ifindex, family));
+      this.#maps.deliveries.delete(this.#key(ifindex, family));
     }
   }
 
-  #ask(target: CanaryTarget): readonly Asked[] | CanaryResult {
-    const asked: Asked[] = [];
+  async #ask(target: CanaryTarget): Promise<readonly Asked[] | CanaryResult> {
+    const questions: { readonly family: Family; readonly key: Buffer; readonly nonce: number }[] = [];
     const frames: Buffer[] = [];
     for (const family of FAMILIES) {
       const source = target.ips.find((ip) => familyOf(ip) === family);
       if (source !== undefined) {
         const nonce = randomInt(1, 0xffff_ffff);
         const key = this.#key(target.ifindex, family);
-        this.#map.set(key, this.#layouts.canary.encode({ nonce }));
+        this.#maps.canaries.set(key, this.#layouts.canary.encode({ nonce }));
         frames.push(frame(family, source, nonce));
-        asked.push({ target, family, key, nonce });
+        questions.push({ family, key, nonce });
       }
     }
     try {
-      for (const data of frames) {
-        this.#send(data, target.ifindex);
-      }
-      return asked;
+      const programOnly = (await this.#send(frames, target)) === 'program only';
+      return questions.map((question) => ({ ...question, target, programOnly }));
     } catch (error) {
       if (isKernelError(error) && SILENT.has(error.code)) {
         return { kind: 'silent', reason: error.message };
@@ -135,8 +152,8 @@ export class Canaries {
     }
   }
 
-  #answer({ target, key, nonce }: Asked): CanaryResult | undefined {
-    const value = this.#map.get(key);
+  #answer({ target, key, nonce, family, programOnly }: Asked): CanaryResult | undefined {
+    const value = this.#maps.canaries.get(key);
     const { canary } = this.#layouts;
     if (value === undefined || canary.number(value, 'answered') !== nonce) {
       return undefined;
@@ -148,14 +165,43 @@ export class Canaries {
         return { kind: 'unproven', reason };
       }
     }
-    return PROVEN;
+    // A program that is run by itself is at no hook, where nothing can be assigned.
+    return programOnly ? PROGRAM_ONLY : this.#delivered(key, nonce, family);
   }
 
-  #send(data: Buffer, ifindex: number): void {
+  /** Whether the listener would have got it. Without one, the failure policy is what such a connection meets. */
+  #delivered(key: Buffer, nonce: number, family: Family): CanaryResult {
+    const { deliveryTrial, deliveries } = this.#layouts;
+    const trial = this.#maps.deliveries.get(key);
+    if (trial === undefined || deliveryTrial.number(trial, 'nonce') !== nonce) {
+      return { kind: 'unproven', reason: `a packet of the pod (IPv${family}) was not tried at its listener` };
+    }
+    switch (deliveryTrial.number(trial, 'outcome')) {
+      case deliveries.misled:
+        return {
+          kind: 'unproven',
+          reason: `connections of the pod (IPv${family}) would not reach the proxy: the kernel cannot assign its listener's socket, and its look-up finds another one or none`,
+        };
+      case deliveries.refused:
+        return {
+          kind: 'unproven',
+          reason: `connections of the pod (IPv${family}) would not reach the proxy: the kernel refuses its listener's socket (errno ${deliveryTrial.number(trial, 'error')})`,
+        };
+      default:
+        return PROVEN;
+    }
+  }
+
+  async #send(
+    frames: readonly Buffer[],
+    { ifindex, inside }: CanaryTarget,
+  ): Promise<'frame' | 'program only'> {
     if (this.#canInject) {
       try {
-        this.#programs.canary.inject(data, ifindex);
-        return;
+        for (const data of frames) {
+          this.#programs.canary.inject(data, ifindex);
+        }
+        return 'frame';
       } catch (error) {
         if (!isKernelError(error) || error.code !== 'EINVAL') {
           throw error;
@@ -163,9 +209,16 @@ export class Canaries {
         this.#canInject = false; // before Linux 5.18
       }
     }
+    if (inside !== undefined) {
+      await sendFrames(inside.netns, inside.name, frames);
+      return 'frame';
+    }
     const context = Buffer.alloc(CONTEXT_BYTES);
     context.writeUInt32LE(ifindex, CONTEXT_IFINDEX);
-    this.#programs.pod_egress.testRun({ data, context });
+    for (const data of frames) {
+      this.#programs.pod_egress.testRun({ data, context });
+    }
+    return 'program only';
   }
 
   #key(ifindex: number, family: Family): Buffer {

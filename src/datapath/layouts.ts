@@ -23,6 +23,7 @@ export interface Layouts {
   readonly settings: Struct;
   readonly canaryKey: Struct;
   readonly canary: Struct;
+  readonly deliveryTrial: Struct;
   /** `enum verdict`, index to name without its prefix. */
   readonly verdicts: readonly string[];
   readonly flags: {
@@ -30,7 +31,12 @@ export interface Layouts {
     readonly bridged: number;
     readonly sinceBirth: number;
     readonly dropOther: number;
+    readonly shaped: number;
   };
+  /** `enum delivery`. */
+  readonly deliveries: Readonly<
+    Record<'noListener' | 'assigned' | 'lookedUp' | 'misled' | 'refused', number>
+  >;
   readonly limits: { readonly flowsOfEndpoint: number };
   readonly slots: SlotLayout;
 }
@@ -47,6 +53,7 @@ export function readLayouts(object: BpfObject): Layouts {
   }
   const flags = object.enumValues('endpoint_flag');
   const slots = object.enumValues('slot');
+  const deliveries = object.enumValues('delivery');
   return {
     endpoint: struct('endpoint', ['id', 'generation', 'instance', 'flags', 'bridge_ifindex']),
     sourceKey: struct('source_key', ['ifindex', 'address']),
@@ -69,12 +76,21 @@ export function readLayouts(object: BpfObject): Layouts {
     settings: struct('settings', ['followed']),
     canaryKey: struct('canary_key', ['ifindex', 'family']),
     canary: struct('canary', ['nonce', 'answered', 'endpoint', 'generation', 'instance', 'listening']),
+    deliveryTrial: struct('delivery_trial', ['nonce', 'outcome', 'error']),
     verdicts,
     flags: {
       failureOpen: enumValue(flags, 'ENDPOINT_FAILURE_OPEN'),
       bridged: enumValue(flags, 'ENDPOINT_BRIDGED'),
       sinceBirth: enumValue(flags, 'ENDPOINT_SINCE_BIRTH'),
       dropOther: enumValue(flags, 'ENDPOINT_DROP_OTHER'),
+      shaped: enumValue(flags, 'ENDPOINT_SHAPED'),
+    },
+    deliveries: {
+      noListener: enumValue(deliveries, 'DELIVERY_NO_LISTENER'),
+      assigned: enumValue(deliveries, 'DELIVERY_ASSIGNED'),
+      lookedUp: enumValue(deliveries, 'DELIVERY_LOOKED_UP'),
+      misled: enumValue(deliveries, 'DELIVERY_MISLED'),
+      refused: enumValue(deliveries, 'DELIVERY_REFUSED'),
     },
     limits: { flowsOfEndpoint: enumValue(object.enumValues('limit'), 'MAX_FLOWS_OF_ENDPOINT') },
     slots: {

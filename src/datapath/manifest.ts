@@ -29,6 +29,7 @@ export const MANIFEST = {
     listeners: { onNewLayout: 'begun-anew' },
     counters: { onNewLayout: 'begun-anew' },
     canaries: { onNewLayout: 'begun-anew' },
+    deliveries: { onNewLayout: 'begun-anew' },
     events: { onNewLayout: 'begun-anew', neverShared: true },
   },
   readLayouts,

@@ -6,8 +6,9 @@ import { dirname } from 'node:path';
 import { MANIFEST } from '../datapath/manifest.js';
 import { type Capability, missingCapabilities } from '../kernel/capabilities.js';
 import { type FamilyOff, familiesOff } from '../kernel/families.js';
+import { featuresMissing, kernelAtLeast } from '../kernel/features.js';
 import { layoutVersion, refuseNewerLayout } from '../kernel/pins.js';
-import { isBpffs, tcxSupported } from '../native/bpf.js';
+import { isBpffs } from '../native/bpf.js';
 import { type Check, type Finding, fail, ok, warn } from './check.js';
 import { podInterfaces } from './hooks.js';
 import { withSocket } from './neighbours.js';
@@ -29,7 +30,7 @@ export function nodeChecks(
   off: () => readonly FamilyOff[] = familiesOff,
 ): Check[] {
   return [
-    { name: 'kernel', run: () => [kernel(release())] },
+    { name: 'kernel', run: () => kernel(release()) },
     {
       name: 'BTF',
       run: () => [
@@ -40,14 +41,6 @@ export function nodeChecks(
     },
     { name: 'capabilities', run: () => [capabilities()] },
     { name: 'bpffs', run: () => [bpffsAt(bpffs, objects)] },
-    {
-      name: 'tcx',
-      run: () => [
-        tcxSupported()
-          ? ok('links beside other programs (6.6)')
-          : warn('not in this kernel', 'nothing to do: clsact filters are used instead; 6.6 is better'),
-      ],
-    },
     { name: 'nftables', run: async () => [await nft(command)] },
     {
       name: 'conntrack',
@@ -66,17 +59,15 @@ export function nodeChecks(
 }
 
 /** `version` as `uname -r` prints it. */
-export function kernel(version: string) {
-  const [major = 0, minor = 0] = version.split('.').map(Number);
-  if (major < 5 || (major === 5 && minor < 10)) {
-    return fail(version, 'use Linux 5.10 or later');
+export function kernel(version: string): Finding[] {
+  if (!kernelAtLeast('5.10', version)) {
+    return [fail(version, 'use Linux 5.10 or later')];
   }
-  return major < 6 || (major === 6 && minor < 6)
-    ? warn(
-        version,
-        'nothing to do: works without tcx, and without spreading connections over SO_REUSEPORT groups',
-      )
-    : ok(version);
+  const missing = featuresMissing(version);
+  return [
+    ok(missing.length === 0 ? version : `${version}: works, with what follows; docs/kernels.md`),
+    ...missing.map(({ name, since, before }) => ok(`no ${name} (${since}): ${before}`)),
+  ];
 }
 
 /** One finding over all that are missing. */

@@ -93,7 +93,7 @@ export class Proofs {
   }
 }
 
-const WEIGHT = { proven: 0, silent: 1, unproven: 2 } as const;
+const WEIGHT = { proven: 0, silent: 1, 'program only': 2, unproven: 3 } as const;
 
 function isInPlace({ row, missing }: Installed): boolean {
   return row !== undefined && missing === undefined;
@@ -104,11 +104,14 @@ function targetsOf(installed: Installed): CanaryTarget[] {
   if (row === undefined || !isInPlace(installed)) {
     return [];
   }
-  return decision.endpoints.map(({ plan }) => ({
+  const { netns } = decision.pod;
+  return decision.endpoints.map(({ at, plan }) => ({
     ifindex: plan.ifindex,
     ips: plan.ips,
     endpoint: row.id,
     generation: row.generation,
     instance: plan.instance,
+    inside:
+      netns === undefined || at.podInterface === undefined ? undefined : { netns, name: at.podInterface },
   }));
 }

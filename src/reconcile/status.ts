@@ -10,8 +10,8 @@ import type { Proof } from './proofs.js';
 
 /**
  * INTERCEPTED: desired, programmed, and verified: read back from the kernel and proven by a canary. PENDING: wanted,
- * not there yet. REFUSED: cannot be intercepted, `reason` says why. DEGRADED: was intercepted, is so in part, or is held as
- * it was; `reason` says what is missing. NOT_ENROLLED: known and deliberately left alone.
+ * not there yet. REFUSED: cannot be intercepted, `reason` says why. DEGRADED: was intercepted, is so in part or as far as
+ * can be told, or is held as it was; `reason` says what is missing. NOT_ENROLLED: known and deliberately left alone.
  */
 export type EndpointState = 'INTERCEPTED' | 'PENDING' | 'REFUSED' | 'DEGRADED' | 'NOT_ENROLLED';
 
@@ -60,6 +60,7 @@ export function statusOf(decision: Decision, observed: Observation): EndpointSta
   }
   const { installed, nodeProblem, proof, before } = observed;
   const missing = installed === undefined ? (nodeProblem ?? 'not programmed yet') : installed.missing;
+  const isProgramOnly = proof?.result.kind === 'program only';
   const unproven = proof === undefined ? 'not proven yet' : reasonOf(proof.result, before);
   const off = observed.familiesOff.filter(({ family }) => pod.ips.some((ip) => familyOf(ip) === family));
   const escapes = [
@@ -79,7 +80,7 @@ export function statusOf(decision: Decision, observed: Observation): EndpointSta
     state:
       wrong.length === 0
         ? 'INTERCEPTED'
-        : wasIntercepted(before) || held !== undefined || escapes.length > 0 || isKept
+        : wasIntercepted(before) || held !== undefined || escapes.length > 0 || isKept || isProgramOnly
           ? 'DEGRADED'
           : 'PENDING',
     reason: told.length === 0 ? undefined : told.join('; '),
@@ -115,6 +116,7 @@ function reasonOf(result: CanaryResult, before: EndpointStatus | undefined): str
   switch (result.kind) {
     case 'proven':
       return undefined;
+    case 'program only':
     case 'unproven':
       return result.reason;
     case 'silent':

@@ -182,6 +182,7 @@ describe('an agent of a newer layout', () => {
         'listeners',
         'counters',
         'canaries',
+        'deliveries',
       ],
       copied: { endpoints: 2, workloads: 3, flows: 1 },
       unfit: 0,

@@ -100,9 +100,4 @@ it('goes on when one check breaks', async () => {
   expect(results.filter(({ found }) => found.includes('no /proc')).length).toBeGreaterThan(2);
   expect(results.find(({ name }) => name === 'kernel')).toMatchObject({ status: 'ok' });
 });
-
-it('knows kernels by version', () => {
-  expect(kernel('4.19.0')).toMatchObject({ status: 'fail' });
-  expect(kernel('5.15.0-91-generic')).toMatchObject({ status: 'warn' });
-  expect(kernel('6.6.1')).toMatchObject({ status: 'ok' });
 });

@@ -9,6 +9,7 @@ import { CanariesStandIn, decision, gate, routed } from './reconcile-fixture.js'
 
 const PROVEN: CanaryResult = { kind: 'proven' };
 const UNPROVEN: CanaryResult = { kind: 'unproven', reason: 'something takes packets first' };
+const PROGRAM_ONLY: CanaryResult = { kind: 'program only', reason: 'verified: program only' };
 const SILENT: CanaryResult = { kind: 'silent', reason: 'ENETDOWN' };
 const RENEWED_AFTER_MS = 1_000;
 
@@ -35,7 +36,8 @@ describe('a pod that is asked for a proof', () => {
   test('is asked at its interface, under its row and for its instance', async () => {
     const web = installed(3, {}, routed(200, { instance: 1, ips: ['10.77.0.1'] }));
     expect(await proofs.ask([web])).toEqual([uidOf(web)]);
-    const question = { endpoint: 13, generation: 2 };
+    const inside = { netns: '/run/netns/3', name: 'eth0' };
+    const question = { endpoint: 13, generation: 2, inside };
     expect(canaries.asked).toEqual([
       [
         { ...question, ifindex: 103, instance: 0, ips: ['10.66.0.1'] },
@@ -62,6 +64,8 @@ describe('a pod that is asked for a proof', () => {
     { at: [PROVEN, SILENT, PROVEN], counts: SILENT },
     { at: [PROVEN, UNPROVEN, SILENT], counts: UNPROVEN },
     { at: [SILENT, PROVEN, UNPROVEN], counts: UNPROVEN },
+    { at: [PROVEN, PROGRAM_ONLY, SILENT], counts: PROGRAM_ONLY },
+    { at: [UNPROVEN, PROGRAM_ONLY, PROVEN], counts: UNPROVEN },
     { at: [PROVEN, PROVEN, PROVEN], counts: PROVEN },
   ])('at three interfaces is $counts.kind: the worst of the answers counts', async ({ at, counts }) => {
     const web = installed(0, {}, routed(200), routed(300));

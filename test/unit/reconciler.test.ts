@@ -542,6 +542,15 @@ describe('who watches', () => {
   });
 });
 
+test('a pod that is proven by our program alone is DEGRADED from the start, and says so', async () => {
+  const { reconciler, canaries, stateOf } = two;
+  const reason = 'verified: program only: no source tells its network namespace';
+  canaries.answer = { kind: 'program only', reason };
+  await reconciler.reconcile();
+  await vi.waitFor(() => expect(stateOf(WEB)).toBe('DEGRADED'));
+  expect(reconciler.statusOf(WEB.uid)).toMatchObject({ programmed: true, verified: false, reason });
+});
+
 test('an interface that came inside a pod is found by looking inside, one look at a time', async () => {
   const { reconciler, links, stateOf } = two;
   await reconciler.reconcile();
