@@ -12,6 +12,7 @@ export const FEATURES: readonly Feature[] = [
     name: 'listeners, failure policy, kube-proxy-like DNAT, TIME_WAIT',
     files: ['test/e2e/behaviour.test.ts'],
   },
+  { name: 'HAProxy, Envoy and nginx with four workers', files: ['test/e2e/workers.test.ts'] },
   { name: 'beside IPVS', files: ['test/e2e/ipvs.test.ts'] },
   { name: 'nothing gets round the proxy', files: ['test/e2e/escape.test.ts'] },
   { name: 'what is taken away is put back', files: ['test/e2e/drift.test.ts'] },
@@ -24,3 +25,11 @@ export const GUEST_PATIENCE = 8;
 
 /** A microVM in an emulated machine would be emulated twice. */
 export const GUEST_RUNTIMES = 'runc,runsc';
+
+/** A node has these loaded: kube-proxy, a bridge CNI and the runtimes ask for them. */
+export const GUEST_MODULES = [
+  'br_netfilter',
+  'nf_conntrack',
+  ...['ip_vs', 'ip_vs_rr', 'ip_vs_sh'],
+  ...['ifb', 'sch_tbf', 'sch_ingress', 'cls_u32', 'act_mirred'],
+];
