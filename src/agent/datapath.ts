@@ -20,6 +20,7 @@ import { InterfaceSysctls } from '../kernel/sysctls.js';
 import { TcxLinks } from '../kernel/tcx.js';
 import { tcxSupported } from '../native/bpf.js';
 import type { Netfilter } from '../native/netfilter.js';
+import { Redirects } from '../native/redirects.js';
 import { authoritiesAmong } from '../pods/confirmation.js';
 import type { PodUid } from '../pods/pod.js';
 import type { PodStore } from '../pods/pod-store.js';
@@ -29,6 +30,7 @@ import { Proofs } from '../reconcile/proofs.js';
 import { Reconciler } from '../reconcile/reconciler.js';
 import type { Repairs } from '../reconcile/repairs.js';
 import type { PodLinks } from '../runtimes/pod-links.js';
+import { Shapers } from '../runtimes/shapers.js';
 import type { AgentOptions } from './options.js';
 
 /** Changes nothing yet: the first round does. */
@@ -59,12 +61,15 @@ export function createReconciler(parts: {
   parts.opened.add(attachments, (held) => held.close());
   const lookup = new SocketLookup(programs.linksPath, MANIFEST.programs.socket_lookup.role);
   parts.opened.add(lookup, (held) => held.close());
+  const redirects = parts.opened.add(new Redirects(), (held) => held.close());
   const settings = { mark, table, rulePriority };
   const notrack = new NotrackTable(netfilter, mark);
   const canaries = new Canaries(programs.maps, programs.layouts, programs.programs);
   return new Reconciler({
     store,
     links,
+    shapers: new Shapers(() => redirects.list(), links),
+    comesFirst: tcxSupported(),
     node: new NodeState({
       routes: {
         ensure: (options) => ensurePolicyRoutes(socket, settings, options),

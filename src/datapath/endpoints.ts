@@ -33,6 +33,8 @@ export interface EndpointPlan {
   /** What is not TCP is dropped, but for what an address needs and the UDP ports that stay open. */
   readonly dropOther: boolean;
   readonly bridgeIndex: number;
+  /** A queue behind our program limits the pod's rate: packets are passed on to it. Default false. */
+  readonly shaped?: boolean;
   readonly ips: readonly string[];
 }
 
@@ -221,6 +223,7 @@ export class EndpointTables {
         instance: endpoint.number(value, 'instance'),
         failureOpen: (endpoint.number(value, 'flags') & flags.failureOpen) !== 0,
         dropOther: (endpoint.number(value, 'flags') & flags.dropOther) !== 0,
+        shaped: (endpoint.number(value, 'flags') & flags.shaped) !== 0,
         bridgeIndex: endpoint.number(value, 'bridge_ifindex'),
         ips: [...this.#sourcesOf(ifindex)].map((key) => this.#addressIn(key)).sort(),
       }));
@@ -384,7 +387,8 @@ export class EndpointTables {
         (plan.failureOpen ? flags.failureOpen : 0) |
         (plan.bridgeIndex > 0 ? flags.bridged : 0) |
         (row.sinceBirth ? flags.sinceBirth : 0) |
-        (plan.dropOther ? flags.dropOther : 0),
+        (plan.dropOther ? flags.dropOther : 0) |
+        (plan.shaped === true ? flags.shaped : 0),
       bridge_ifindex: plan.bridgeIndex,
     });
   }

@@ -83,6 +83,7 @@ interface KernelAddon {
   tryLock(fd: number): boolean;
   openRoutes(): number;
   tableRoutes(fd: number, sequence: number, family: 4 | 6, table: number): TableRoute[];
+  redirects(fd: number, sequence: number): { ifindex: number; target: number }[];
   sendFrames(netns: string, interfaceName: string, frames: readonly Uint8Array[]): Promise<void>;
   openNetfilter(): number;
   nftGeneration(fd: number, sequence: number): number;

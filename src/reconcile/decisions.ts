@@ -13,6 +13,7 @@ import type { PodSource } from '../pods/source.js';
 import { locate } from '../runtimes/locate.js';
 import type { HostAttachment, Location, Unreachable } from '../runtimes/location.js';
 import type { PodLinks } from '../runtimes/pod-links.js';
+import type { Shapers } from '../runtimes/shapers.js';
 import { InterfaceClaims } from './claims.js';
 import { heldEndpoints } from './held.js';
 import { LastWords } from './last-word.js';
@@ -27,6 +28,9 @@ const LOCATED_ANEW = 10;
 export interface DecisionsOptions {
   readonly store: Pick<PodStore, 'list' | 'get'>;
   readonly links: PodLinks;
+  readonly shapers: Pick<Shapers, 'look' | 'of'>;
+  /** Our program comes before every filter of tc. */
+  readonly comesFirst: boolean;
   readonly defaults: InterceptionDefaults;
   /** Which instance serves an app; undefined where the configuration has none for it. */
   readonly instanceFor: (
@@ -50,6 +54,8 @@ export interface InterceptDecision {
   readonly unreachable: readonly Unreachable[];
   readonly instance: string;
   readonly failure: FailurePolicy;
+  /** What does not hold for the pod although it is intercepted. */
+  readonly shortfalls: readonly string[];
   /** Annotations that were not understood, and whose word counts where it is not the present one. */
   readonly problems: readonly string[];
   /** Why some of the endpoints are what the kernel has and not what was found; undefined: all were found. */
@@ -89,7 +95,8 @@ export class Decisions {
    * interface together with one of them.
    */
   async update(uids: 'all' | Iterable<PodUid>): Promise<Set<PodUid>> {
-    const { store } = this.#options;
+    const { store, shapers } = this.#options;
+    await shapers.look();
     const touched = new Set<PodUid>(
       uids === 'all' ? [...this.#decisions.keys(), ...store.list().map((pod) => pod.uid)] : uids,
     );
@@ -235,7 +242,10 @@ export class Decisions {
     if (decision.held !== undefined) {
       return false;
     }
-    for (const { at } of decision.endpoints) {
+    for (const { at, shaper } of decision.endpoints) {
+      if (this.#options.shapers.of(at.link.index) !== shaper) {
+        return false;
+      }
       const now = await this.#options.links.hostLink(at.link.index);
       if (now === undefined || now.name !== at.link.name || now.master !== at.link.master) {
         return false;
@@ -275,6 +285,7 @@ export class Decisions {
       pod: found.pod,
       endpoints: [first, ...more],
       unreachable: [],
+      shortfalls: [],
       instance: this.#options.instanceName(first.plan.instance),
       failure: first.plan.failureOpen ? 'open' : 'closed',
       problems: [],
@@ -312,25 +323,28 @@ export class Decisions {
     if (instance === undefined) {
       return leave('REFUSED', `NO_INSTANCE: no instance is configured for app ${app ?? '(none)'}`);
     }
+    const { shapers, comesFirst } = this.#options;
     const endpoint = (at: HostAttachment, ips: readonly string[]): PlannedEndpoint => ({
       at,
+      shaper: shapers.of(at.link.index),
       plan: {
         ifindex: at.link.index,
         instance: instance.number,
         failureOpen: failure === 'open',
         dropOther: other === 'drop',
         bridgeIndex: at.kind === 'bridge' ? at.bridge.index : 0,
+        shaped: comesFirst && at.kind === 'routed' && shapers.of(at.link.index) !== undefined,
         ips,
       },
     });
     const further = location.more.map((at) => ({ at, ips: ipsOf(pod, at.podInterface, false) }));
+    const first = endpoint(location.primary, ipsOf(pod, location.primary.podInterface, true));
+    const others = further.filter(({ ips }) => ips.length > 0).map(({ at, ips }) => endpoint(at, ips));
     return {
       kind: 'intercept',
       pod,
-      endpoints: [
-        endpoint(location.primary, ipsOf(pod, location.primary.podInterface, true)),
-        ...further.filter(({ ips }) => ips.length > 0).map(({ at, ips }) => endpoint(at, ips)),
-      ],
+      endpoints: [first, ...others],
+      shortfalls: [first, ...others].flatMap((planned) => notShaped(planned, comesFirst)),
       // With the addresses of another interface, all that this one sends would be taken for forged.
       unreachable: [
         ...location.unreachable,
@@ -352,6 +366,18 @@ export class Decisions {
       return { kind: 'refused', code: 'NO_INTERFACE', reason, retry: true };
     }
   }
+}
+
+/** The CNI bandwidth plugin, where it and we cannot both have the pod's packets. */
+function notShaped({ at, plan, shaper }: PlannedEndpoint, comesFirst: boolean): string[] {
+  if (shaper === undefined || plan.shaped === true) {
+    return [];
+  }
+  return [
+    comesFirst
+      ? `the rate limit at ${at.link.name} (${shaper}, the bandwidth plugin) is not applied to what is intercepted, for the interface is a port of a bridge`
+      : `the rate limit at ${at.link.name} (${shaper}, the bandwidth plugin) comes before our program, which before Linux 6.6 then sees nothing: take kubernetes.io/egress-bandwidth off the pod`,
+  ];
 }
 
 function withoutAddress({ link, podInterface = link.name }: HostAttachment): Unreachable {

@@ -173,6 +173,7 @@ function isSame(a: PlannedEndpoint, b: PlannedEndpoint): boolean {
       a.plan.instance === b.plan.instance &&
       a.plan.failureOpen === b.plan.failureOpen &&
       a.plan.dropOther === b.plan.dropOther &&
+      (a.plan.shaped ?? false) === (b.plan.shaped ?? false) &&
       a.plan.bridgeIndex === b.plan.bridgeIndex &&
       a.plan.ips.join() === b.plan.ips.join())
   );

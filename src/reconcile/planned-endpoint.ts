@@ -5,4 +5,6 @@ import type { HostAttachment } from '../runtimes/location.js';
 export interface PlannedEndpoint {
   readonly at: HostAttachment;
   readonly plan: EndpointPlan;
+  /** Name of the IFB device that limits the rate of what comes from it. */
+  readonly shaper?: string | undefined;
 }

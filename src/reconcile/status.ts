@@ -65,6 +65,7 @@ export function statusOf(decision: Decision, observed: Observation): EndpointSta
   const off = observed.familiesOff.filter(({ family }) => pod.ips.some((ip) => familyOf(ip) === family));
   const escapes = [
     ...decision.unreachable.map(({ reason }) => `not intercepted: ${reason}`),
+    ...decision.shortfalls,
     ...off.filter(({ everywhere }) => !everywhere).map(notDelivered),
   ];
   const cutOff = off.filter(({ everywhere }) => everywhere).map(notForwarded);

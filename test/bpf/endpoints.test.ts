@@ -16,6 +16,7 @@ const PLAN: EndpointPlan = {
   failureOpen: false,
   dropOther: false,
   bridgeIndex: 0,
+  shaped: false,
   ips: ['10.66.0.3', 'fd00:66::3'],
 };
 

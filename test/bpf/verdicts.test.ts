@@ -669,6 +669,20 @@ describe.each([4, 6] as const)('with a listener, a packet of IPv%i', (family) =>
     });
   });
 
+  it('of a pod whose rate is limited goes on to the limit, marked and recorded', async () => {
+    const row = await ready(false);
+    tables.write(row, {
+      ...{ ifindex, instance: 0, failureOpen: false, dropOther: false, bridgeIndex: 0, shaped: true },
+      ips: [POD[4], POD[6]],
+    });
+    expect(await send(frame({ ...base, sport: 40003 }))).toMatchObject({
+      action: NEXT,
+      verdicts: ['FLOW_STARTED 1'],
+      mark: 0x40,
+    });
+    expect(object.map('flows').entries()).toHaveLength(1);
+  });
+
   it('is dropped without a mark where the kernel refuses the socket', async () => {
     await ready(false); // a test run is not at tc ingress, which is what an assignment needs
     expect(await send(frame({ ...base, sport: 40002 }))).toMatchObject({

@@ -1,7 +1,7 @@
 import { beforeEach, describe, expect, it } from 'vitest';
 import type { Pod, PodUid } from '../../src/pods/pod.js';
 import { Decisions, type DecisionsOptions } from '../../src/reconcile/decisions.js';
-import { KernelStandIn, LinksStandIn, link, podNumber } from './reconcile-fixture.js';
+import { KernelStandIn, LinksStandIn, link, NO_SHAPERS, podNumber } from './reconcile-fixture.js';
 
 function world(count: number, options: Partial<DecisionsOptions> = {}) {
   const pods = Array.from({ length: count }, (_, n) => podNumber(n));
@@ -12,6 +12,7 @@ function world(count: number, options: Partial<DecisionsOptions> = {}) {
     new Decisions({
       store: { list: () => pods, get },
       links: links.asPodLinks(),
+      ...NO_SHAPERS,
       defaults: { enrol: 'all', failure: 'closed', other: 'pass' },
       instanceFor: () => ({ name: 'default', number: 0 }),
       instanceName: (number) => `number ${number}`,
@@ -312,5 +313,40 @@ describe('a pod that is deleted by force, while its containers run on', () => {
     say({ sources: ['cri', 'kubernetes'], labels: { app: 'web' } });
     await now.decisions.update('all');
     expect(now.decisions.of(uid)).toMatchObject({ kind: 'leave', state: 'NOT_ENROLLED' });
+  });
+});
+
+describe('a pod whose rate is limited by an IFB device', () => {
+  const limited = { shapers: { look: async () => undefined, of: () => 'bwp0123' } };
+
+  it('is passed on to it behind our program', async () => {
+    const { decisions, pods } = world(1, limited);
+    await decisions.update('all');
+    const decision = decisions.of(pods[0]?.uid as PodUid);
+    expect(decision).toMatchObject({
+      kind: 'intercept',
+      shortfalls: [],
+      endpoints: [{ plan: { shaped: true } }],
+    });
+  });
+
+  it('is told not to be intercepted where the limit comes first', async () => {
+    const { decisions, pods } = world(1, { ...limited, comesFirst: false });
+    await decisions.update('all');
+    expect(decisions.of(pods[0]?.uid as PodUid)).toMatchObject({
+      shortfalls: [expect.stringMatching(/bwp0123, the bandwidth plugin.*before Linux 6.6/)],
+      endpoints: [{ plan: { shaped: false } }],
+    });
+  });
+
+  it('is decided on anew when the limit comes, and when it goes', async () => {
+    let name: string | undefined;
+    const { decisions, pods } = world(1, { shapers: { look: async () => undefined, of: () => name } });
+    const uid = pods[0]?.uid as PodUid;
+    for (const is of [undefined, 'bwp1', undefined]) {
+      name = is;
+      await decisions.update('all');
+      expect(decisions.of(uid)).toMatchObject({ endpoints: [{ plan: { shaped: is !== undefined } }] });
+    }
   });
 });

@@ -107,12 +107,19 @@ export function decision(
     pod: podNumber(n),
     endpoints,
     unreachable: [],
+    shortfalls: [],
     instance: 'default',
     failure: 'closed',
     problems: [],
     held: undefined,
   };
 }
+
+/** No pod's rate is limited. */
+export const NO_SHAPERS = {
+  shapers: { look: async () => undefined, of: () => undefined },
+  comesFirst: true,
+};
 
 export function recordingLog() {
   return { info: vi.fn<Log['info']>(), warn: vi.fn<Log['warn']>(), error: vi.fn<Log['error']>() };

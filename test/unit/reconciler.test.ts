@@ -15,6 +15,7 @@ import {
   KernelStandIn,
   LinksStandIn,
   link,
+  NO_SHAPERS,
   PROGRAMS,
   podNumber,
   recordingLog,
@@ -65,6 +66,7 @@ function world(count: number) {
   const reconciler = new Reconciler({
     store,
     links: links.asPodLinks(),
+    ...NO_SHAPERS,
     defaults: { enrol: 'all', failure: 'closed', other: 'pass' },
     instanceFor: () => ({ name: 'default', number: 0 }),
     instanceName: () => 'default',

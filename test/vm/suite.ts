@@ -13,6 +13,7 @@ export const FEATURES: readonly Feature[] = [
     files: ['test/e2e/behaviour.test.ts'],
   },
   { name: 'HAProxy, Envoy and nginx with four workers', files: ['test/e2e/workers.test.ts'] },
+  { name: 'beside the CNI bandwidth plugin', files: ['test/e2e/bandwidth.test.ts'] },
   { name: 'beside IPVS', files: ['test/e2e/ipvs.test.ts'] },
   { name: 'nothing gets round the proxy', files: ['test/e2e/escape.test.ts'] },
   { name: 'what is taken away is put back', files: ['test/e2e/drift.test.ts'] },
