@@ -14,13 +14,13 @@
 #   make build | lint | format | clean
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: bench-enrolment bench-loop bench-run-times build check image demo test test-kernels test-long test-full test-k8s lint format packages-build packages-lab packages-k8s go-tools native typescript clean
+.PHONY: bench-enrolment bench-loop bench-run-times build check image demo test test-kernels test-long test-full test-k8s lint format packages-build packages-lab packages-k8s go-tools envoy native typescript clean
 
 # A clone without history cannot build the release before this one; said aloud, below.
 HAS_PREVIOUS := $(shell scripts/build-previous --check && echo yes)
 # Tests that have a full size (test/lab/size.ts), and what takes minutes at any.
-LONG := test/e2e/first-packet.test.ts test/e2e/churn.test.ts test/bpf/migration.test.ts test/unit/native-leaks.test.ts \
-	test/image/image.test.ts $(if $(HAS_PREVIOUS),test/long)
+LONG := test/e2e/first-packet.test.ts test/e2e/churn.test.ts test/e2e/workers.test.ts test/bpf/migration.test.ts \
+	test/unit/native-leaks.test.ts test/image/image.test.ts $(if $(HAS_PREVIOUS),test/long)
 reports = --reporter=default --reporter=json --outputFile.json=build/$(1)-results.json
 
 build: packages-build native typescript
@@ -33,6 +33,9 @@ packages-lab:
 
 go-tools:
 	@scripts/install-go-tools
+
+envoy:
+	@scripts/install-envoy
 
 packages-k8s:
 	@scripts/install-debian-packages k8s
@@ -67,7 +70,7 @@ bench-run-times: build
 	@npx --no-install tsx test/bench/run-times.ts
 
 # With FILES a target runs those files and no others, each in the project that it belongs to.
-test: packages-lab go-tools build
+test: packages-lab go-tools envoy build
 	@echo "test: against the real kernel, runtimes and proxies"
 	@npx --no-install vitest run $(or $(FILES),--project unit --project kernel --project alone) $(call reports,test)
 
@@ -76,13 +79,13 @@ check: lint packages-lab build
 
 test-long: test-full test-k8s
 
-test-full: packages-lab go-tools build
+test-full: packages-lab go-tools envoy build
 	@echo "test-full: the long tests at full size, and the image"
 	$(if $(HAS_PREVIOUS),,@echo "test-full: WITHOUT test/long: the release before this one is not in this clone")
 	@NODESENTRY_TEST_SIZE=full npx --no-install vitest run $(or $(FILES),$(LONG)) $(call reports,test-full)
 
 # KERNELS="6.1": that one alone; FILES as for test.
-test-kernels: packages-lab go-tools build
+test-kernels: packages-lab go-tools envoy build
 	@echo "test-kernels: on Linux 6.1 and 6.12, emulated, and on this machine's own"
 	@npx --no-install tsx test/vm/run.ts $(foreach kernel,$(KERNELS),--kernel $(kernel)) $(FILES)
 
