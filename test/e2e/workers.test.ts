@@ -8,7 +8,8 @@ import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { Capture, POD_TCP } from '../lab/capture.js';
 import { Containerd } from '../lab/containerd.js';
-import { type Daemon, runIn, waitFor } from '../lab/exec.js';
+import { type Daemon, inNetns, runIn, tryRun, waitFor } from '../lab/exec.js';
+import { buildApp } from '../lab/image.js';
 import { Lab, REMOTE } from '../lab/lab.js';
 import { MicroVms } from '../lab/microvm.js';
 import { patient } from '../lab/patience.js';
@@ -131,6 +132,14 @@ afterAll(async () => {
   await lab?.close();
 }, LIMIT_MS);
 
+function podOf(runtime: LabRuntime): LabPod {
+  const found = pods.get(runtime);
+  if (found === undefined) {
+    throw new Error(`no ${runtime} pod was started`);
+  }
+  return found;
+}
+
 /** How many connections there are of each peer to each dialled address. */
 function tally(lines: readonly string[]): Record<string, number> {
   const found: Record<string, number> = {};
@@ -191,10 +200,7 @@ describe.each(PROXIES)('$name with four workers', ({ name, outbound, command, wo
     it.each([4, 6] as const)(
       `IPv%i: ${CONNECTIONS} connections are answered, and every worker had some`,
       async (family) => {
-        const pod = pods.get(runtime);
-        if (pod === undefined) {
-          throw new Error(`no ${runtime} pod was started`);
-        }
+        const pod = podOf(runtime);
         const [alreadyLogged, alreadyHad] = [connections().length, await workers(log(daemon))];
         const load = ['connects', REMOTE[family], '80', String(CONNECTIONS), '0'];
         const done = reply(await pod.app(load, LIMIT_MS));
@@ -214,6 +220,25 @@ describe.each(PROXIES)('$name with four workers', ({ name, outbound, command, wo
       LIMIT_MS,
     );
   });
+
+  it.each([4, 6] as const)(
+    'IPv%i: what dials its own port is refused, and not passed on to it again without an end',
+    async (family) => {
+      const before = connections().length;
+      const own = { 4: '127.0.0.1', 6: '::1' }[family];
+      const dialled = await tryRun(...inNetns(lab.node, await buildApp(), ['dial', own, '15001']));
+      expect(reply(dialled)).toMatchObject({ ok: false });
+      expect(reply(await podOf('runc').app(['dial', REMOTE[family], '80']))).toMatchObject({ ok: true });
+      const added = () => tally(connections().slice(before));
+      const wanted = `${podOf('runc').ips[family]} > ${REMOTE[family]} 80`;
+      await waitFor(`${name} to log the pod's`, () => added()[wanted] === 1, patient(20_000));
+      // It may log what it refused.
+      const refused = added()[`${own} > ${own} 15001`] ?? 0;
+      expect(refused).toBeLessThanOrEqual(1);
+      expect(connections()).toHaveLength(before + refused + 1);
+    },
+    LIMIT_MS,
+  );
 
   it('nothing of a pod has left the node but through the proxy', async () => {
     expect(await uplink.flows()).toEqual([]);
