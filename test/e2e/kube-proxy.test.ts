@@ -9,14 +9,14 @@ import { Capture, POD_TCP } from '../lab/capture.js';
 import { script, waitFor } from '../lab/exec.js';
 import { kubeProxyModes, loadKubeProxy } from '../lab/kube-proxy/load.js';
 import { NODE_PORT, RECORDED } from '../lab/kube-proxy/placeholders.js';
-import { patient } from '../lab/patience.js';
 import { type LabPod, reply } from '../lab/pod.js';
 import { sized } from '../lab/size.js';
 import { useScene } from './scene.js';
 
 const CONNECTIONS = sized(200, 1_000);
 const FEW = sized(20, 100);
-const LIMIT_MS = patient(120_000);
+/** Of all connections of a test. */
+const LOAD_MS = 90_000;
 const FAMILIES = [4, 6] as const;
 type Family = (typeof FAMILIES)[number];
 
@@ -95,7 +95,7 @@ describe.each(MODES)('kube-proxy in its mode %s', (mode) => {
   async function expectAllAtProxy(family: Family, ip: string, port: number, count: number): Promise<void> {
     const web = scene.pod('web');
     const before = scene.proxy.flows().length;
-    const done = reply(await web.app(['connects', ip, String(port), String(count), '0'], LIMIT_MS));
+    const done = reply(await web.app(['connects', ip, String(port), String(count), '0'], LOAD_MS));
     expect(done).toMatchObject({ ok: true, done: count, failures: 0 });
     await waitFor('the proxy to log them', () => scene.proxy.flows().length >= before + count);
     const seen = scene.proxy.flows().slice(before);
@@ -106,82 +106,56 @@ describe.each(MODES)('kube-proxy in its mode %s', (mode) => {
   }
 
   describe.each(FAMILIES)('IPv%i', (family) => {
-    it(
-      `${CONNECTIONS} connections to a ClusterIP arrive, each seen by the proxy under the service's address`,
-      () => expectAllAtProxy(family, RECORDED.WEB[family], 80, CONNECTIONS),
-      LIMIT_MS,
-    );
+    it(`${CONNECTIONS} connections to a ClusterIP arrive, each seen by the proxy under the service's address`, () =>
+      expectAllAtProxy(family, RECORDED.WEB[family], 80, CONNECTIONS));
 
-    it(
-      `${FEW} connections to a NodePort arrive, each seen by the proxy under the node's address`,
-      () => expectAllAtProxy(family, RECORDED.NODE[family], NODE_PORT, FEW),
-      LIMIT_MS,
-    );
+    it(`${FEW} connections to a NodePort arrive, each seen by the proxy under the node's address`, () =>
+      expectAllAtProxy(family, RECORDED.NODE[family], NODE_PORT, FEW));
 
-    it(
-      'the proxy is shared out over the endpoints of a service',
-      async () => {
-        const seen = new Set<string>();
-        await waitFor(
-          'both endpoints to be met',
-          async () => {
-            const { peer, local } = await dial(scene.pod('web'), RECORDED.WEB[family]);
-            expect(peer).toSatisfy(isFrom(RECORDED.NODE[family]));
-            return seen.add(local).size === 2;
-          },
-          LIMIT_MS,
-        );
-        expect([...seen].sort()).toEqual(backends(family));
-      },
-      LIMIT_MS,
-    );
+    it('the proxy is shared out over the endpoints of a service', async () => {
+      const seen = new Set<string>();
+      await waitFor('both endpoints to be met', async () => {
+        const { peer, local } = await dial(scene.pod('web'), RECORDED.WEB[family]);
+        expect(peer).toSatisfy(isFrom(RECORDED.NODE[family]));
+        return seen.add(local).size === 2;
+      });
+      expect([...seen].sort()).toEqual(backends(family));
+    });
 
-    it(
-      'and stays at one where the service has sessionAffinity',
-      async () => {
-        const seen = new Set<string>();
-        for (let n = 0; n < FEW; n++) {
-          seen.add((await dial(scene.pod('web'), RECORDED.STICKY[family])).local);
-        }
-        expect(seen.size).toBe(1);
-        expect(backends(family)).toContain([...seen][0]);
-        expect(await escaped()).toEqual([]);
-      },
-      LIMIT_MS,
-    );
+    it('and stays at one where the service has sessionAffinity', async () => {
+      const seen = new Set<string>();
+      for (let n = 0; n < FEW; n++) {
+        seen.add((await dial(scene.pod('web'), RECORDED.STICKY[family])).local);
+      }
+      expect(seen.size).toBe(1);
+      expect(backends(family)).toContain([...seen][0]);
+      expect(await escaped()).toEqual([]);
+    });
   });
 
   describe.each(FAMILIES)('IPv%i of a pod that is not enrolled', (family) => {
-    it(
-      'its services answer by kube-proxy alone, and see the pod',
-      async () => {
-        const outsider = scene.pod('outsider');
-        const before = scene.proxy.flows().length;
-        const seen = new Set<string>();
-        await waitFor(
-          'both endpoints to be met',
-          async () => {
-            const { peer, local } = await dial(outsider, RECORDED.WEB[family]);
-            expect(peer).toSatisfy(isFrom(outsider.ips[family]));
-            return seen.add(local).size === 2;
-          },
-          LIMIT_MS,
-        );
-        expect([...seen].sort()).toEqual(backends(family));
+    it('its services answer by kube-proxy alone, and see the pod', async () => {
+      const outsider = scene.pod('outsider');
+      const before = scene.proxy.flows().length;
+      const seen = new Set<string>();
+      await waitFor('both endpoints to be met', async () => {
+        const { peer, local } = await dial(outsider, RECORDED.WEB[family]);
+        expect(peer).toSatisfy(isFrom(outsider.ips[family]));
+        return seen.add(local).size === 2;
+      });
+      expect([...seen].sort()).toEqual(backends(family));
 
-        const sticky = new Set<string>();
-        for (let n = 0; n < FEW; n++) {
-          sticky.add((await dial(outsider, RECORDED.STICKY[family])).local);
-        }
-        expect(sticky.size).toBe(1);
-        // From outside, by kube-proxy's masquerading.
-        const { peer } = await dial(outsider, RECORDED.NODE[family], NODE_PORT);
-        expect(peer).toSatisfy(isFrom(RECORDED.NODE[family]));
-        expect(scene.proxy.flows()).toHaveLength(before);
-        // And so the capture sees a pod that goes past the proxy.
-        expect((await wire.flows()).filter(isFrom(outsider.ips[family]))).not.toEqual([]);
-      },
-      LIMIT_MS,
-    );
+      const sticky = new Set<string>();
+      for (let n = 0; n < FEW; n++) {
+        sticky.add((await dial(outsider, RECORDED.STICKY[family])).local);
+      }
+      expect(sticky.size).toBe(1);
+      // From outside, by kube-proxy's masquerading.
+      const { peer } = await dial(outsider, RECORDED.NODE[family], NODE_PORT);
+      expect(peer).toSatisfy(isFrom(RECORDED.NODE[family]));
+      expect(scene.proxy.flows()).toHaveLength(before);
+      // And so the capture sees a pod that goes past the proxy.
+      expect((await wire.flows()).filter(isFrom(outsider.ips[family]))).not.toEqual([]);
+    });
   });
 });

@@ -8,7 +8,6 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { ControlPlane } from '../../k8s/control-plane.js';
 import { Cleanup, Daemon, inNetns, run, runIn, script, waitFor } from '../exec.js';
-import { patient } from '../patience.js';
 import { NODE_PORT, RECORDED, withPlaceholders } from './placeholders.js';
 
 type Recording = readonly [file: string, command: string, ...words: string[]];
@@ -127,7 +126,7 @@ async function settled(recordings: readonly Recording[], daemon: Daemon): Promis
       const isSteady = seen.slice(-STEADY).every((earlier) => earlier.join('') === all);
       return isWhole && seen.length >= STEADY && isSteady && texts;
     },
-    patient(120_000),
+    120_000,
     2_000,
   );
 }
