@@ -20,6 +20,8 @@ export interface ControlPlaneOptions {
   readonly cleanup: Cleanup;
   /** Name of a network namespace to run in; default: that of the test. */
   readonly netns?: string;
+  /** Of the services' addresses. */
+  readonly serviceRanges?: string;
 }
 
 export class ControlPlane {
@@ -64,7 +66,7 @@ export class ControlPlane {
       '--service-account-issuer=https://kubernetes.default.svc',
       `--service-account-key-file=${this.#path('sa.key')}`,
       `--service-account-signing-key-file=${this.#path('sa.key')}`,
-      '--service-cluster-ip-range=10.96.0.0/16',
+      `--service-cluster-ip-range=${this.#options.serviceRanges ?? '10.96.0.0/16'}`,
       '--authorization-mode=RBAC',
       '--endpoint-reconciler-type=none',
       // A pod's writer is this test, not a kubelet.
