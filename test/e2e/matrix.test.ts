@@ -17,15 +17,17 @@ import { enrolled, staticPod, TestAgent, TestProxy } from './agent.js';
 const TRANSFER = 256 * 1024 * 1024;
 /** Of no pod. */
 const FORGED = { 4: '10.66.77.77', 6: 'fd00:66::77' } as const;
-const TOPOLOGIES: readonly { topology: Topology; bridgeNetfilter: 0 | 1 }[] = [
+const TOPOLOGIES: readonly { topology: Topology; bridgeNetfilter: 0 | 1; current?: true }[] = [
   { topology: 'ptp', bridgeNetfilter: 1 },
   { topology: 'bridge', bridgeNetfilter: 1 },
   { topology: 'bridge', bridgeNetfilter: 0 },
+  { topology: 'ptp', bridgeNetfilter: 1, current: true },
+  { topology: 'bridge', bridgeNetfilter: 1, current: true },
 ];
 
 describe.each(TOPOLOGIES)(
-  '$topology pods with br_netfilter $bridgeNetfilter',
-  ({ topology, bridgeNetfilter }) => {
+  '$topology pods with br_netfilter $bridgeNetfilter (containerd 2: $current)',
+  ({ topology, bridgeNetfilter, current = false }) => {
     let lab: Lab;
     let agent: TestAgent;
     let proxy: TestProxy;
@@ -52,7 +54,7 @@ describe.each(TOPOLOGIES)(
       // As that of a pod on another node: an answer to it would leave by the uplink, and not die for want of a route.
       await runIn(lab.node, 'ip', ['route', 'add', `${FORGED[4]}/32`, 'via', '10.199.0.2']);
       await runIn(lab.node, 'ip', ['route', 'add', `${FORGED[6]}/128`, 'via', 'fd00:199::2']);
-      const containerd = await Containerd.start(lab, topology);
+      const containerd = await Containerd.start(lab, topology, { current });
       const microvms = new MicroVms(lab, topology, containerd.network);
       agent = new TestAgent(lab, {
         sources: { cri: { endpoint: `unix://${containerd.socket}` }, static: { file: 'pods.yaml' } },
@@ -79,6 +81,13 @@ describe.each(TOPOLOGIES)(
     afterAll(async () => {
       await lab?.close();
     });
+
+    if (current) {
+      it('pods are told by events of the runtime, which containerd has since 2', async () => {
+        expect(agent.log()).toMatch(/"runtimeVersion":"v?2\.[^"]*"[^\n]*cri: connected/);
+        expect(agent.log()).not.toContain('cri: no events');
+      });
+    }
 
     describe.each(RUNTIMES)('%s', (runtime) => {
       it.each([4, 6] as const)('IPv%i: the proxy sees both addresses and is told the pod', async (family) => {

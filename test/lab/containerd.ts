@@ -1,5 +1,6 @@
 /**
- * A real containerd inside the lab's node, with runc, and with runsc as the handler `gvisor`.
+ * A real containerd inside the lab's node, with runc, and with runsc as the handler `gvisor`: Debian's, or those of today
+ * (`current`), which scripts/install-go-tools builds.
  *
  * Debian ships no runsc shim, so runsc stands in for runc behind the runc shim; a second container in such a sandbox
  * hangs, so the sandbox's own container is the workload there.
@@ -19,9 +20,11 @@ import { type Chained, createNetwork, type Network } from './cni.js';
 import { Daemon, inNetns, type Output, run, tryRun, waitFor } from './exec.js';
 import { buildImage, IMAGE } from './image.js';
 import type { Lab } from './lab.js';
-import type { LabPod, PodSpec, Topology } from './pod.js';
+import type { LabPod, LabRuntime, PodSpec, Topology } from './pod.js';
 
 const RUNSC = '/usr/bin/runsc';
+/** What scripts/install-go-tools puts there. */
+const TOOLS = join(import.meta.dirname, '../../.cache/bin');
 /**
  * The mount hides net.core.rmem_default, which this old runsc takes for the sign of the root namespace. `kill` of a
  * sandbox that has gone is said in runc's words, which the shim knows to be no error.
@@ -52,6 +55,8 @@ interface SandboxStatus {
 export interface ContainerdOptions {
   /** Our plugin in the chain from the start. */
   readonly chained?: Chained;
+  /** containerd 2 with its own runc shim, and gVisor of 2025 with its own, instead of Debian's. Default false. */
+  readonly current?: boolean;
   /** What a sandbox's own process runs, as words to `/bin/app`; default `pause`. */
   readonly sandbox?: readonly string[];
 }
@@ -69,7 +74,7 @@ export class Containerd {
   private constructor(lab: Lab, topology: Topology, options: ContainerdOptions) {
     this.#lab = lab;
     this.#options = options;
-    this.#directory = join(lab.directory, `containerd-${topology}`);
+    this.#directory = join(lab.directory, `containerd-${topology}${options.current === true ? '-2' : ''}`);
     this.network = createNetwork(lab, topology, options.chained);
     this.socket = join(this.#directory, 'containerd.sock');
   }
@@ -86,11 +91,11 @@ export class Containerd {
     writeFileSync(wrapper, RUNSC_WRAPPER);
     chmodSync(wrapper, 0o755);
     const config = join(this.#directory, 'config.toml');
-    writeFileSync(config, this.#config(wrapper));
+    writeFileSync(config, this.#options.current === true ? this.#currentConfig() : this.#config(wrapper));
     this.#lab.cleanup.add(`mounts of containerd (${topology})`, () => this.#unmount());
     this.#lab.cleanup.add(`containerd (${topology})`, () => this.#daemon?.stop());
     await this.#boot();
-    await run('ctr', [
+    await run(this.#tool('ctr'), [
       '-a',
       this.socket,
       '-n',
@@ -118,7 +123,15 @@ export class Containerd {
     const name = `${basename(this.#directory)}-${this.#boots}`;
     const log = join(this.#lab.directory, `${name}.log`);
     const config = join(this.#directory, 'config.toml');
-    this.#daemon = new Daemon(name, log, ...inNetns(this.#lab.node, 'containerd', ['--config', config]));
+    this.#daemon = new Daemon(
+      name,
+      log,
+      ...inNetns(this.#lab.node, this.#tool('containerd'), ['--config', config]),
+      {
+        // Where it looks for shims.
+        PATH: this.#options.current === true ? `${TOOLS}:${process.env.PATH}` : (process.env.PATH ?? ''),
+      },
+    );
     await this.#daemon.logged(/containerd successfully booted/);
   }
 
@@ -179,6 +192,57 @@ state = "${join(this.#directory, 'state')}"
 `;
   }
 
+  #tool(name: 'containerd' | 'ctr'): string {
+    return this.#options.current === true ? join(TOOLS, name) : name;
+  }
+
+  /** Version 3, and gVisor by its own shim, which takes the words of `runsc` from a file. */
+  #currentConfig(): string {
+    const [images, runtime] = [
+      'plugins."io.containerd.cri.v1.images"',
+      'plugins."io.containerd.cri.v1.runtime"',
+    ];
+    const runsc = join(this.#directory, 'runsc.toml');
+    writeFileSync(
+      runsc,
+      `binary_name = "${join(TOOLS, 'runsc')}"
+root = "${join(this.#directory, 'runsc')}"
+[runsc_config]
+  platform = "systrap"
+  ignore-cgroups = "true"
+  net-raw = "true"
+`,
+    );
+    return `version = 3
+root = "${join(this.#directory, 'root')}"
+state = "${join(this.#directory, 'state')}"
+[grpc]
+  address = "${this.socket}"
+[${images}]
+  snapshotter = "overlayfs"
+  [${images}.pinned_images]
+    sandbox = "${IMAGE}"
+[${runtime}]
+  restrict_oom_score_adj = true
+  disable_apparmor = true
+  [${runtime}.cni]
+    bin_dirs = ["${this.network.plugins}"]
+    conf_dir = "${this.network.directory}"
+  [${runtime}.containerd]
+    default_runtime_name = "runc"
+    [${runtime}.containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
+      [${runtime}.containerd.runtimes.runc.options]
+        Root = "${join(this.#directory, 'runc')}"
+    [${runtime}.containerd.runtimes.gvisor]
+      runtime_type = "io.containerd.runsc.v1"
+      pod_annotations = ["*"]
+      [${runtime}.containerd.runtimes.gvisor.options]
+        TypeUrl = "io.containerd.runsc.v1.options"
+        ConfigPath = "${runsc}"
+`;
+  }
+
   readonly call: Call = (method, request, timeoutMs = 60_000) =>
     new Promise((resolve, reject) => {
       const client = this.#client;
@@ -235,9 +299,9 @@ state = "${join(this.#directory, 'state')}"
     const netns = details.runtimeSpec.linux.namespaces.find(({ type }) => type === 'network')?.path ?? '';
     const app = spec.sandboxOnly
       ? () => Promise.reject(new Error(`${name} has no container of its own`))
-      : runtime === 'runsc'
+      : runtime === 'runsc' && this.#options.current !== true
         ? (words: readonly string[], timeoutMs?: number) => this.#execRunsc(podSandboxId, words, timeoutMs)
-        : await this.#startContainer(podSandboxId, config);
+        : await this.#startContainer(podSandboxId, config, runtime);
     return {
       name,
       namespace,
@@ -253,13 +317,19 @@ state = "${join(this.#directory, 'state')}"
     };
   }
 
-  async #startContainer(podSandboxId: string, sandboxConfig: object): Promise<LabPod['app']> {
+  async #startContainer(
+    podSandboxId: string,
+    sandboxConfig: object,
+    runtime: LabRuntime,
+  ): Promise<LabPod['app']> {
+    // A gVisor that knows no IPV6_HDRINCL forges an address by giving it to its own interface.
+    const addCapabilities = runtime === 'runsc' ? ['NET_RAW', 'NET_ADMIN'] : ['NET_RAW'];
     const config = {
       metadata: { name: 'app' },
       image: { image: IMAGE },
       command: ['/bin/app', 'pause'],
       logPath: 'app.log',
-      linux: { securityContext: { capabilities: { addCapabilities: ['NET_RAW'] } } },
+      linux: { securityContext: { capabilities: { addCapabilities } } },
     };
     const { containerId } = (await this.call('CreateContainer', { podSandboxId, config, sandboxConfig })) as {
       containerId: string;
