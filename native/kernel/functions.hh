@@ -11,6 +11,7 @@ void define_socket_owners(Napi::Env env, Napi::Object exports);
 void define_routes(Napi::Env env, Napi::Object exports);
 void define_nftables(Napi::Env env, Napi::Object exports);
 void define_redirects(Napi::Env env, Napi::Object exports);
+void define_bridge_fdb(Napi::Env env, Napi::Object exports);
 void define_packets(Napi::Env env, Napi::Object exports);
 void define_locks(Napi::Env env, Napi::Object exports);
 

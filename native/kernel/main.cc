@@ -12,6 +12,7 @@ static Napi::Object init(Napi::Env env, Napi::Object exports) {
     ns::define_routes(env, exports);
     ns::define_nftables(env, exports);
     ns::define_redirects(env, exports);
+    ns::define_bridge_fdb(env, exports);
     ns::define_packets(env, exports);
     ns::define_locks(env, exports);
     return exports;

@@ -19,12 +19,14 @@ import { SocketLookup } from '../kernel/socket-lookup.js';
 import { InterfaceSysctls } from '../kernel/sysctls.js';
 import { TcxLinks } from '../kernel/tcx.js';
 import { tcxSupported } from '../native/bpf.js';
+import { BridgeFdb } from '../native/bridge-fdb.js';
 import type { Netfilter } from '../native/netfilter.js';
 import { Redirects } from '../native/redirects.js';
 import { authoritiesAmong } from '../pods/confirmation.js';
 import type { PodUid } from '../pods/pod.js';
 import type { PodStore } from '../pods/pod-store.js';
 import type { PodSource } from '../pods/source.js';
+import { BridgeMemory } from '../reconcile/bridge-memory.js';
 import { NodeState } from '../reconcile/node-state.js';
 import { Proofs } from '../reconcile/proofs.js';
 import { Reconciler } from '../reconcile/reconciler.js';
@@ -70,6 +72,12 @@ export function createReconciler(parts: {
     links,
     shapers: new Shapers(() => redirects.list(), links),
     comesFirst: tcxSupported(),
+    bridges: new BridgeMemory({
+      fdb: parts.opened.add(new BridgeFdb(), (held) => held.close()),
+      links,
+      nowMs: () => performance.now(),
+      log,
+    }),
     node: new NodeState({
       routes: {
         ensure: (options) => ensurePolicyRoutes(socket, settings, options),

@@ -5,6 +5,8 @@ import { AF, type Family } from '../net/family.js';
 import type { Link } from '../net/link.js';
 
 const IFLA_INFO_KIND = 1;
+const IFLA_INFO_DATA = 2;
+const IFLA_BR_AGEING_TIME = 4;
 /**
  * Marks rules and routes as ours in `ip rule` and `ip route` (`proto 73`); rtnetlink(7), RTPROT values above 4 are
  * free.
@@ -108,6 +110,7 @@ export function toLink(message: netlink.rt.LinkMessage): Link {
     peerIndex: attrs.link !== undefined && attrs.link.length >= 4 ? attrs.link.readUInt32LE(0) : undefined,
     peerNamespaceId: typeof attrs.linkNetnsid === 'number' ? attrs.linkNetnsid : undefined,
     master: attrs.master ?? 0,
+    ...ageingOf(attrs.linkinfo),
   };
 }
 
@@ -119,6 +122,21 @@ function linkKind(info: Buffer | undefined): string {
     }
   }
   return '';
+}
+
+/** IFLA_BR_AGEING_TIME within IFLA_INFO_DATA, in hundredths of a second. */
+function ageingOf(info: Buffer | undefined): Pick<Link, 'ageingMs'> {
+  if (linkKind(info) !== 'bridge') {
+    return {};
+  }
+  for (const { type, data } of attributes(info ?? Buffer.alloc(0))) {
+    for (const inner of type === IFLA_INFO_DATA ? attributes(data) : []) {
+      if (inner.type === IFLA_BR_AGEING_TIME && inner.data.length >= 4) {
+        return { ageingMs: inner.data.readUInt32LE(0) * 10 };
+      }
+    }
+  }
+  return {};
 }
 
 /** Netlink attributes: length (header included) and type, host byte order, each padded to 4 bytes (netlink(7)). */

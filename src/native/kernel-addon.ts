@@ -84,6 +84,7 @@ interface KernelAddon {
   openRoutes(): number;
   tableRoutes(fd: number, sequence: number, family: 4 | 6, table: number): TableRoute[];
   redirects(fd: number, sequence: number): { ifindex: number; target: number }[];
+  renewStations(fd: number, sequence: number, port: number, most: number): number;
   sendFrames(netns: string, interfaceName: string, frames: readonly Uint8Array[]): Promise<void>;
   openNetfilter(): number;
   nftGeneration(fd: number, sequence: number): number;

@@ -11,6 +11,7 @@ import type { DatapathPrograms } from '../datapath/manifest.js';
 import type { FamilyOff } from '../kernel/families.js';
 import { isDroppedExplicitly } from '../pods/confirmation.js';
 import type { Pod, PodUid } from '../pods/pod.js';
+import type { BridgeMemory } from './bridge-memory.js';
 import { type Decision, Decisions, type DecisionsOptions, type InterceptDecision } from './decisions.js';
 import { EndpointInstaller, type InstallerOptions } from './endpoint-installer.js';
 import type { NodeState } from './node-state.js';
@@ -24,6 +25,7 @@ const PODS_IN_A_ROW = 50;
 
 export interface ReconcilerOptions
   extends Omit<DecisionsOptions & InstallerOptions & RemovalOptions, 'programs' | 'proofs' | 'log'> {
+  readonly bridges: Pick<BridgeMemory, 'renew'>;
   readonly node: Pick<NodeState, 'problem' | 'familiesOff' | 'ensure' | 'addresses'>;
   readonly tables: (DecisionsOptions & InstallerOptions & RemovalOptions)['tables'] &
     Pick<EndpointTables, 'addresses'>;
@@ -171,6 +173,7 @@ export class Reconciler {
       await setImmediate();
       await this.#dueInBetween();
     }
+    await this.#options.bridges.renew(this.#decisions.toIntercept().flatMap(({ endpoints }) => endpoints));
     if (!knewAll) {
       return;
     }

@@ -67,6 +67,7 @@ async function startAgent() {
     store,
     links: links.asPodLinks(),
     ...NO_SHAPERS,
+    bridges: { renew: async () => undefined },
     defaults: { enrol: 'labelled', failure: 'open', other: 'pass' },
     instanceFor: () => ({ name: 'default', number: 0 }),
     instanceName: () => 'default',

@@ -67,6 +67,7 @@ function world(count: number) {
     store,
     links: links.asPodLinks(),
     ...NO_SHAPERS,
+    bridges: { renew: async () => undefined },
     defaults: { enrol: 'all', failure: 'closed', other: 'pass' },
     instanceFor: () => ({ name: 'default', number: 0 }),
     instanceName: () => 'default',

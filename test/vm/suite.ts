@@ -13,6 +13,8 @@ export const FEATURES: readonly Feature[] = [
     files: ['test/e2e/behaviour.test.ts'],
   },
   { name: 'HAProxy, Envoy and nginx with four workers', files: ['test/e2e/workers.test.ts'] },
+  { name: 'beside kube-proxy, in its three modes', files: ['test/e2e/kube-proxy.test.ts'] },
+  { name: 'bridges know where a pod is', files: ['test/e2e/bridge-mac.test.ts'] },
   { name: 'beside the CNI bandwidth plugin', files: ['test/e2e/bandwidth.test.ts'] },
   { name: 'beside IPVS', files: ['test/e2e/ipvs.test.ts'] },
   { name: 'nothing gets round the proxy', files: ['test/e2e/escape.test.ts'] },
