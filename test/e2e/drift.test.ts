@@ -7,7 +7,17 @@
 import { readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
-import { BpfLink, BpfMap, BpfObject } from '../../src/native/bpf.js';
+import { CLSACT } from '../../src/kernel/clsact.js';
+import {
+  attachClsact,
+  BpfLink,
+  BpfMap,
+  BpfObject,
+  detachClsact,
+  tcxSupported,
+} from '../../src/native/bpf.js';
+import { closeFd } from '../../src/native/descriptors.js';
+import { openNamespace, withNetns } from '../../src/native/namespaces.js';
 import { attachedOn } from '../lab/attached.js';
 import { run, runIn, waitFor } from '../lab/exec.js';
 import type { Lab } from '../lab/lab.js';
@@ -149,22 +159,55 @@ function everyKey(name: string): void {
   });
 }
 
+/** Before Linux 6.6 our programs are filters, at a place of their own. */
+const HAS_TCX = tcxSupported();
+
+function inNodeNetns<T>(body: () => T): T {
+  const netns = openNamespace(`/run/netns/${lab.node}`);
+  try {
+    return withNetns(netns, body);
+  } finally {
+    closeFd(netns);
+  }
+}
+
+/** A program off an interface. */
+function takeOff(role: 'egress' | 'steer', ifindex: number): void {
+  if (HAS_TCX) {
+    detach(`${role}-${ifindex}`);
+  } else {
+    expect(inNodeNetns(() => detachClsact(ifindex, 'ingress', CLSACT))).toBe(true);
+  }
+}
+
 function detach(name: string): void {
   const link = BpfLink.openPinned(pinned('links', name));
   link.detach();
   link.close();
 }
 
-/** Another program in the place of ours, as `bpftool link update` would put it. */
-function exchange(name: string): void {
+/** Another program in the place of ours, as `bpftool link update` or `tc filter replace` would put it. */
+function exchange(ifindex: number): void {
   const object = BpfObject.open(join(process.cwd(), 'build/bpf-test/probe.bpf.o'));
   object.load();
   const other = object.program('stamp');
-  const link = BpfLink.openPinned(pinned('links', name));
-  link.update(other);
-  for (const handle of [link, other, object]) {
+  if (HAS_TCX) {
+    const link = BpfLink.openPinned(pinned('links', `egress-${ifindex}`));
+    link.update(other);
+    link.close();
+  } else {
+    inNodeNetns(() => attachClsact(other, ifindex, 'ingress', CLSACT));
+  }
+  for (const handle of [other, object]) {
     handle.close();
   }
+}
+
+async function bridgeIndex(): Promise<number> {
+  const [link] = JSON.parse(await inNode('ip', '-j', 'link', 'show', 'type', 'bridge')) as {
+    ifindex: number;
+  }[];
+  return link?.ifindex ?? 0;
 }
 
 interface Damage {
@@ -258,22 +301,26 @@ const DAMAGES: readonly Damage[] = [
   {
     what: 'the program of a routed pod detached',
     kind: 'attachment',
-    does: () => detach(`egress-${indexes.routed}`),
+    does: () => takeOff('egress', indexes.routed),
   },
-  {
-    what: 'the pin of the program of a bridged pod removed',
-    kind: 'attachment',
-    does: () => rmSync(pinned('links', `egress-${indexes.bridged}`)),
-  },
+  ...(HAS_TCX
+    ? [
+        {
+          what: 'the pin of the program of a bridged pod removed',
+          kind: 'attachment',
+          does: () => rmSync(pinned('links', `egress-${indexes.bridged}`)),
+        },
+      ]
+    : []),
   {
     what: 'another program in the place of ours',
     kind: 'attachment',
-    does: () => exchange(`egress-${indexes.routed}`),
+    does: () => exchange(indexes.routed),
   },
   {
     what: 'the steering of the bridge detached',
     kind: 'attachment',
-    does: () => detach(readdirSync(pinned('links')).find((name) => name.startsWith('steer-')) ?? ''),
+    does: async () => takeOff('steer', await bridgeIndex()),
   },
   { what: 'the socket lookup detached', kind: 'socket-lookup', does: () => detach('socket-lookup') },
   { what: 'every endpoint deleted', kind: 'map', does: () => everyKey('endpoints') },
@@ -409,7 +456,7 @@ it('all of it at once, under traffic', async () => {
 it('a pod that lost its redirection while nobody looked is intercepted again, and that is told', async () => {
   const before = (await agent.client.status()).repairs;
   const sinceMs = await damage(() => {
-    detach(`egress-${indexes.routed}`);
+    takeOff('egress', indexes.routed);
     everyKey('endpoints');
   });
   await expectRepaired(sinceMs);
@@ -441,6 +488,11 @@ async function forgetEverything(): Promise<void> {
   for (const family of ['-4', '-6']) {
     await inNode('ip', family, 'rule', 'del', 'pref', '90');
     await inNode('ip', family, 'route', 'flush', 'table', '7340');
+  }
+  if (!HAS_TCX) {
+    for (const name of new Set((await attachedOn(lab)).map((program) => program.interface))) {
+      await inNode('tc', 'qdisc', 'del', 'dev', name, 'clsact');
+    }
   }
   await waitFor('the programs to be gone', async () => (await attachedOn(lab)).length === 0);
 }

@@ -1,7 +1,7 @@
 /** What runs at a namespace's interfaces, asked of the kernel by our addon: Debian's bpftool (7.1) does not know tcx. */
 
 import { CLSACT } from '../../src/kernel/clsact.js';
-import { queryClsact, queryTcx } from '../../src/native/bpf.js';
+import { queryClsact, queryTcx, tcxSupported } from '../../src/native/bpf.js';
 import { closeFd } from '../../src/native/descriptors.js';
 import { openNamespace, withNetns } from '../../src/native/namespaces.js';
 import { runIn } from './exec.js';
@@ -15,6 +15,12 @@ export interface Attached {
   readonly programId: number;
 }
 
+function tcxAt(ifindex: number, direction: 'ingress' | 'egress') {
+  return tcxSupported()
+    ? queryTcx(ifindex, direction).map(({ linkId, programId }) => ({ linkId, programId }))
+    : [];
+}
+
 /** Every tcx program of the node, in the kernel's order, and what stands at our place of clsact. */
 export async function attachedOn({ node }: Lab): Promise<Attached[]> {
   const links = JSON.parse(await runIn(node, 'ip', ['-j', 'link'])) as { ifindex: number; ifname: string }[];
@@ -25,7 +31,7 @@ export async function attachedOn({ node }: Lab): Promise<Attached[]> {
         (['ingress', 'egress'] as const).flatMap((direction) => {
           const filter = queryClsact(ifindex, direction, CLSACT);
           return [
-            ...queryTcx(ifindex, direction).map(({ linkId, programId }) => ({ linkId, programId })),
+            ...tcxAt(ifindex, direction),
             ...(filter === undefined ? [] : [{ programId: filter.programId }]),
           ].map((program) => ({ interface: ifname, direction, ...program }));
         }),
