@@ -26,6 +26,7 @@ import { type PodChange, PodStore } from '../pods/pod-store.js';
 import { CniSource } from '../pods/sources/cni.js';
 import { Admissions } from '../reconcile/admission.js';
 import { Datapath } from '../reconcile/datapath-view.js';
+import { LatePods } from '../reconcile/late-pods.js';
 import { Repairs } from '../reconcile/repairs.js';
 import { PodLinks } from '../runtimes/pod-links.js';
 import { createLogger } from '../telemetry/log.js';
@@ -161,7 +162,10 @@ async function start(
     opened,
     log,
   });
-  const datapath = new Datapath({ tables, flows, listeners, reconciler, repairs });
+  const late = sources.some((source) => source instanceof CniSource)
+    ? opened.add(new LatePods({ store, reconciler, log: log.child({ part: 'cni' }) }), (held) => held.close())
+    : undefined;
+  const datapath = new Datapath({ tables, flows, listeners, reconciler, repairs, late });
 
   // Listeners before the first program: an enrolled pod must not meet an empty map for want of a look.
   await listeners.refresh();

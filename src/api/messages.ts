@@ -78,6 +78,8 @@ export interface StatusMessage {
   readonly endpoints: Readonly<Record<EndpointState, number>>;
   /** What was found missing or changed in the kernel and put right, since the agent started. */
   readonly repairs: Readonly<Record<RepairKind, number>>;
+  /** Pods that the CNI plugin did not announce, since the agent started; left out where it is not a source. */
+  readonly podsLate?: number;
   /** By verdict, over all pods. */
   readonly packets: Readonly<Record<string, number>>;
   readonly eventsLost: { readonly kernel: number; readonly agent: number };

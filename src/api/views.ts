@@ -93,6 +93,7 @@ export class Views {
     const { store, datapath, sources, interception, node, version, uptimeMs } = this.#options;
     const blockers = this.#options.blockers();
     const synced = store.syncedSources();
+    const podsLate = datapath.latePods();
     return {
       version,
       node,
@@ -111,6 +112,7 @@ export class Views {
       listeners: datapath.listeners().map((listener) => ({ ...listener, failure: interception.failure })),
       endpoints: this.#endpointCounts(),
       repairs: datapath.repairs(),
+      ...(podsLate === undefined ? {} : { podsLate }),
       packets: await this.#packetTotals(),
       eventsLost: await datapath.eventsLost(),
     };

@@ -42,12 +42,19 @@ function describe(status: StatusMessage): string {
     ),
     `Revision:    ${status.revision} of epoch ${status.epoch}`,
     `Events lost: ${lost}`,
+    ...(status.podsLate === undefined ? [] : [`Late pods:   ${late(status.podsLate)}`]),
     ...section('Sources', table(['NAME', 'SYNCED', 'LAST ERROR'], status.sources.map(sourceRow))),
     ...section('Listeners', table(LISTENER_HEADER, status.listeners.map(listenerRow))),
     ...section('Pods by state', table(['STATE', 'PODS'], countRows(status.endpoints))),
     ...section('Repairs', repairs(status.repairs)),
     ...section('Packets by verdict', packets(status.packets)),
   ].join('\n');
+}
+
+function late(count: number): string {
+  return count === 0
+    ? 'none'
+    : `${count} not announced by the CNI plugin: their first connections may have gone past the proxy`;
 }
 
 const LISTENER_HEADER = ['INSTANCE', 'DIRECTION', 'FAMILY', 'ADDRESS', 'ADOPTED', 'NEW CONNECTIONS'];

@@ -6,6 +6,7 @@ import type { ListenerStatus, Listeners } from '../datapath/listeners.js';
 import type { FamilyOff } from '../kernel/families.js';
 import type { SocketAddress } from '../net/socket-address.js';
 import type { PodUid } from '../pods/pod.js';
+import type { LatePods } from './late-pods.js';
 import type { Reconciler } from './reconciler.js';
 import type { RepairKind, Repairs } from './repairs.js';
 import type { EndpointStatus } from './status.js';
@@ -27,6 +28,8 @@ export interface DatapathView {
   counters(): Promise<readonly EndpointCounters[]>;
   /** What was found missing or changed in the kernel and put right, since the agent started. */
   repairs(): Readonly<Record<RepairKind, number>>;
+  /** Pods that the CNI plugin did not announce, since the agent started; undefined where it is not a source. */
+  latePods(): number | undefined;
   /** Flow events that nobody saw: the ring was full (kernel) or JavaScript was behind (agent). */
   eventsLost(): Promise<EventsLost>;
 }
@@ -42,6 +45,7 @@ export interface DatapathParts {
   readonly listeners: Listeners;
   readonly reconciler: Reconciler;
   readonly repairs: Repairs;
+  readonly late?: Pick<LatePods, 'count'> | undefined;
 }
 
 export class Datapath implements DatapathView {
@@ -97,6 +101,10 @@ export class Datapath implements DatapathView {
 
   repairs(): Readonly<Record<RepairKind, number>> {
     return this.#parts.repairs.counts();
+  }
+
+  latePods(): number | undefined {
+    return this.#parts.late?.count;
   }
 
   async eventsLost(): Promise<EventsLost> {

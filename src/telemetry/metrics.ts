@@ -9,7 +9,10 @@ import { LoopDelay } from './loop-delay.js';
 
 export interface MetricsOptions {
   readonly store: Pick<PodStore, 'list' | 'get' | 'removed'>;
-  readonly datapath: Pick<DatapathView, 'endpoints' | 'repairs' | 'listeners' | 'counters' | 'eventsLost'>;
+  readonly datapath: Pick<
+    DatapathView,
+    'endpoints' | 'repairs' | 'latePods' | 'listeners' | 'counters' | 'eventsLost'
+  >;
   /** Those with `stats` get metrics of how well they follow. */
   readonly sources?: readonly Pick<PodSource, 'name' | 'stats'>[];
   readonly version: string;
@@ -118,6 +121,17 @@ export class Metrics {
         }
       },
     });
+    if (datapath.latePods() !== undefined) {
+      new Counter({
+        name: 'nodesentry_pods_late_total',
+        help: 'Pods that the CNI plugin did not announce: their first connections may have gone past the proxy',
+        registers,
+        collect() {
+          this.reset();
+          this.inc(datapath.latePods() ?? 0);
+        },
+      });
+    }
     new Gauge({
       name: 'nodesentry_listener_adopted',
       help: '1: new connections of this instance, direction and family reach a proxy; 0: the failure policy applies',

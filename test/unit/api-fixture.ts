@@ -80,6 +80,7 @@ export const DST: SocketAddress = { ip: '10.200.1.1', port: 80 };
 const NO_REPAIRS = Object.fromEntries(REPAIR_KINDS.map((kind) => [kind, 0])) as Record<RepairKind, number>;
 
 export class FakeDatapath implements DatapathView {
+  late: number | undefined;
   readonly flows: FlowRecord[] = [];
   readonly statuses: EndpointStatus[] = [];
   readonly owners = new Map<string, PodUid>();
@@ -138,6 +139,10 @@ export class FakeDatapath implements DatapathView {
 
   repairs() {
     return { ...NO_REPAIRS, attachment: 3 };
+  }
+
+  latePods() {
+    return this.late;
   }
 
   async eventsLost() {

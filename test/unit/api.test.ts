@@ -313,6 +313,18 @@ describe('the other resources', () => {
   });
 });
 
+test('metrics count late pods where the CNI plugin is a source, and say nothing of them where it is not', async () => {
+  const { store, datapath } = identityParts({ synced: true, blockers: [], nowMs: 0 });
+  expect(await new Metrics({ store, datapath, version: '1' }).text()).not.toContain('pods_late');
+  datapath.late = 0;
+  const metrics = new Metrics({ store, datapath, version: '1' });
+  expect(await metrics.text()).toMatch(/^nodesentry_pods_late_total 0$/m);
+  datapath.late = 3;
+  for (const _ of [1, 2]) {
+    expect(await metrics.text()).toMatch(/^nodesentry_pods_late_total 3$/m);
+  }
+});
+
 test('metrics say how well a source follows that can tell', async () => {
   const { store, datapath } = identityParts({ synced: true, blockers: [], nowMs: 0 });
   const stats = { lastEventAtMs: Date.now() - 42_000, relists: 3, watchRestarts: { stalled: 1, ended: 2 } };

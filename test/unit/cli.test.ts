@@ -190,12 +190,14 @@ describe('with an agent', () => {
     ];
     fixture.datapath.statuses.push(endpoint(uid('x'), { state: 'DEGRADED' }));
     fixture.state.blockers = ['source cri has not synced'];
+    fixture.datapath.late = 2;
     expect(await ask('status')).toBe(0);
     for (const line of [
       /^Agent: +nodesentry 1\.2\.3, pid \d+, up \d+s$/m,
       /^Node: +node-a$/m,
       /^Ready: +NO: source cri has not synced$/m,
       /^Events lost: 2 \(the kernel's buffer was full\), 1 \(the agent was behind\)$/m,
+      /^Late pods: +2 not announced by the CNI plugin: their first connections may have gone past the proxy$/m,
       /^ {2}static +yes +-$/m,
       /^ {2}default +outbound +IPv4 +127\.0\.0\.1:15001 +yes +reach envoy, pid 77 \(3 of 4 sockets\)$/m,
       /^ {2}default +outbound +IPv6 +not configured +NO +are reset \(failure: closed\)$/m,
@@ -212,7 +214,18 @@ describe('with an agent', () => {
     expect(JSON.parse(printed)).toMatchObject({
       version: '1.2.3',
       endpoints: { INTERCEPTED: 1, DEGRADED: 1 },
+      podsLate: 2,
     });
+    for (const [late, line] of [
+      [0, /^Late pods: +none$/m],
+      [undefined, /^(?!Late pods)/],
+    ] as const) {
+      fixture.datapath.late = late;
+      printed = '';
+      await ask('status');
+      expect(printed).toMatch(line);
+      expect(printed.includes('Late pods')).toBe(late !== undefined);
+    }
   });
 
   test('a probe learns from the exit code whether the agent is live, and ready, and from stderr why not', async () => {
