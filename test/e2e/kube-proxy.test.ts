@@ -100,6 +100,9 @@ describe.each(MODES)('kube-proxy in its mode %s', (mode) => {
     const before = earlier + 1;
     await waitFor('the proxy to log the first', () => scene.proxy.flows().length >= before);
     const done = reply(await web.app(['connects', ip, String(port), String(count), '0'], LOAD_MS));
+    process.stdout.write(
+      `kube-proxy ${mode}, ${at(ip, port)}: ${count} connections in ${done.ms} ms, slowest dial ${done.slowestDialMs} ms\n`,
+    );
     expect(done).toMatchObject({ ok: true, done: count, failures: 0 });
     await waitFor('the proxy to log them', () => scene.proxy.flows().length >= before + count);
     const seen = scene.proxy.flows().slice(before);
