@@ -94,8 +94,15 @@ describe.each(MODES)('kube-proxy in its mode %s', (mode) => {
   /** So many connections of the enrolled pod are answered, and the proxy saw each with the address that was dialled. */
   async function expectAllAtProxy(family: Family, ip: string, port: number, count: number): Promise<void> {
     const web = scene.pod('web');
-    const before = scene.proxy.flows().length;
+    const earlier = scene.proxy.flows().length;
+    // Where nothing arrives, that is told by one connection and not by all of them.
+    await dial(web, ip, port);
+    const before = earlier + 1;
+    await waitFor('the proxy to log the first', () => scene.proxy.flows().length >= before);
     const done = reply(await web.app(['connects', ip, String(port), String(count), '0'], LOAD_MS));
+    process.stdout.write(
+      `kube-proxy ${mode}, ${at(ip, port)}: ${count} connections in ${done.ms} ms, slowest dial ${done.slowestDialMs} ms\n`,
+    );
     expect(done).toMatchObject({ ok: true, done: count, failures: 0 });
     await waitFor('the proxy to log them', () => scene.proxy.flows().length >= before + count);
     const seen = scene.proxy.flows().slice(before);
