@@ -22,13 +22,14 @@ import { attachedOn } from '../lab/attached.js';
 import { run, runIn, waitFor } from '../lab/exec.js';
 import type { Lab } from '../lab/lab.js';
 import { Load, Pauses } from '../lab/load.js';
+import { patient } from '../lab/patience.js';
 import type { LabPod } from '../lab/pod.js';
 import type { TestAgent } from './agent.js';
 import { useScene } from './scene.js';
 
-const REPAIR_MS = 2_000;
+const REPAIR_MS = patient(2_000);
 /** Packets that were lost until then come again 200, 600, 1,400 ms and 3 s after the first. */
-const HELD_UP_MS = 3_000;
+const HELD_UP_MS = patient(3_000);
 
 const scene = useScene({
   pods: [

@@ -9,6 +9,7 @@ import { expect } from 'vitest';
 import { type Daemon, waitFor } from './exec.js';
 import { buildApp } from './image.js';
 import { type Lab, REMOTE } from './lab.js';
+import { patient } from './patience.js';
 import type { LabPod } from './pod.js';
 
 /** Requests over one connection; a connection for each; connections alone, which no question of the proxy's delays. */
@@ -99,9 +100,9 @@ export class Load {
 }
 
 /** Less than this is the noise of a busy machine. */
-const NOISE_MS = 40;
+const NOISE_MS = patient(40);
 /** A SYN that was lost comes again after a second: no limit may reach that. */
-const LOST_SYN_MS = 900;
+const LOST_SYN_MS = patient(900);
 
 /** How long a pause may be, by the longest one that there was while nothing happened. */
 export class Pauses {
