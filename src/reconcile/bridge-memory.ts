@@ -4,6 +4,7 @@
  */
 
 import type { Clock } from '../base/clock.js';
+import { inTurns } from '../base/in-turns.js';
 import type { Log } from '../base/log.js';
 import type { BridgeFdb } from '../native/bridge-fdb.js';
 import { isKernelError } from '../native/errors.js';
@@ -25,51 +26,78 @@ export interface BridgeMemoryOptions {
 
 export class BridgeMemory {
   readonly #options: BridgeMemoryOptions;
-  /** By ifindex of the bridge. */
-  readonly #dueMs = new Map<number, number>();
+  /** When, by ifindex of the bridge. */
+  readonly #renewedMs = new Map<number, number>();
+  #renewing = false;
   #hasFailed = false;
 
   constructor(options: BridgeMemoryOptions) {
     this.#options = options;
   }
 
-  /** Renews what is due; called at every look, of which the shortest ageing time has to hold two. Never throws. */
+  /**
+   * Renews what is due; called at every look, of which the shortest ageing time has to hold two. Never rejects. Does nothing
+   * while it is at it already.
+   */
   async renew(endpoints: readonly PlannedEndpoint[]): Promise<void> {
-    const { links, nowMs } = this.#options;
-    const ports = new Map<number, number[]>();
-    for (const { at } of endpoints) {
-      if (at.kind === 'bridge') {
-        ports.set(at.bridge.index, [...(ports.get(at.bridge.index) ?? []), at.link.index]);
-      }
+    if (this.#renewing) {
+      return;
     }
-    for (const bridge of [...this.#dueMs.keys()].filter((index) => !ports.has(index))) {
-      this.#dueMs.delete(bridge);
-    }
-    for (const [bridge, indexes] of ports) {
-      if (nowMs() < (this.#dueMs.get(bridge) ?? 0)) {
-        continue;
+    this.#renewing = true;
+    try {
+      const ports = portsByBridge(endpoints);
+      for (const bridge of [...this.#renewedMs.keys()].filter((index) => !ports.has(index))) {
+        this.#renewedMs.delete(bridge);
       }
-      const ageingMs = (await links.hostLink(bridge))?.ageingMs ?? 0;
-      if (ageingMs > 0) {
-        this.#renewEach(indexes);
+      for (const [bridge, indexes] of ports) {
+        await this.#renewAt(bridge, indexes);
       }
-      this.#dueMs.set(bridge, nowMs() + Math.min(EVERY_MS, ageingMs === 0 ? EVERY_MS : ageingMs / 3));
+    } catch (error) {
+      this.#tell(error);
+    } finally {
+      this.#renewing = false;
     }
   }
 
-  #renewEach(ports: readonly number[]): void {
-    for (const port of ports) {
+  /** By the ageing time that the bridge has now. */
+  async #renewAt(bridge: number, ports: readonly number[]): Promise<void> {
+    const { links, nowMs, fdb } = this.#options;
+    const ageingMs = (await links.hostLink(bridge))?.ageingMs ?? 0;
+    const dueMs =
+      (this.#renewedMs.get(bridge) ?? Number.NEGATIVE_INFINITY) + Math.min(EVERY_MS, ageingMs / 3);
+    if (ageingMs === 0 || nowMs() < dueMs) {
+      return;
+    }
+    this.#renewedMs.set(bridge, nowMs());
+    // For each port the kernel goes through all that the bridge knows: 120 ms for 1,000 of them.
+    await inTurns(ports, (port) => {
       try {
-        this.#options.fdb.renew(port, STATIONS);
+        fdb.renew(port, STATIONS);
       } catch (error) {
-        if (!this.#hasFailed && !(isKernelError(error) && GONE.has(error.code))) {
-          this.#hasFailed = true;
-          this.#options.log.warn(
-            { err: error, port },
-            'a bridge cannot be told where a pod is: answers to it may be flooded to every port',
-          );
-        }
+        this.#tell(error, port);
       }
+    });
+  }
+
+  #tell(error: unknown, port?: number): void {
+    if (!this.#hasFailed && !(isKernelError(error) && GONE.has(error.code))) {
+      this.#hasFailed = true;
+      this.#options.log.warn(
+        { err: error, port },
+        'a bridge cannot be told where a pod is: answers to it may be flooded to every port',
+      );
     }
   }
+}
+
+function portsByBridge(endpoints: readonly PlannedEndpoint[]): Map<number, number[]> {
+  const ports = new Map<number, number[]>();
+  for (const { at } of endpoints) {
+    if (at.kind === 'bridge') {
+      const known = ports.get(at.bridge.index) ?? [];
+      known.push(at.link.index);
+      ports.set(at.bridge.index, known);
+    }
+  }
+  return ports;
 }

@@ -173,7 +173,8 @@ export class Reconciler {
       await setImmediate();
       await this.#dueInBetween();
     }
-    await this.#options.bridges.renew(this.#decisions.toIntercept().flatMap(({ endpoints }) => endpoints));
+    // Nothing of the round depends on it, and a pod that starts does not wait for it.
+    void this.#options.bridges.renew(this.#decisions.toIntercept().flatMap(({ endpoints }) => endpoints));
     if (!knewAll) {
       return;
     }

@@ -10,6 +10,7 @@ const PODS = [bridged(100, BRIDGE), bridged(101, BRIDGE), routed(102)];
 
 let nowMs: number;
 let bridge: Link;
+let failure: Error | undefined;
 let memory: BridgeMemory;
 const renew = vi.fn<(port: number, most: number) => number>();
 const log = recordingLog();
@@ -18,9 +19,17 @@ beforeEach(() => {
   log.warn.mockReset();
   nowMs = 1_000;
   bridge = BRIDGE;
+  failure = undefined;
   memory = new BridgeMemory({
     fdb: { renew },
-    links: { hostLink: async () => bridge },
+    links: {
+      hostLink: async () => {
+        if (failure !== undefined) {
+          throw failure;
+        }
+        return bridge;
+      },
+    },
     nowMs: () => nowMs,
     log,
   });
@@ -67,4 +76,47 @@ test('a port that has gone is no news, another failure is told once, and neither
   await memory.renew(PODS);
   expect(ports()).toHaveLength(4);
   expect(log.warn).toHaveBeenCalledTimes(1);
+});
+
+test('a shorter ageing time that is set meanwhile counts from the next look on', async () => {
+  await memory.renew(PODS);
+  bridge = { ...BRIDGE, ageingMs: 6_000 };
+  nowMs += 1_999;
+  await memory.renew(PODS);
+  expect(ports()).toHaveLength(2);
+  nowMs += 1;
+  await memory.renew(PODS);
+  expect(ports()).toHaveLength(4);
+});
+
+test('netlink that fails is told once and tried again by the next look', async () => {
+  failure = new Error('TIMEOUT');
+  await memory.renew(PODS);
+  await memory.renew(PODS);
+  expect(log.warn).toHaveBeenCalledTimes(1);
+  expect(ports()).toEqual([]);
+  failure = undefined;
+  await memory.renew(PODS);
+  expect(ports()).toEqual([100, 101]);
+});
+
+test('a look that comes while one is under way adds nothing to it', async () => {
+  await Promise.all([memory.renew(PODS), memory.renew(PODS)]);
+  expect(ports()).toEqual([100, 101]);
+});
+
+test('many ports keep nobody from his turn', async () => {
+  renew.mockImplementation(() => {
+    const begun = performance.now();
+    while (performance.now() - begun < 1) {
+      // as long as the kernel takes on a large bridge
+    }
+    return 1;
+  });
+  let turns = 0;
+  const turn = setInterval(() => turns++, 1);
+  await memory.renew(Array.from({ length: 50 }, (_, n) => bridged(100 + n, BRIDGE)));
+  clearInterval(turn);
+  expect(ports()).toHaveLength(50);
+  expect(turns).toBeGreaterThan(5);
 });
