@@ -163,7 +163,15 @@ async function start(
     log,
   });
   const late = sources.some((source) => source instanceof CniSource)
-    ? opened.add(new LatePods({ store, reconciler, log: log.child({ part: 'cni' }) }), (held) => held.close())
+    ? opened.add(
+        new LatePods({
+          store,
+          reconciler,
+          before: tables.rows().map(({ uid }) => uid),
+          log: log.child({ part: 'cni' }),
+        }),
+        (held) => held.close(),
+      )
     : undefined;
   const datapath = new Datapath({ tables, flows, listeners, reconciler, repairs, late });
 

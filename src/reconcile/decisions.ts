@@ -375,7 +375,7 @@ function notShaped({ at, plan, shaper }: PlannedEndpoint, comesFirst: boolean): 
   }
   return [
     comesFirst
-      ? `the rate limit at ${at.link.name} (${shaper}, the bandwidth plugin) is not applied to what is intercepted, for the interface is a port of a bridge`
+      ? `the rate limit at ${at.link.name} (${shaper}, the bandwidth plugin) is not applied to what is intercepted, for the interface is a port of a bridge: take kubernetes.io/egress-bandwidth off the pod, or limit its rate at the proxy`
       : `the rate limit at ${at.link.name} (${shaper}, the bandwidth plugin) comes before our program, which before Linux 6.6 then sees nothing: take kubernetes.io/egress-bandwidth off the pod`,
   ];
 }

@@ -11,13 +11,15 @@ import type { Reconciler } from './reconciler.js';
 export interface LatePodsOptions {
   readonly store: Pick<PodStore, 'get' | 'removed'>;
   readonly reconciler: Pick<Reconciler, 'onStatus' | 'statusOf' | 'caughtUp'>;
+  /** Pods that an agent before us has intercepted: the first answer of a source may leave one of them out. */
+  readonly before: Iterable<PodUid>;
   readonly log: Pick<Log, 'warn'>;
 }
 
 export class LatePods {
   readonly #options: LatePodsOptions;
   /** Pods that were there when the agent started, and those that have been judged: each is judged once. */
-  readonly #judged = new Set<PodUid>();
+  readonly #judged: Set<PodUid>;
   /** Of the judged, those that no source names. One may be named again: an answer of a source was not whole. */
   readonly #gone = new Set<PodUid>();
   readonly #close: () => void;
@@ -26,6 +28,7 @@ export class LatePods {
   /** From before the first round: it is by that one that pods are known to have been there. */
   constructor(options: LatePodsOptions) {
     this.#options = options;
+    this.#judged = new Set(options.before);
     this.#close = options.reconciler.onStatus((uid) => this.#look(uid));
   }
 

@@ -96,7 +96,9 @@ if (tcxSupported()) {
     const pod = scene.pod('bridged');
     bandwidth('ADD', pod, await hostInterface(pod));
     await scene.agent.reaches('bridged', 'DEGRADED');
-    expect((await interception('bridged'))?.reason).toMatch(/bandwidth plugin.*not applied/);
+    expect((await interception('bridged'))?.reason).toMatch(
+      /bandwidth plugin.*not applied.*take kubernetes\.io\/egress-bandwidth off/,
+    );
     await scene.expectAtProxy(pod, 4);
     await scene.expectNothingDirect();
   });

@@ -55,10 +55,10 @@ beforeEach(() => {
 });
 
 /** Another one of the same node, or the first. */
-function startAgent(): void {
+function startAgent(before: readonly PodUid[] = []): void {
   reconciler = new ReconcilerStandIn();
   log = recordingLog();
-  late = new LatePods({ store, reconciler, log });
+  late = new LatePods({ store, reconciler, before, log });
 }
 
 function told(source: SourceName, { uid }: Pod): void {
@@ -121,6 +121,14 @@ it('is not counted again by the next agent', () => {
   reconciler.publish(WEB.uid, INTERCEPTED);
   expect(late.count).toBe(0);
   expect(log.warn).not.toHaveBeenCalled();
+});
+
+it('is not counted again by the next agent where the first answer of its source leaves it out', () => {
+  startAgent([WEB.uid]);
+  reconciler.isCaughtUp = true;
+  told('cri', WEB);
+  reconciler.publish(WEB.uid, INTERCEPTED);
+  expect(late.count).toBe(0);
 });
 
 it('is not counted again where its source left it out of one answer', () => {
