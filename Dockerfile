@@ -41,7 +41,8 @@ RUN node /usr/local/lib/node_modules/npm/bin/npm-cli.js prune --omit=dev --no-au
 
 # --- what is shipped --------------------------------------------------------------------------------------------------
 FROM ${BASE}
-# libbpf1 with libelf1 and zlib1g: the addon links them. nftables, ipvsadm: the agent calls nft, and ipvsadm where the kernel has IPVS. ca-certificates: the API server.
+# libbpf1 with libelf1 and zlib1g: the addon links them. nftables, ipvsadm: the agent calls nft, and ipvsadm where the
+# kernel has IPVS. ca-certificates: the API server.
 RUN apt-get update -qq \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
        libbpf1 libelf1 zlib1g libstdc++6 nftables ipvsadm ca-certificates >/dev/null \

@@ -7,7 +7,7 @@
 #   make image   the container image, as build/nodesentry-image.tar
 #   make test-full   of test-long, the former part: NODESENTRY_TEST_SIZE=full
 #   make test-k8s    of test-long, the latter part (compiles kube-apiserver once: minutes)
-#   make test-kernels    what depends on the kernel, on Linux 6.1, 6.12 and this machine's own (emulated: an hour)
+#   make test-kernels    what depends on the kernel, on Linux 6.1, 6.12 and this machine's own (emulated: hours)
 #   make bench-enrolment   how long a starting pod waits for us, at 10 and at 1,000 pods
 #   make bench-loop        for how long the agent's event loop is held, with 1,000 pods and a full flow table
 #   make bench-run-times   what a packet costs in the program, beside another build

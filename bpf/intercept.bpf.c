@@ -114,6 +114,11 @@ static __always_inline int reset(struct __sk_buff *skb, const struct packet *pac
     return bpf_redirect(skb->ifindex, 0);
 }
 
+/* What goes on by way of a queue must not have a socket: one that belongs to no sender is not expected there. */
+static __always_inline bool is_left_to_lookup(const struct endpoint *endpoint) {
+    return (endpoint->flags & (ENDPOINT_SHAPED | ENDPOINT_BRIDGED)) == ENDPOINT_SHAPED;
+}
+
 /* Hands the packet to `sk`, whose reference it takes. Behind a bridge port an assignment would be lost (the
  * bridge takes the packet and br_netfilter routes it), so it goes to the bridge's own ingress, where `steer`
  * looks the socket up again. */
@@ -125,8 +130,7 @@ static __always_inline int deliver(struct __sk_buff *skb, const struct packet *p
         count(endpoint->id, verdict);
         return bpf_redirect(endpoint->bridge_ifindex, BPF_F_INGRESS);
     }
-    if (endpoint->flags & ENDPOINT_SHAPED) {
-        /* It goes by way of a queue, where a socket that belongs to no sender is not expected. */
+    if (is_left_to_lookup(endpoint)) {
         bpf_sk_release(sk);
         leave_to_lookup(skb);
         return pass(endpoint, verdict);
@@ -256,7 +260,7 @@ static __always_inline void try_delivery(struct __sk_buff *skb, const struct pac
         return;
     }
     port = listener->src_port;
-    error = bpf_sk_assign(skb, listener, 0);
+    error = is_left_to_lookup(endpoint) ? -ESOCKTNOSUPPORT : bpf_sk_assign(skb, listener, 0);
     bpf_sk_release(listener);
     trial->error = -error;
     if (!error)

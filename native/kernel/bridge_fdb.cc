@@ -1,7 +1,6 @@
 // What a bridge has learnt of a port, renewed as if the station had just sent something (bridge(8)).
 #include <array>
 #include <cstring>
-#include <sys/socket.h>
 #include <vector>
 
 #include <linux/neighbour.h>
@@ -9,6 +8,7 @@
 #include <linux/rtnetlink.h>
 
 #include "common/errors.hh"
+#include "common/netlink.hh"
 #include "functions.hh"
 
 namespace ns {
@@ -58,41 +58,11 @@ void note(const nlmsghdr *message, int port, std::vector<Station> &found) {
         found.push_back(station);
 }
 
-// Hands every message of the answer to `each`, until its end. Returns the errno that it ended with.
-template <typename Each> int answer(Napi::Env env, int fd, uint32_t sequence, Each each) {
-    alignas(nlmsghdr) char buffer[32 << 10];
-
-    for (;;) {
-        ssize_t got = recv(fd, buffer, sizeof(buffer), 0);
-        if (got < 0 && errno == EINTR)
-            continue;
-        if (got < 0)
-            throw kernel_error(env, errno, "recv", "asking a bridge for its stations");
-        auto length = static_cast<uint32_t>(got);
-        for (auto *message = reinterpret_cast<nlmsghdr *>(buffer); NLMSG_OK(message, length);
-             message = NLMSG_NEXT(message, length)) {
-            if (message->nlmsg_seq != sequence) // left over from a request that was given up
-                continue;
-            if (message->nlmsg_type == NLMSG_DONE)
-                return 0;
-            if (message->nlmsg_type == NLMSG_ERROR)
-                return -static_cast<const nlmsgerr *>(NLMSG_DATA(message))->error;
-            each(message);
-        }
-    }
-}
-
-void send_request(Napi::Env env, int fd, Request &request, const char *doing) {
-    if (send(fd, &request, request.header.nlmsg_len, 0) < 0)
-        throw kernel_error(env, errno, "send", doing);
-}
-
 // At most `most` of them. With NTF_USE the kernel does what it does for a frame of the station (br_fdb_update);
 // without, an entry that is as it was keeps its age.
 Napi::Value renew_stations(const Napi::CallbackInfo &info) {
     auto env = info.Env();
     int fd = fd_argument(info, 0);
-    auto sequence = info[1].As<Napi::Number>().Uint32Value();
     int port = info[2].As<Napi::Number>().Int32Value();
     auto most = info[3].As<Napi::Number>().Uint32Value();
     std::vector<Station> stations;
@@ -101,18 +71,19 @@ Napi::Value renew_stations(const Napi::CallbackInfo &info) {
     request.header = {.nlmsg_len = kWithoutAttributes,
                       .nlmsg_type = RTM_GETNEIGH,
                       .nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP,
-                      .nlmsg_seq = sequence,
+                      .nlmsg_seq = info[1].As<Napi::Number>().Uint32Value(),
                       .nlmsg_pid = 0};
     request.about.ndm_family = PF_BRIDGE;
     request.about.ndm_ifindex = port;
-    send_request(env, fd, request, "listing the stations at a port of a bridge");
-    int error = answer(env, fd, sequence, [&](const nlmsghdr *message) {
+    const char *doing = "listing the stations at a port of a bridge";
+    int error = ask(env, fd, request.header, doing, [&](const nlmsghdr *message) {
         if (message->nlmsg_type == RTM_NEWNEIGH && message->nlmsg_len >= kWithoutAttributes && stations.size() < most)
             note(message, port, stations);
     });
     if (error)
-        throw kernel_error(env, error, "recv", "listing the stations at a port of a bridge");
+        throw kernel_error(env, error, "recv", doing);
 
+    doing = "renewing a station at a port of a bridge";
     for (const auto &[address, vlan] : stations) {
         request.header.nlmsg_type = RTM_NEWNEIGH;
         request.header.nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK;
@@ -123,10 +94,9 @@ Napi::Value renew_stations(const Napi::CallbackInfo &info) {
         memcpy(request.address, address.data(), address.size());
         request.vlan_header = {.rta_len = RTA_LENGTH(2), .rta_type = NDA_VLAN};
         request.vlan[0] = vlan;
-        send_request(env, fd, request, "renewing a station at a port of a bridge");
-        error = answer(env, fd, sequence, [](const nlmsghdr *) {});
+        error = ask(env, fd, request.header, doing, [](const nlmsghdr *) {});
         if (error)
-            throw kernel_error(env, error, "recv", "renewing a station at a port of a bridge");
+            throw kernel_error(env, error, "recv", doing);
     }
     return Napi::Number::New(env, static_cast<double>(stations.size()));
 }

@@ -1,6 +1,4 @@
 // Network namespaces: entered by the calling thread for the length of one synchronous call, and always left again.
-#include <cstdio>
-#include <cstdlib>
 #include <fcntl.h>
 #include <net/if.h>
 #include <sched.h>
@@ -10,6 +8,7 @@
 #include <linux/nsfs.h>
 
 #include "common/errors.hh"
+#include "common/visit.hh"
 #include "functions.hh"
 
 namespace ns {
@@ -31,31 +30,11 @@ Napi::Value open_namespace(const Napi::CallbackInfo &info) {
     return Napi::Number::New(env, fd.release());
 }
 
-// Comes back also when the body throws. A thread that cannot come back must not run another line of JavaScript.
-class Visit {
-  public:
-    Visit(Napi::Env env, int target) : home_(open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC)) {
-        if (!home_)
-            throw kernel_error(env, errno, "open", "remembering the current network namespace");
-        if (setns(target, CLONE_NEWNET))
-            throw kernel_error(env, errno, "setns", "entering a network namespace");
-    }
-    ~Visit() {
-        if (setns(home_.get(), CLONE_NEWNET)) {
-            perror("nodesentry: cannot return to the agent's network namespace");
-            abort();
-        }
-    }
-    Visit(const Visit &) = delete;
-    Visit &operator=(const Visit &) = delete;
-
-  private:
-    Fd home_;
-};
-
 Napi::Value with_netns(const Napi::CallbackInfo &info) {
-    Visit visit(info.Env(), fd_argument(info, 0));
+    Visit visit(fd_argument(info, 0));
 
+    if (visit.error())
+        throw kernel_error(info.Env(), visit.error(), "setns", "entering a network namespace");
     return info[1].As<Napi::Function>().Call({});
 }
 

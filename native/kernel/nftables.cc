@@ -11,6 +11,7 @@
 #include <linux/netlink.h>
 
 #include "common/errors.hh"
+#include "common/netlink.hh"
 #include "functions.hh"
 
 namespace ns {
@@ -88,32 +89,6 @@ void send_all(Napi::Env env, int fd, const std::vector<uint8_t> &bytes) {
         throw kernel_error(env, errno, "sendto", "asking nf_tables");
 }
 
-// Calls `each` for every answer to the requests from `first` on, until it returns false; older ones are left over from
-// a request that was given up.
-template <typename Each> void receive(Napi::Env env, int fd, uint32_t first, Each each) {
-    alignas(nlmsghdr) char buffer[32 << 10];
-
-    for (;;) {
-        ssize_t got = recv(fd, buffer, sizeof(buffer), 0);
-        if (got < 0 && errno == EINTR)
-            continue;
-        if (got < 0)
-            throw kernel_error(env, errno, "recv", "waiting for nf_tables");
-        auto length = static_cast<uint32_t>(got);
-        for (auto *message = reinterpret_cast<nlmsghdr *>(buffer); NLMSG_OK(message, length);
-             message = NLMSG_NEXT(message, length)) {
-            if (message->nlmsg_seq >= first && !each(message))
-                return;
-        }
-    }
-}
-
-int error_of(const nlmsghdr *message) {
-    if (message->nlmsg_len < NLMSG_LENGTH(sizeof(nlmsgerr)))
-        return EPROTO;
-    return -static_cast<const nlmsgerr *>(NLMSG_DATA(message))->error;
-}
-
 Napi::Value generation(const Napi::CallbackInfo &info) {
     auto env = info.Env();
     int fd = fd_argument(info, 0);
@@ -124,7 +99,9 @@ Napi::Value generation(const Napi::CallbackInfo &info) {
 
     Message(request, nft(NFT_MSG_GETGEN), NLM_F_REQUEST, AF_UNSPEC, 0, seq);
     send_all(env, fd, request);
-    receive(env, fd, seq, [&](const nlmsghdr *message) {
+    receive(env, fd, "waiting for nf_tables", [&](const nlmsghdr *message) {
+        if (message->nlmsg_seq < seq)
+            return true;
         if (message->nlmsg_type == NLMSG_ERROR)
             throw kernel_error(env, error_of(message), "recv", "asking for the generation of the nftables ruleset");
         if (message->nlmsg_type != nft(NFT_MSG_NEWGEN) || message->nlmsg_len < NLMSG_LENGTH(sizeof(nfgenmsg)))
@@ -193,8 +170,8 @@ void change_elements(const Napi::CallbackInfo &info) {
     if (expected == 0)
         return;
     send_all(env, fd, batch);
-    receive(env, fd, first, [&](const nlmsghdr *message) {
-        if (message->nlmsg_type != NLMSG_ERROR)
+    receive(env, fd, "waiting for nf_tables", [&](const nlmsghdr *message) {
+        if (message->nlmsg_seq < first || message->nlmsg_type != NLMSG_ERROR)
             return true;
         error = error_of(message);
         return error == 0 && --expected > 0;

@@ -1,23 +1,19 @@
 // Frames sent from inside another network namespace, by a packet socket (packet(7)).
-#include <cstdio>
-#include <cstdlib>
 #include <fcntl.h>
 #include <linux/if_packet.h>
 #include <net/if.h>
-#include <sched.h>
 #include <sys/socket.h>
-#include <unistd.h>
 #include <vector>
 
 #include "common/errors.hh"
+#include "common/visit.hh"
 #include "functions.hh"
 
 namespace ns {
 
 namespace {
 
-// Closing a packet socket waits for a grace period of RCU, 10 to 25 ms: never on the thread of the event loop. A thread
-// of the pool that cannot come back to its namespace must not run another task.
+// Closing a packet socket waits for a grace period of RCU, 10 to 25 ms: never on the thread of the event loop.
 class SendFrames : public Napi::AsyncWorker {
   public:
     SendFrames(Napi::Env env, std::string netns, std::string interface, std::vector<std::vector<uint8_t>> frames)
@@ -30,18 +26,14 @@ class SendFrames : public Napi::AsyncWorker {
 
   protected:
     void Execute() override {
-        Fd home(open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC));
         Fd target(open(netns_.c_str(), O_RDONLY | O_CLOEXEC));
 
-        if (!home || !target)
-            return failed("open", "opening the network namespace " + netns_);
-        if (setns(target.get(), CLONE_NEWNET))
-            return failed("setns", "entering the network namespace " + netns_);
+        if (!target)
+            return failed(errno, "open", "opening the network namespace " + netns_);
+        Visit visit(target.get());
+        if (visit.error())
+            return failed(visit.error(), "setns", "entering the network namespace " + netns_);
         send();
-        if (setns(home.get(), CLONE_NEWNET)) {
-            perror("nodesentry: cannot return to the agent's network namespace");
-            abort();
-        }
     }
 
     void OnOK() override {
@@ -57,19 +49,19 @@ class SendFrames : public Napi::AsyncWorker {
         to.sll_family = AF_PACKET;
         to.sll_ifindex = static_cast<int>(if_nametoindex(interface_.c_str()));
         if (!to.sll_ifindex)
-            return failed("if_nametoindex", "looking for " + interface_ + " in " + netns_);
+            return failed(errno, "if_nametoindex", "looking for " + interface_ + " in " + netns_);
         // Protocol 0: it receives nothing.
         Fd socket(::socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, 0));
         if (!socket)
-            return failed("socket", "opening a packet socket in " + netns_);
+            return failed(errno, "socket", "opening a packet socket in " + netns_);
         for (const auto &frame : frames_) {
             if (sendto(socket.get(), frame.data(), frame.size(), 0, reinterpret_cast<sockaddr *>(&to), sizeof(to)) < 0)
-                return failed("sendto", "sending by " + interface_ + " in " + netns_);
+                return failed(errno, "sendto", "sending by " + interface_ + " in " + netns_);
         }
     }
 
-    void failed(const char *syscall, std::string what) {
-        errno_ = errno;
+    void failed(int error, const char *syscall, std::string what) {
+        errno_ = error;
         syscall_ = syscall;
         what_ = std::move(what);
         SetError(what_);

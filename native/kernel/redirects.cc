@@ -1,7 +1,6 @@
 // Interfaces whose ingress filters send packets out by another one (tc-mirred(8)): rate limits by IFB, for one.
 #include <cstring>
 #include <string>
-#include <sys/socket.h>
 #include <vector>
 
 #include <linux/netlink.h>
@@ -11,6 +10,7 @@
 #include <linux/tc_act/tc_mirred.h>
 
 #include "common/errors.hh"
+#include "common/netlink.hh"
 #include "functions.hh"
 
 namespace ns {
@@ -82,36 +82,16 @@ uint32_t target_of(const nlmsghdr *message) {
     return 0;
 }
 
+// An interface that has gone meanwhile has nothing to tell.
 template <typename Each> void dump(Napi::Env env, int fd, Request &request, const char *doing, Each each) {
-    alignas(nlmsghdr) char buffer[32 << 10];
-
     request.header.nlmsg_len = sizeof(request);
     request.header.nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP;
-    if (send(fd, &request, sizeof(request), 0) < 0)
-        throw kernel_error(env, errno, "send", doing);
-    for (;;) {
-        ssize_t got = recv(fd, buffer, sizeof(buffer), 0);
-        if (got < 0 && errno == EINTR)
-            continue;
-        if (got < 0)
-            throw kernel_error(env, errno, "recv", doing);
-        auto length = static_cast<uint32_t>(got);
-        for (auto *message = reinterpret_cast<nlmsghdr *>(buffer); NLMSG_OK(message, length);
-             message = NLMSG_NEXT(message, length)) {
-            if (message->nlmsg_seq != request.header.nlmsg_seq) // left over from a request that was given up
-                continue;
-            if (message->nlmsg_type == NLMSG_DONE)
-                return;
-            if (message->nlmsg_type == NLMSG_ERROR) {
-                int error = -static_cast<const nlmsgerr *>(NLMSG_DATA(message))->error;
-                if (error == ENODEV || error == ENOENT || error == EINVAL) // gone meanwhile
-                    return;
-                throw kernel_error(env, error, "recv", doing);
-            }
-            if (message->nlmsg_len >= NLMSG_LENGTH(sizeof(tcmsg)))
-                each(message);
-        }
-    }
+    int error = ask(env, fd, request.header, doing, [&](const nlmsghdr *message) {
+        if (message->nlmsg_len >= NLMSG_LENGTH(sizeof(tcmsg)))
+            each(message);
+    });
+    if (error && error != ENODEV && error != ENOENT && error != EINVAL)
+        throw kernel_error(env, error, "recv", doing);
 }
 
 Napi::Value redirects(const Napi::CallbackInfo &info) {

@@ -1,12 +1,12 @@
 // The routes of one table, filtered by the kernel: a node has thousands in the others.
 #include <arpa/inet.h>
 #include <sys/socket.h>
-#include <vector>
 
 #include <linux/netlink.h>
 #include <linux/rtnetlink.h>
 
 #include "common/errors.hh"
+#include "common/netlink.hh"
 #include "functions.hh"
 
 #ifndef NETLINK_GET_STRICT_CHK
@@ -68,7 +68,6 @@ Napi::Value table_routes(const Napi::CallbackInfo &info) {
     auto env = info.Env();
     int fd = fd_argument(info, 0);
     Request request = {};
-    alignas(nlmsghdr) char buffer[32 << 10];
 
     request.header = {.nlmsg_len = sizeof(request),
                       .nlmsg_type = RTM_GETROUTE,
@@ -78,33 +77,16 @@ Napi::Value table_routes(const Napi::CallbackInfo &info) {
     request.route.rtm_family = info[2].As<Napi::Number>().Int32Value() == 6 ? AF_INET6 : AF_INET;
     request.table_header = {.rta_len = RTA_LENGTH(sizeof(uint32_t)), .rta_type = RTA_TABLE};
     request.table = info[3].As<Napi::Number>().Uint32Value();
-    if (send(fd, &request, sizeof(request), 0) < 0)
-        throw kernel_error(env, errno, "send", "listing the routes of a table");
 
     auto result = Napi::Array::New(env);
-    for (;;) {
-        ssize_t got = recv(fd, buffer, sizeof(buffer), 0);
-        if (got < 0 && errno == EINTR)
-            continue;
-        if (got < 0)
-            throw kernel_error(env, errno, "recv", "listing the routes of a table");
-        auto length = static_cast<uint32_t>(got);
-        for (auto *message = reinterpret_cast<nlmsghdr *>(buffer); NLMSG_OK(message, length);
-             message = NLMSG_NEXT(message, length)) {
-            if (message->nlmsg_seq != request.header.nlmsg_seq) // left over from a request that was given up
-                continue;
-            if (message->nlmsg_type == NLMSG_DONE)
-                return result;
-            if (message->nlmsg_type == NLMSG_ERROR) {
-                int error = -static_cast<const nlmsgerr *>(NLMSG_DATA(message))->error;
-                if (error == ENOENT) // no such table yet
-                    return result;
-                throw kernel_error(env, error, "recv", "listing the routes of a table");
-            }
-            if (message->nlmsg_type == RTM_NEWROUTE && message->nlmsg_len >= NLMSG_LENGTH(sizeof(rtmsg)))
-                result.Set(result.Length(), to_js(env, message));
-        }
-    }
+    const char *doing = "listing the routes of a table";
+    int error = ask(env, fd, request.header, doing, [&](const nlmsghdr *message) {
+        if (message->nlmsg_type == RTM_NEWROUTE && message->nlmsg_len >= NLMSG_LENGTH(sizeof(rtmsg)))
+            result.Set(result.Length(), to_js(env, message));
+    });
+    if (error && error != ENOENT) // no such table yet
+        throw kernel_error(env, error, "recv", doing);
+    return result;
 }
 
 } // namespace

@@ -1,7 +1,7 @@
 /**
  * Leaves the node as it was found. Needs no memory of what was done in the kernel: rules and routes are known by their
- * protocol, the table by its name, a service of IPVS by its weight, programs and maps by their pins. Written down were sysctls, and the chain of CNI
- * plugins.
+ * protocol, the table by its name, a service of IPVS by its destination's weight, programs and maps by their pins. Written
+ * down were sysctls, and the chain of CNI plugins.
  */
 
 import { execFile } from 'node:child_process';

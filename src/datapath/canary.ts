@@ -46,16 +46,16 @@ const CONTEXT_IFINDEX = 40;
 /** A frame is usually through before the call returns; on a busy CPU it takes its turn. */
 const PATIENCE_MS = [0, 1, 5, 20, 100, 200] as const;
 const SILENT: ReadonlySet<string> = new Set(['ENETDOWN', 'ENODEV', 'ENXIO', 'ENOBUFS', 'ENOENT']);
-const PROGRAM_ONLY: CanaryResult = {
-  kind: 'program only',
-  reason:
-    'verified: program only: before Linux 5.18 a packet has to be sent from the pod’s end, and no source tells its network namespace; whether another program takes its packets first is not known',
-};
+/** Before Linux 5.18 a packet has to be sent from the pod's end. */
+function programOnly(why: string): CanaryResult {
+  const reason = `verified: program only, for ${why}: whether another program takes the pod's packets first is not known`;
+  return { kind: 'program only', reason };
+}
 
 interface Asked {
   readonly target: CanaryTarget;
-  /** Our program was run on it, by itself. */
-  readonly programOnly: boolean;
+  /** Why our program was run on it by itself; undefined: it was sent. */
+  readonly unsent: string | undefined;
   readonly family: Family;
   readonly key: Buffer;
   readonly nonce: number;
@@ -77,9 +77,12 @@ export class Canaries {
   readonly #maps: CanaryMaps;
   readonly #layouts: Layouts;
   readonly #programs: CanaryPrograms;
+  readonly #sendFrames: typeof sendFrames;
   #canInject = true;
 
-  constructor(maps: CanaryMaps, layouts: Layouts, programs: CanaryPrograms) {
+  /** `send`: from the pod's end. */
+  constructor(maps: CanaryMaps, layouts: Layouts, programs: CanaryPrograms, send = sendFrames) {
+    this.#sendFrames = send;
     this.#maps = maps;
     this.#layouts = layouts;
     this.#programs = programs;
@@ -142,8 +145,8 @@ export class Canaries {
       }
     }
     try {
-      const programOnly = (await this.#send(frames, target)) === 'program only';
-      return questions.map((question) => ({ ...question, target, programOnly }));
+      const unsent = await this.#send(frames, target);
+      return questions.map((question) => ({ ...question, target, unsent }));
     } catch (error) {
       if (isKernelError(error) && SILENT.has(error.code)) {
         return { kind: 'silent', reason: error.message };
@@ -152,7 +155,7 @@ export class Canaries {
     }
   }
 
-  #answer({ target, key, nonce, family, programOnly }: Asked): CanaryResult | undefined {
+  #answer({ target, key, nonce, family, unsent }: Asked): CanaryResult | undefined {
     const value = this.#maps.canaries.get(key);
     const { canary } = this.#layouts;
     if (value === undefined || canary.number(value, 'answered') !== nonce) {
@@ -166,7 +169,7 @@ export class Canaries {
       }
     }
     // A program that is run by itself is at no hook, where nothing can be assigned.
-    return programOnly ? PROGRAM_ONLY : this.#delivered(key, nonce, family);
+    return unsent === undefined ? this.#delivered(key, nonce, family) : programOnly(unsent);
   }
 
   /** Whether the listener would have got it. Without one, the failure policy is what such a connection meets. */
@@ -192,16 +195,14 @@ export class Canaries {
     }
   }
 
-  async #send(
-    frames: readonly Buffer[],
-    { ifindex, inside }: CanaryTarget,
-  ): Promise<'frame' | 'program only'> {
+  /** Returns why nothing could be sent, where our program was run by itself instead. */
+  async #send(frames: readonly Buffer[], { ifindex, inside }: CanaryTarget): Promise<string | undefined> {
     if (this.#canInject) {
       try {
         for (const data of frames) {
           this.#programs.canary.inject(data, ifindex);
         }
-        return 'frame';
+        return undefined;
       } catch (error) {
         if (!isKernelError(error) || error.code !== 'EINVAL') {
           throw error;
@@ -209,16 +210,24 @@ export class Canaries {
         this.#canInject = false; // before Linux 5.18
       }
     }
+    let why = 'no source tells its network namespace';
     if (inside !== undefined) {
-      await sendFrames(inside.netns, inside.name, frames);
-      return 'frame';
+      try {
+        await this.#sendFrames(inside.netns, inside.name, frames);
+        return undefined;
+      } catch (error) {
+        if (!isKernelError(error) || error.code !== 'EPERM') {
+          throw error;
+        }
+        why = 'CAP_NET_RAW is missing';
+      }
     }
     const context = Buffer.alloc(CONTEXT_BYTES);
     context.writeUInt32LE(ifindex, CONTEXT_IFINDEX);
     for (const data of frames) {
       this.#programs.pod_egress.testRun({ data, context });
     }
-    return 'program only';
+    return why;
   }
 
   #key(ifindex: number, family: Family): Buffer {

@@ -11,11 +11,10 @@ import type { BpfMap } from '../native/bpf.js';
 import { bytesToIp, ipToBytes } from '../net/ip.js';
 import type { PodUid } from '../pods/pod.js';
 import type { Layouts } from './layouts.js';
+import { type ShareMaps, Shares } from './shares.js';
 
 const UID_BYTES = 64;
 const ID_ROW = 0;
-/** Turns of flows that are dropped at one look: two or three milliseconds. */
-const TURNS_AT_ONCE = 4096;
 
 export interface EndpointRow {
   readonly uid: PodUid;
@@ -38,13 +37,11 @@ export interface EndpointPlan {
   readonly ips: readonly string[];
 }
 
-export interface EndpointMaps {
+export interface EndpointMaps extends ShareMaps {
   readonly endpoints: BpfMap;
   readonly sources: BpfMap;
   readonly workloads: BpfMap;
   readonly counters: BpfMap;
-  readonly shares: BpfMap;
-  readonly turns: BpfMap;
 }
 
 export interface EndpointCounters {
@@ -64,12 +61,12 @@ export class EndpointTables {
   /** Ids whose counters are known to be there. */
   readonly #counted = new Set<number>();
   #lastId = 0;
-  /** Endpoints that are forgotten, and how many turns of each are still in the kernel. */
-  readonly #leaving: { readonly endpoint: number; left: number }[] = [];
+  readonly #shares: Shares;
 
   constructor(maps: EndpointMaps, layouts: Layouts) {
     this.#maps = maps;
     this.#layouts = layouts;
+    this.#shares = new Shares(maps, layouts);
     const { workload } = layouts;
     for (const [key, value] of maps.workloads.entries()) {
       const id = key.readUInt32LE(0);
@@ -83,10 +80,7 @@ export class EndpointTables {
       this.#remember({ uid, id, generation, ifindex: workload.number(value, 'ifindex'), sinceBirth: false });
     }
     this.#ensureCounters(ID_ROW);
-    const shared = maps.shares.entries().map(([key]) => key.readUInt32LE(0));
-    for (const id of shared.filter((candidate) => !this.#byId.has(candidate))) {
-      this.#forgetShare(id);
-    }
+    this.#shares.forgetAllBut((id) => this.#byId.has(id));
     this.refresh();
     for (const row of this.rows().filter((candidate) => this.#isSinceBirth(candidate))) {
       this.#remember({ ...row, sinceBirth: true });
@@ -106,7 +100,7 @@ export class EndpointTables {
     this.#endpoints = new Map(
       this.#maps.endpoints.entries().map(([key, value]) => [key.readUInt32LE(0), value]),
     );
-    this.#dropTurns();
+    this.#shares.drop();
     return this.#repairRows();
   }
 
@@ -259,7 +253,7 @@ export class EndpointTables {
       this.#maps.workloads.delete(u32(row.id));
       this.#maps.counters.delete(u32(row.id));
       this.#counted.delete(row.id);
-      this.#forgetShare(row.id);
+      this.#shares.forget(row.id);
     }
   }
 
@@ -285,39 +279,6 @@ export class EndpointTables {
     for (const id of [...this.#counted].filter((counted) => !present.has(counted))) {
       this.#counted.delete(id);
     }
-  }
-
-  #forgetShare(endpoint: number): void {
-    const { share, limits } = this.#layouts;
-    const value = this.#maps.shares.get(u32(endpoint));
-    if (value !== undefined) {
-      const left = Math.min(share.number(value, 'recorded'), limits.flowsOfEndpoint);
-      this.#leaving.push({ endpoint, left });
-    }
-  }
-
-  /** Some of the turns of those that are forgotten, an endpoint's last first; its share goes with the rest of them. */
-  #dropTurns(): void {
-    let room = TURNS_AT_ONCE;
-    for (let first = this.#leaving[0]; first !== undefined && room > 0; first = this.#leaving[0]) {
-      const count = Math.min(first.left, room);
-      this.#maps.turns.deletePacked(this.#turnsBefore(first.endpoint, first.left, count));
-      first.left -= count;
-      room -= Math.max(count, 1);
-      if (first.left === 0) {
-        this.#maps.shares.delete(u32(first.endpoint));
-        this.#leaving.shift();
-      }
-    }
-  }
-
-  #turnsBefore(endpoint: number, end: number, count: number): Buffer {
-    const { turn } = this.#layouts;
-    const keys = Buffer.alloc(count * turn.size, turn.encode({ endpoint }));
-    for (let index = 0; index < count; index++) {
-      keys.writeUInt32LE(end - 1 - index, index * turn.size + turn.offsetOf('number'));
-    }
-    return keys;
   }
 
   #isSinceBirth(row: EndpointRow): boolean {

@@ -7,6 +7,7 @@ import { MANIFEST } from '../datapath/manifest.js';
 import { type Capability, missingCapabilities } from '../kernel/capabilities.js';
 import { type FamilyOff, familiesOff } from '../kernel/families.js';
 import { featuresMissing, kernelAtLeast } from '../kernel/features.js';
+import { ipvsPresent } from '../kernel/ipvs.js';
 import { layoutVersion, refuseNewerLayout } from '../kernel/pins.js';
 import { isBpffs } from '../native/bpf.js';
 import { type Check, type Finding, fail, ok, warn } from './check.js';
@@ -28,6 +29,7 @@ export function nodeChecks(
   command: Command = runCommand,
   interfaces: Interfaces = podInterfaceNames,
   off: () => readonly FamilyOff[] = familiesOff,
+  ipvsIsThere: () => boolean = ipvsPresent,
 ): Check[] {
   return [
     { name: 'kernel', run: () => kernel(release()) },
@@ -42,6 +44,7 @@ export function nodeChecks(
     { name: 'capabilities', run: () => [capabilities()] },
     { name: 'bpffs', run: () => [bpffsAt(bpffs, objects)] },
     { name: 'nftables', run: async () => [await nft(command)] },
+    { name: 'IPVS', run: async () => [await ipvs(command, ipvsIsThere)] },
     {
       name: 'conntrack',
       run: () => [
@@ -124,6 +127,24 @@ async function nft(command: Command): Promise<Finding> {
           error instanceof Error ? error.message : String(error),
           'run as root; the kernel needs CONFIG_NF_TABLES_INET, CONFIG_NFT_SOCKET and CONFIG_NFT_CT',
         );
+  }
+}
+
+/** kube-proxy's, in that mode; the module alone is enough for us to be there before it. */
+async function ipvs(command: Command, isThere: () => boolean): Promise<Finding> {
+  if (!isThere()) {
+    return ok('not in use');
+  }
+  try {
+    await command('ipvsadm', ['--save', '-n']);
+    return ok('in use: the agent keeps a service of its own in it; docs/datapath.md, "IPVS"');
+  } catch (error) {
+    return isMissing(error)
+      ? fail(
+          'in use, and no ipvsadm command: connections to services are not intercepted',
+          'install the package ipvsadm',
+        )
+      : fail(error instanceof Error ? error.message : String(error), 'run as root');
   }
 }
 

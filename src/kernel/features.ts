@@ -40,7 +40,7 @@ export const KERNEL_FEATURES: readonly KernelFeature[] = [
     since: '5.18',
     use: 'canaries are put in at the host’s side',
     before:
-      'they are sent from the pod’s end; a pod whose network namespace no source tells is verified as far as our program goes, and DEGRADED with that as its reason',
+      'they are sent from the pod’s end, which needs CAP_NET_RAW; without it, and for a pod whose network namespace no source tells, our program alone is verified, and the pod is DEGRADED with that as its reason',
   },
 ];
 

@@ -20,6 +20,11 @@ export const WEIGHT = 0x4e53;
 const PRESENT = '/proc/thread-self/net/ip_vs';
 const DESTINATION = { 4: '127.0.0.1:0', 6: '[::1]:0' } as const;
 
+/** The kernel has IPVS, whether or not anybody uses it. */
+export function ipvsPresent(): boolean {
+  return existsSync(PRESENT);
+}
+
 export type IpvsCommand = (args: readonly string[]) => Promise<string>;
 
 /** Its stdout. DatapathError IPVS_FAILED. */
@@ -80,10 +85,7 @@ export class IpvsBypass {
 
   constructor(
     { value }: Mark,
-    {
-      command = ipvsadm,
-      isPresent = () => existsSync(PRESENT),
-    }: { command?: IpvsCommand; isPresent?: () => boolean } = {},
+    { command = ipvsadm, isPresent = ipvsPresent }: { command?: IpvsCommand; isPresent?: () => boolean } = {},
   ) {
     this.#mark = value;
     this.#ipvsadm = command;
@@ -168,7 +170,7 @@ function service(family: Family, mark: number): string[] {
 
 /** Those of ours, by whatever mark. Returns what was taken away, in words. */
 export async function removeIpvsServices(): Promise<string[]> {
-  if (!existsSync(PRESENT)) {
+  if (!ipvsPresent()) {
     return [];
   }
   const ours = markServices(await ipvsadm(['--save', '-n'])).filter(({ isOurs }) => isOurs);

@@ -62,6 +62,12 @@ export interface TableRoute {
   readonly metric?: number;
 }
 
+export interface Redirect {
+  readonly ifindex: number;
+  /** ifindex of the interface that the packets go to. */
+  readonly target: number;
+}
+
 interface KernelAddon {
   LinkEvents: new (
     onEvents: (events: (LinkEvent | null)[]) => void,
@@ -83,7 +89,7 @@ interface KernelAddon {
   tryLock(fd: number): boolean;
   openRoutes(): number;
   tableRoutes(fd: number, sequence: number, family: 4 | 6, table: number): TableRoute[];
-  redirects(fd: number, sequence: number): { ifindex: number; target: number }[];
+  redirects(fd: number, sequence: number): Redirect[];
   renewStations(fd: number, sequence: number, port: number, most: number): number;
   sendFrames(netns: string, interfaceName: string, frames: readonly Uint8Array[]): Promise<void>;
   openNetfilter(): number;

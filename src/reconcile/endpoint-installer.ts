@@ -7,7 +7,7 @@ import type { Attachment, Attachments, AttachResult } from '../kernel/attachment
 import type { InterfaceSysctls } from '../kernel/sysctls.js';
 import { isGone } from '../native/errors.js';
 import type { PodUid } from '../pods/pod.js';
-import type { InterceptDecision } from './decisions.js';
+import type { InterceptDecision } from './decision.js';
 import type { PlannedEndpoint } from './planned-endpoint.js';
 import type { RepairKind, Repairs } from './repairs.js';
 

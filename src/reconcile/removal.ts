@@ -14,7 +14,7 @@ import { REMEMBERED_MS } from '../pods/gone-pods.js';
 import type { PodUid } from '../pods/pod.js';
 import type { PodStore } from '../pods/pod-store.js';
 import type { PodLinks } from '../runtimes/pod-links.js';
-import type { InterceptDecision } from './decisions.js';
+import type { InterceptDecision } from './decision.js';
 import type { PlannedEndpoint } from './planned-endpoint.js';
 import type { Proofs } from './proofs.js';
 

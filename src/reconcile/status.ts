@@ -4,7 +4,7 @@ import type { CanaryResult } from '../datapath/canary.js';
 import type { FamilyOff } from '../kernel/families.js';
 import { familyOf } from '../net/family.js';
 import type { FailurePolicy, PodUid } from '../pods/pod.js';
-import type { Decision } from './decisions.js';
+import type { Decision } from './decision.js';
 import type { Installed } from './endpoint-installer.js';
 import type { Proof } from './proofs.js';
 

@@ -8,7 +8,7 @@ import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { Canaries, type CanaryResult, type CanaryTarget } from '../../src/datapath/canary.js';
-import { EndpointTables } from '../../src/datapath/endpoints.js';
+import { type EndpointRow, EndpointTables } from '../../src/datapath/endpoints.js';
 import { Listeners } from '../../src/datapath/listeners.js';
 import { type DatapathPrograms, MANIFEST, type Role } from '../../src/datapath/manifest.js';
 import type { Attachments } from '../../src/kernel/attachment.js';
@@ -18,6 +18,7 @@ import { SocketLookup } from '../../src/kernel/socket-lookup.js';
 import { TcxLinks } from '../../src/kernel/tcx.js';
 import { attachClsact, attachTcx, BpfObject, type BpfProgram, tcxSupported } from '../../src/native/bpf.js';
 import { interfaceIndex } from '../../src/native/namespaces.js';
+import { sendFrames } from '../../src/native/packets.js';
 import type { PodUid } from '../../src/pods/pod.js';
 import { Cleanup, fixture, Netns, temporaryBpffs } from '../unit/native-lab.js';
 import { openIn } from './datapath-lab.js';
@@ -72,12 +73,17 @@ const NO_LIVE_FRAMES = {
   },
 };
 
-function prove(asked: CanaryTarget, { old = false } = {}): Promise<CanaryResult[]> {
+function prove(asked: CanaryTarget, { old = false, send = sendFrames } = {}): Promise<CanaryResult[]> {
   const { pod_egress, canary } = datapath.programs;
-  const canaries = new Canaries(datapath.maps, datapath.layouts, {
-    pod_egress,
-    canary: old ? NO_LIVE_FRAMES : canary,
-  });
+  const canaries = new Canaries(
+    datapath.maps,
+    datapath.layouts,
+    {
+      pod_egress,
+      canary: old ? NO_LIVE_FRAMES : canary,
+    },
+    send,
+  );
   return node.run(() => ({ answer: canaries.prove([asked]) })).answer;
 }
 
@@ -106,12 +112,19 @@ async function listen(): Promise<void> {
   await node.run(() => ({ look: listeners.refresh() })).look;
 }
 
+function attachLookup(): void {
+  node.run(() =>
+    new SocketLookup(datapath.linksPath, 'socket-lookup').attach(datapath.programs.socket_lookup),
+  );
+}
+
 function outcomes(): number[] {
   const { deliveryTrial } = datapath.layouts;
   return [...datapath.maps.deliveries.entries()].map(([, trial]) => deliveryTrial.number(trial, 'outcome'));
 }
 
 const PROVEN: CanaryResult = { kind: 'proven' };
+const MISLED = { kind: 'unproven', reason: expect.stringContaining('look-up finds') };
 const TAKEN = { kind: 'unproven', reason: expect.stringContaining('something else takes them first') };
 
 describe.each([
@@ -125,9 +138,7 @@ describe.each([
 
   it('is given to the listener, and leaves nothing at it', async () => {
     await listen();
-    node.run(() =>
-      new SocketLookup(datapath.linksPath, 'socket-lookup').attach(datapath.programs.socket_lookup),
-    );
+    attachLookup();
     expect(await prove(target, { old })).toEqual([PROVEN]);
     const { assigned, lookedUp } = datapath.layouts.deliveries;
     expect(new Set(outcomes())).toEqual(new Set([ASSIGNS_REUSEPORT ? assigned : lookedUp]));
@@ -167,6 +178,16 @@ describe('before Linux 5.18', () => {
     ]);
   });
 
+  it('without CAP_NET_RAW as well', async () => {
+    const refuse = () =>
+      Promise.reject(
+        Object.assign(new Error('not permitted'), { code: 'EPERM', errno: 1, syscall: 'socket' }),
+      );
+    expect(await prove(target, { old: true, send: refuse })).toEqual([
+      { kind: 'program only', reason: expect.stringContaining('CAP_NET_RAW is missing') },
+    ]);
+  });
+
   it.each([
     ['whose namespace is gone', { netns: '/run/netns/none', name: 'eth0' }],
     ['whose interface is gone', { netns: '', name: 'eth9' }],
@@ -178,11 +199,30 @@ describe('before Linux 5.18', () => {
   });
 });
 
+describe('of a pod whose rate is limited', () => {
+  beforeEach(() => {
+    const tables = new EndpointTables(datapath.maps, datapath.layouts);
+    const row = tables.rows()[0] as EndpointRow;
+    const plan = { ifindex, instance: 0, failureOpen: false, dropOther: false, bridgeIndex: 0 };
+    tables.write(row, { ...plan, shaped: true, ips: IPS });
+  });
+
+  it('it is the look-up that is tried, as that is what finds its listener', async () => {
+    await listen();
+    attachLookup();
+    expect(await prove(target)).toEqual([PROVEN]);
+    expect(new Set(outcomes())).toEqual(new Set([datapath.layouts.deliveries.lookedUp]));
+  });
+
+  it('it is no proof where the look-up finds another or none', async () => {
+    await listen();
+    expect(await prove(target)).toEqual([MISLED]);
+  });
+});
+
 if (!ASSIGNS_REUSEPORT) {
   it('where the look-up does not find the listener, that is told', async () => {
     await listen();
-    expect(await prove(target)).toEqual([
-      { kind: 'unproven', reason: expect.stringContaining('look-up finds') },
-    ]);
+    expect(await prove(target)).toEqual([MISLED]);
   });
 }

@@ -275,18 +275,21 @@ state = "${join(this.#directory, 'state')}"
       linux: {},
     };
     const runtimeHandler = runtime === 'runsc' ? 'gvisor' : '';
-    const { podSandboxId } = (await this.call('RunPodSandbox', { config, runtimeHandler })) as {
+    const started = this.call('RunPodSandbox', { config, runtimeHandler }) as Promise<{
       podSandboxId: string;
-    };
+    }>;
     let stopped = false;
     const stop = async (): Promise<void> => {
-      if (!stopped) {
+      const sandbox = await started.catch(() => undefined);
+      if (sandbox !== undefined && !stopped) {
         stopped = true;
-        await this.call('StopPodSandbox', { podSandboxId });
-        await this.call('RemovePodSandbox', { podSandboxId });
+        await this.call('StopPodSandbox', sandbox);
+        await this.call('RemovePodSandbox', sandbox);
       }
     };
+    // Before it has started: a test that fails meanwhile, for another pod's sake, must not leave it behind.
     this.#lab.cleanup.add(`pod ${name}`, stop);
+    const { podSandboxId } = await started;
 
     const { status, info } = (await this.call('PodSandboxStatus', {
       podSandboxId,

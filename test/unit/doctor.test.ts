@@ -217,6 +217,31 @@ describe('the node', () => {
     expect(await nft(old)).toMatchObject([{ status: 'fail', found: 'nft -c -f -: Could not process rule' }]);
   });
 
+  test.each([
+    { there: false, missing: true, status: 'ok', found: 'not in use' },
+    { there: true, missing: false, status: 'ok', found: 'keeps a service of its own' },
+    { there: true, missing: true, status: 'fail', found: 'no ipvsadm command' },
+  ])(
+    'IPVS (there: $there, ipvsadm missing: $missing) is $status',
+    async ({ there, missing, status, found }) => {
+      const command: Command = () =>
+        missing
+          ? Promise.reject(new CommandError('COMMAND_MISSING', 'ipvsadm is not installed'))
+          : Promise.resolve('');
+      const checks = nodeChecks(
+        '/nowhere',
+        DEFAULT_OBJECTS,
+        undefined,
+        command,
+        undefined,
+        undefined,
+        () => there,
+      );
+      const [result] = named(await runChecks(checks), 'IPVS');
+      expect(result).toMatchObject({ status, found: expect.stringContaining(found) });
+    },
+  );
+
   test('knows where a bpffs is, where the agent would mount one, and what a newer agent left', () => {
     const bpffs = temporaryBpffs(cleanup);
     expect(bpffsAt(join(bpffs, 'nodesentry'), DEFAULT_OBJECTS)).toMatchObject({

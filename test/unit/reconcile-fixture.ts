@@ -10,7 +10,7 @@ import type { InterfaceSysctls } from '../../src/kernel/sysctls.js';
 import type { BpfProgram } from '../../src/native/bpf.js';
 import type { Link } from '../../src/net/link.js';
 import type { Pod, PodUid } from '../../src/pods/pod.js';
-import type { InterceptDecision } from '../../src/reconcile/decisions.js';
+import type { InterceptDecision } from '../../src/reconcile/decision.js';
 import type { PlannedEndpoint } from '../../src/reconcile/planned-endpoint.js';
 import type { RepairKind } from '../../src/reconcile/repairs.js';
 import type { LinkReader } from '../../src/runtimes/location.js';

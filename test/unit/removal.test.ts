@@ -4,7 +4,7 @@ import { beforeEach, describe, expect, test } from 'vitest';
 import { REMEMBERED_MS } from '../../src/pods/gone-pods.js';
 import type { PodUid } from '../../src/pods/pod.js';
 import { PodStore } from '../../src/pods/pod-store.js';
-import type { InterceptDecision } from '../../src/reconcile/decisions.js';
+import type { InterceptDecision } from '../../src/reconcile/decision.js';
 import type { PlannedEndpoint } from '../../src/reconcile/planned-endpoint.js';
 import { Removal, UNNAMED_MS } from '../../src/reconcile/removal.js';
 import {
