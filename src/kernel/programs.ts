@@ -33,7 +33,7 @@ export interface Programs<S extends ObjectSet = ObjectSet> {
   readonly maps: Readonly<Record<MapName<S>, BpfMap>>;
   readonly programs: Readonly<Record<ProgramName<S>, BpfProgram>>;
   readonly linksPath: string;
-  /** True where every map was found pinned: flows, endpoints and listeners were taken over. */
+  /** True where every map whose contents count was found pinned: endpoints and flows go on as they were. */
   readonly takenOver: boolean;
   /**
    * Puts back what somebody took from under `bpffs`, or put in its place: maps and programs live on while the agent
@@ -112,7 +112,9 @@ function load<S extends ObjectSet>(
 ): Loaded<S> {
   const { set } = options;
   const maps = openPinnedMaps(set, folders.maps, opened);
-  const takenOver = maps.size === mapNames(set).length;
+  const takenOver = mapNames(set).every((name) => set.maps[name]?.onNewLayout !== 'copied' || maps.has(name));
+  // A program refers to its maps: one of an agent that had fewer, or whose map has lost its pin, is of no use.
+  const hasAllMaps = maps.size === mapNames(set).length;
   const programs = new Map<string, BpfProgram>();
   const pinned: Pinned[] = [];
   let layouts: unknown;
@@ -126,7 +128,7 @@ function load<S extends ObjectSet>(
     }
     const fresh = opened.own(object.program(name));
     const path = join(folders.programs, programPin(fresh, name, options.mark));
-    const handle = takenOver && existsSync(path) ? opened.own(BpfProgram.openPinned(path)) : fresh;
+    const handle = hasAllMaps && existsSync(path) ? opened.own(BpfProgram.openPinned(path)) : fresh;
     if (handle === fresh) {
       rmSync(path, { force: true });
       fresh.pin(path);

@@ -109,6 +109,17 @@ describe('the next agent', () => {
     expect(second.removeStalePrograms()).toEqual([]);
   });
 
+  it('takes over from one that knew fewer maps, with programs of its own', () => {
+    const first = open();
+    const before = ids(first);
+    first.close();
+    rmSync(join(bpffs, 'v1/maps/deliveries'));
+    const second = open();
+    expect(second.takenOver).toBe(true);
+    expect(ids(second).flows).toBe(before.flows);
+    expect(ids(second).pod_egress).not.toBe(before.pod_egress);
+  });
+
   it('replaces programs that refer to a map whose pin is missing', () => {
     const first = open();
     const before = ids(first);
