@@ -125,7 +125,7 @@ export class IpvsBypass {
       if ((await this.#look(family)) !== 'ours') {
         throw new DatapathError(
           'IPVS_FAILED',
-          `the IPv${family} service for firewall mark ${this.#mark} was accepted but does not read back`,
+          `the IPVS service for IPv${family} (firewall mark ${this.#mark}) was accepted but does not read back`,
         );
       }
       repaired.push(`IPVS service for IPv${family}`);

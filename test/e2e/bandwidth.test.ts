@@ -4,11 +4,13 @@
  */
 
 import { spawnSync } from 'node:child_process';
+import { basename } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { tcxSupported } from '../../src/native/bpf.js';
 import { inNetns, runIn, waitFor } from '../lab/exec.js';
 import { REMOTE } from '../lab/lab.js';
 import { PATIENCE } from '../lab/patience.js';
+import { hostIndexOf } from '../lab/plain.js';
 import { type LabPod, reply } from '../lab/pod.js';
 import { useScene } from './scene.js';
 
@@ -20,7 +22,14 @@ const BYTES = (4 << 20) / PATIENCE;
 /** The plugin's own; a program in the place of its limit would not be slower than the loopback. */
 const TOO_FAST_S = ((BYTES * 8 - BURST) / RATE) * 0.8;
 
-const scene = useScene({ pods: [{ name: 'limited' }, { name: 'bridged', topology: 'bridge' }] });
+const scene = useScene({
+  pods: [
+    { name: 'limited' },
+    { name: 'bridged', topology: 'bridge' },
+    // As a chain of plugins has it: the limit is there before we are.
+    { name: 'later', described: { labels: { app: 'later' } } },
+  ],
+});
 
 async function hostInterface(pod: LabPod): Promise<string> {
   return (await interception(pod.name))?.interface ?? '';
@@ -104,9 +113,17 @@ if (tcxSupported()) {
   });
 } else {
   it('before Linux 6.6 its filter comes first, and nothing is intercepted: DEGRADED', async () => {
-    const pod = scene.pod('limited');
-    bandwidth('ADD', pod, await hostInterface(pod));
-    await scene.agent.reaches('limited', 'DEGRADED');
-    expect((await interception('limited'))?.reason).toMatch(/bandwidth plugin.*before Linux 6.6/);
+    const pod = scene.pod('later');
+    const index = await hostIndexOf(basename(pod.netns));
+    const links = JSON.parse(await runIn(scene.lab.node, 'ip', ['-j', 'link'])) as {
+      ifindex: number;
+      ifname: string;
+    }[];
+    bandwidth('ADD', pod, links.find(({ ifindex }) => ifindex === index)?.ifname ?? '');
+    scene.describe(pod);
+    await scene.agent.reaches('later', 'DEGRADED');
+    const told = /bandwidth plugin.*before Linux 6.6/;
+    await waitFor('it to be told', async () => told.test((await interception('later'))?.reason ?? ''));
+    expect(await interception('later')).toMatchObject({ programmed: true, verified: false });
   });
 }

@@ -10,10 +10,11 @@ import { expect, it } from 'vitest';
 import { Capture } from '../lab/capture.js';
 import { runIn, script } from '../lab/exec.js';
 import { Load } from '../lab/load.js';
+import { patient } from '../lab/patience.js';
 import type { LabPod } from '../lab/pod.js';
 import { useScene } from './scene.js';
 
-const AGEING_MS = 3_000;
+const AGEING_MS = patient(3_000);
 const WEB = 'web';
 const OTHER = 'other';
 

@@ -438,13 +438,13 @@ it('all of it at once, under traffic', async () => {
       await (async () => does())().catch(() => failed.push(what));
     }
   });
-  // Each of them needs what was taken away before it.
+  // Each of them needs what was taken away before it; a filter is attached to an interface, whether ours is there or not.
   expect(failed).toEqual([
     'the addresses of pods flushed',
     'a foreign address among the pods',
     'a rule added to our chain',
     'a rule replaced under its own comment',
-    'another program in the place of ours',
+    ...(HAS_TCX ? ['another program in the place of ours'] : []),
     'a source address added to a pod',
   ]);
   await expectRepaired(sinceMs);
