@@ -11,6 +11,7 @@ import { inNetns, runIn, tryRun, waitFor } from '../lab/exec.js';
 import { Lab, REMOTE } from '../lab/lab.js';
 import { Load, Pauses } from '../lab/load.js';
 import { NamespacePods } from '../lab/namespaces.js';
+import { patient } from '../lab/patience.js';
 import { type LabPod, reply } from '../lab/pod.js';
 import { enrolled, TestAgent, TestProxy } from './agent.js';
 
@@ -27,7 +28,8 @@ describe('an agent that is killed', () => {
     agent = new TestAgent(lab, { sources: { cri: { endpoint: `unix://${containerd.socket}` } } });
     pod = await containerd.runPod({ name: 'web', runtime: 'runc', labels: enrolled('web') });
     await agent.start();
-    await new TestProxy(lab, agent).start();
+    // As long as an agent may take to start here.
+    await new TestProxy(lab, agent).start('--resolve-timeout-ms', String(patient(5_000)));
     await agent.adopted(2);
     await agent.reaches('web', 'INTERCEPTED');
     uplink = await Capture.start(lab, lab.node, 'uplink', POD_TCP);
