@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 /* pod_egress: tc ingress of a pod's host-side interface, which is everything that the pod sends. What its mark relies
  * on further along stands in docs/datapath.md, "Who relies on whom". */
+#define DIRECTION DIRECTION_EGRESS
+#include "canary.h"
+#include "endings.h"
 #include "other.h"
 #include "records.h"
 #include "sockets.h"
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
-
-#define TCP_CHECKSUM_OFFSET 16
-#define TCP_FLAGS_OFFSET 12
 
 static __always_inline bool is_unspecified_or_link_local(const struct packet *packet) {
     const __u8 *bytes = packet->key.src.bytes;
@@ -31,87 +31,6 @@ static __always_inline bool source_belongs(__u32 ifindex, const struct packet *p
     if (bpf_map_lookup_elem(&sources, &key))
         return true;
     return packet->key.protocol != IPPROTO_TCP && is_unspecified_or_link_local(packet);
-}
-
-static __always_inline int drop(const struct endpoint *endpoint, enum verdict verdict) {
-    count(endpoint->id, verdict);
-    return TC_ACT_SHOT;
-}
-
-static __always_inline int pass(const struct endpoint *endpoint, enum verdict verdict) {
-    count(endpoint->id, verdict);
-    return TC_ACT_UNSPEC; /* whoever comes after us at this hook decides */
-}
-
-/* Turns the packet into the reset that answers it and sends it back (RFC 9293, 3.10.7.1). Addresses and ports
- * change places, which no checksum notices; options and data stay where they are and are ignored. */
-static __always_inline int reset(struct __sk_buff *skb, const struct packet *packet, const struct endpoint *endpoint,
-                                 enum verdict verdict) {
-    struct {
-        __u8 to[ETH_ALEN];
-        __u8 from[ETH_ALEN];
-    } mac, turned;
-    struct tcphdr tcp;
-    __u32 checksum = packet->l4 + TCP_CHECKSUM_OFFSET;
-    __u32 ip_header = packet->l4 - packet->l3;
-    __u32 length;
-    __be32 old_sequence, old_acknowledged, sequence, acknowledged;
-    __be16 old_flags, flags;
-    __u8 *word;
-
-    count(endpoint->id, verdict);
-    if (packet->tcp_flags & TCP_RST)
-        return TC_ACT_SHOT;
-    if (bpf_skb_load_bytes(skb, 0, &mac, sizeof(mac)) || bpf_skb_load_bytes(skb, packet->l4, &tcp, sizeof(tcp)))
-        return TC_ACT_SHOT;
-
-    if (packet->family == AF_INET) {
-        struct iphdr ip;
-
-        if (bpf_skb_load_bytes(skb, packet->l3, &ip, sizeof(ip)))
-            return TC_ACT_SHOT;
-        length = bpf_ntohs(ip.tot_len);
-    } else {
-        struct ipv6hdr ip;
-
-        if (bpf_skb_load_bytes(skb, packet->l3, &ip, sizeof(ip)))
-            return TC_ACT_SHOT;
-        length = bpf_ntohs(ip.payload_len) + sizeof(ip);
-    }
-    if (length < ip_header + tcp.doff * 4)
-        return TC_ACT_SHOT;
-    length -= ip_header + tcp.doff * 4;
-    length += !!(packet->tcp_flags & TCP_SYN) + !!(packet->tcp_flags & TCP_FIN);
-
-    old_sequence = tcp.seq;
-    old_acknowledged = tcp.ack_seq;
-    sequence = packet->tcp_flags & TCP_ACK ? tcp.ack_seq : 0;
-    acknowledged = bpf_htonl(bpf_ntohl(tcp.seq) + length);
-    word = (__u8 *)&tcp + TCP_FLAGS_OFFSET;
-    __builtin_memcpy(&old_flags, word, sizeof(old_flags));
-    flags = (old_flags & bpf_htons(0xff00)) | bpf_htons(TCP_RST | TCP_ACK);
-
-    if (bpf_l4_csum_replace(skb, checksum, old_sequence, sequence, 4) ||
-        bpf_l4_csum_replace(skb, checksum, old_acknowledged, acknowledged, 4) ||
-        bpf_l4_csum_replace(skb, checksum, old_flags, flags, 2))
-        return TC_ACT_SHOT;
-
-    __builtin_memcpy(turned.to, mac.from, ETH_ALEN);
-    __builtin_memcpy(turned.from, mac.to, ETH_ALEN);
-    bpf_skb_store_bytes(skb, 0, &turned, sizeof(turned), 0);
-    if (packet->family == AF_INET) {
-        bpf_skb_store_bytes(skb, packet->l3 + offsetof(struct iphdr, saddr), &packet->key.dst.bytes[12], 4, 0);
-        bpf_skb_store_bytes(skb, packet->l3 + offsetof(struct iphdr, daddr), &packet->key.src.bytes[12], 4, 0);
-    } else {
-        bpf_skb_store_bytes(skb, packet->l3 + offsetof(struct ipv6hdr, saddr), &packet->key.dst, 16, 0);
-        bpf_skb_store_bytes(skb, packet->l3 + offsetof(struct ipv6hdr, daddr), &packet->key.src, 16, 0);
-    }
-    bpf_skb_store_bytes(skb, packet->l4 + offsetof(struct tcphdr, source), &tcp.dest, sizeof(tcp.dest), 0);
-    bpf_skb_store_bytes(skb, packet->l4 + offsetof(struct tcphdr, dest), &tcp.source, sizeof(tcp.source), 0);
-    bpf_skb_store_bytes(skb, packet->l4 + offsetof(struct tcphdr, seq), &sequence, sizeof(sequence), 0);
-    bpf_skb_store_bytes(skb, packet->l4 + offsetof(struct tcphdr, ack_seq), &acknowledged, sizeof(acknowledged), 0);
-    bpf_skb_store_bytes(skb, packet->l4 + TCP_FLAGS_OFFSET, &flags, sizeof(flags), 0);
-    return bpf_redirect(skb->ifindex, 0);
 }
 
 /* What goes on by way of a queue must not have a socket: one that belongs to no sender is not expected there. */
@@ -156,27 +75,6 @@ static __always_inline bool is_local_destination(struct __sk_buff *skb, const st
     return bpf_fib_lookup(skb, &fib, sizeof(fib), 0) == BPF_FIB_LKUP_RET_NOT_FWDED;
 }
 
-static __always_inline int no_listener(struct __sk_buff *skb, const struct packet *packet,
-                                       const struct endpoint *endpoint) {
-    if (endpoint->flags & ENDPOINT_FAILURE_OPEN) {
-        /* From here on this tuple is an ordinary connection: an old record would make an orphan of it. */
-        bpf_map_delete_elem(&flows, &packet->key);
-        report(packet, endpoint, skb->ifindex, VERDICT_NO_LISTENER_OPEN);
-        return pass(endpoint, VERDICT_NO_LISTENER_OPEN);
-    }
-    report(packet, endpoint, skb->ifindex, VERDICT_NO_LISTENER_RESET);
-    return reset(skb, packet, endpoint, VERDICT_NO_LISTENER_RESET);
-}
-
-static __always_inline bool has_listener(const struct endpoint *endpoint, __u8 family) {
-    struct bpf_sock *listener = listener_socket(endpoint->instance, DIRECTION_EGRESS, family);
-
-    if (!listener)
-        return false;
-    bpf_sk_release(listener);
-    return true;
-}
-
 /* 127.0.0.0/8 and ::1. With route_localnet, which kube-proxy sets, the stack would take such a packet in, and the proxy
  * would dial its own node. */
 static __always_inline bool is_loopback(const struct packet *packet) {
@@ -197,7 +95,7 @@ static __always_inline int start(struct __sk_buff *skb, const struct packet *pac
 
     if (is_loopback(packet))
         return drop(endpoint, VERDICT_LOOPBACK);
-    listener = listener_socket(endpoint->instance, DIRECTION_EGRESS, packet->family);
+    listener = listener_socket(endpoint->instance, DIRECTION, packet->family);
     if (!listener)
         return no_listener(skb, packet, endpoint);
     action = deliver(skb, packet, endpoint, listener, VERDICT_FLOW_STARTED);
@@ -218,57 +116,10 @@ static __always_inline int without_socket(struct __sk_buff *skb, const struct pa
         skb->priority = PRIORITY_LEFT_TO_CONNTRACK;
         return pass(endpoint, VERDICT_LEFT_TO_CONNTRACK);
     }
-    listener = listener_socket(endpoint->instance, DIRECTION_EGRESS, packet->family);
+    listener = listener_socket(endpoint->instance, DIRECTION, packet->family);
     if (!listener)
         return reset(skb, packet, endpoint, VERDICT_NO_LISTENER_RESET);
     return deliver(skb, packet, endpoint, listener, VERDICT_SYN_COOKIE);
-}
-
-/* Whether the kernel's own look-up finds the listener at `port` for this packet, were its flow recorded. */
-static __always_inline bool is_looked_up(struct __sk_buff *skb, const struct packet *packet,
-                                         const struct endpoint *endpoint, __u32 port) {
-    struct flow flow = {
-        .endpoint = endpoint->id,
-        .generation = endpoint->generation,
-        .ifindex = skb->ifindex,
-        .instance = endpoint->instance,
-        .direction = DIRECTION_EGRESS,
-    };
-    struct bpf_sock *sk;
-    bool found;
-
-    if (bpf_map_update_elem(&flows, &packet->key, &flow, BPF_ANY))
-        return false;
-    sk = any_socket(skb, &packet->key, packet->family);
-    bpf_map_delete_elem(&flows, &packet->key);
-    if (!sk)
-        return false;
-    found = sk->state == BPF_TCP_LISTEN && sk->src_port == port;
-    bpf_sk_release(sk);
-    return found;
-}
-
-/* Gives the canary to the listener, as a first packet of the pod's. */
-static __always_inline void try_delivery(struct __sk_buff *skb, const struct packet *packet,
-                                         const struct endpoint *endpoint, struct delivery_trial *trial) {
-    struct bpf_sock *listener = listener_socket(endpoint->instance, DIRECTION_EGRESS, packet->family);
-    __u32 port;
-    long error;
-
-    if (!listener) {
-        trial->outcome = DELIVERY_NO_LISTENER;
-        return;
-    }
-    port = listener->src_port;
-    error = is_left_to_lookup(endpoint) ? -ESOCKTNOSUPPORT : bpf_sk_assign(skb, listener, 0);
-    bpf_sk_release(listener);
-    trial->error = -error;
-    if (!error)
-        trial->outcome = DELIVERY_ASSIGNED;
-    else if (error == -ESOCKTNOSUPPORT)
-        trial->outcome = is_looked_up(skb, packet, endpoint, port) ? DELIVERY_LOOKED_UP : DELIVERY_MISLED;
-    else
-        trial->outcome = DELIVERY_REFUSED;
 }
 
 /* The agent's own packet, sent from the pod's end of the interface: it has come as far as any of the pod's would.
@@ -285,7 +136,7 @@ static __always_inline bool answer_canary(struct __sk_buff *skb, const struct pa
     if (bpf_ntohl(sequence) != canary->nonce)
         return false;
     trial.nonce = canary->nonce;
-    try_delivery(skb, packet, endpoint, &trial);
+    try_delivery(skb, packet, endpoint, skb->ifindex, !is_left_to_lookup(endpoint), &trial);
     bpf_map_update_elem(&deliveries, &key, &trial, BPF_ANY);
     canary->listening = trial.outcome != DELIVERY_NO_LISTENER;
     canary->endpoint = endpoint->id;

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
-/* socket_lookup: sk_lookup of the node's network namespace. Names the listener of a flow that pod_egress has recorded,
- * and of no other, where the kernel looks for one at the packet's own destination: for a first packet that was left to
- * look-up; and for a SYN from a port whose last connection is still in TIME_WAIT at the proxy (RFC 6191). A recorded
- * flow whose listener is gone reaches nothing else (docs/datapath.md, "Left to look-up"). */
+/* socket_lookup: sk_lookup of the node's network namespace. Names the listener of a flow that pod_egress or pod_ingress
+ * has recorded, and of no other, where the kernel looks for one at the packet's own destination: for a first packet
+ * that was left to look-up; and for a SYN from a port whose last connection is still in TIME_WAIT at the proxy (RFC
+ * 6191). A recorded flow whose listener is gone reaches nothing else, nor does what is for a pod reach a service of the
+ * node (docs/datapath.md, "Left to look-up"). */
 #include "sockets.h"
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
@@ -26,12 +27,10 @@ int socket_lookup(struct bpf_sk_lookup *context) {
     key.sport = bpf_ntohs(context->remote_port);
     key.dport = context->local_port;
     flow = bpf_map_lookup_elem(&flows, &key);
-    if (!flow || flow->direction != DIRECTION_EGRESS)
-        return SK_PASS;
-    endpoint = bpf_map_lookup_elem(&endpoints, &flow->ifindex);
-    if (!endpoint || !started_by(flow, endpoint))
-        return SK_PASS;
-    listener = listener_socket(flow->instance, DIRECTION_EGRESS, context->family);
+    endpoint = flow ? bpf_map_lookup_elem(&endpoints, &flow->ifindex) : NULL;
+    if (!flow || !endpoint || !started_by(flow, endpoint))
+        return bpf_map_lookup_elem(&inbound, &key.dst) ? SK_DROP : SK_PASS;
+    listener = listener_socket(flow->instance, flow->direction, context->family);
     if (!listener)
         return SK_DROP;
     bpf_sk_assign(context, listener, 0);

@@ -56,6 +56,7 @@ enum endpoint_flag {
     ENDPOINT_SINCE_BIRTH = 1 << 2,  /* enrolled before the pod's first process: no connection of it can be older */
     ENDPOINT_DROP_OTHER = 1 << 3,   /* what is not TCP is dropped, but for what an address needs and `udp_ports` */
     ENDPOINT_SHAPED = 1 << 4,       /* what comes after us at this hook limits the pod's rate: it has to see all */
+    ENDPOINT_INBOUND = 1 << 5,      /* what the pod receives is intercepted as well */
 };
 
 /* endpoints: host-side ifindex -> struct endpoint */
@@ -73,6 +74,8 @@ struct source_key {
     __u32 ifindex;
     struct address address;
 };
+
+/* inbound: an address of a pod that is intercepted inbound -> the ifindex of its endpoint */
 
 /* workloads: endpoint id -> the pod it stands for, so that a restarted agent finds its ids again */
 struct workload {
@@ -116,6 +119,12 @@ struct flow {
     __u8 pad[7];
 };
 
+/* steering: one row. The agent's own interface, at whose ingress a socket can be assigned to what is on its way to a
+ * pod. */
+struct steering {
+    __u32 ifindex; /* 0: there is none */
+};
+
 /* connections (socket storage): the record of a flow at the proxy's socket for it, where no other flow can push it out
  * and which it does not outlive. Written by the first packet that finds the socket. */
 struct connection {
@@ -152,8 +161,10 @@ struct settings {
     __u32 followed; /* somebody reads the events: otherwise none are sent */
 };
 
-/* canaries: what the agent asks of one interface and family, and what pod_egress answered. A canary is a SYN to port
- * 0 of the loopback address, which no real packet is, with the nonce as its sequence number. */
+/* canaries, ingress_canaries: what the agent asks of one interface and family, and what our programs answered. A canary
+ * is a SYN to port 0 of the loopback address, which no real packet is, with the nonce as its sequence number. One of
+ * ingress comes in by our own interface, and has the pod's as its acknowledgement number: it is sent there, and comes
+ * back. */
 struct canary_key {
     __u32 ifindex;
     __u8 family; /* AF_INET or AF_INET6 */
@@ -179,7 +190,7 @@ enum delivery {
     DELIVERY_REFUSED,   /* the kernel refuses the socket for another reason: `error` */
 };
 
-/* deliveries: by canary_key */
+/* deliveries, ingress_deliveries: by canary_key */
 struct delivery_trial {
     __u32 nonce;
     __u32 outcome; /* enum delivery */
@@ -202,16 +213,20 @@ enum verdict {
     VERDICT_VLAN,              /* dropped: TCP behind a VLAN tag other than a priority tag */
     VERDICT_EXTENSION_HEADERS, /* dropped: more IPv6 extension headers than are parsed */
     VERDICT_ASSIGN_FAILED,     /* dropped: the kernel refused the socket */
-    VERDICT_STEER_LOST,        /* dropped: reached the bridge with our mark but without a socket */
+    VERDICT_STEER_LOST,        /* dropped: was to be given its socket elsewhere, and none was found there */
     VERDICT_NO_ENDPOINT,       /* passed: a program is attached, the endpoint is gone */
     VERDICT_EVENT_LOST,        /* an event found the ring full; the packet was not affected */
     VERDICT_LEFT_TO_CONNTRACK, /* passed: of a pod enrolled since its birth, so it can only answer somebody else */
     VERDICT_OTHER_DROPPED,     /* dropped: not TCP, of a pod whose other protocols are closed */
     VERDICT_LOOPBACK,          /* dropped: a connection to a loopback address, which would be the node's */
+    VERDICT_FROM_NODE,         /* passed: to the pod from the node itself, be it a probe or a proxy's leg to the pod */
+    VERDICT_NOT_OURS,          /* passed: to an address that is not the endpoint's, as a bridge floods */
+    VERDICT_CANARY,            /* the agent's own packet, to try the way to the listener */
     VERDICT_COUNT,
 };
 
-/* counters (per CPU): endpoint id -> packets by verdict; id 0 for packets that belong to no endpoint */
+/* counters, ingress_counters (per CPU): endpoint id -> packets by verdict, of what the pod sends and of what it is
+ * sent; id 0 for packets that belong to no endpoint */
 struct counters {
     __u64 packets[MAX_VERDICTS];
 };

@@ -27,6 +27,14 @@ struct {
 
 struct {
     __uint(type, BPF_MAP_TYPE_HASH);
+    __uint(max_entries, MAX_SOURCES);
+    __uint(map_flags, BPF_F_NO_PREALLOC);
+    __type(key, struct address);
+    __type(value, __u32);
+} inbound SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_HASH);
     __uint(max_entries, MAX_ENDPOINTS);
     __uint(map_flags, BPF_F_NO_PREALLOC);
     __type(key, __u32);
@@ -94,6 +102,13 @@ struct {
 } settings SEC(".maps");
 
 struct {
+    __uint(type, BPF_MAP_TYPE_ARRAY);
+    __uint(max_entries, 1);
+    __type(key, __u32);
+    __type(value, struct steering);
+} steering SEC(".maps");
+
+struct {
     __uint(type, BPF_MAP_TYPE_HASH);
     __uint(max_entries, 2 * MAX_ENDPOINTS);
     __uint(map_flags, BPF_F_NO_PREALLOC);
@@ -110,12 +125,36 @@ struct {
 } deliveries SEC(".maps");
 
 struct {
+    __uint(type, BPF_MAP_TYPE_HASH);
+    __uint(max_entries, 2 * MAX_ENDPOINTS);
+    __uint(map_flags, BPF_F_NO_PREALLOC);
+    __type(key, struct canary_key);
+    __type(value, struct canary);
+} ingress_canaries SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_HASH);
+    __uint(max_entries, 2 * MAX_ENDPOINTS);
+    __uint(map_flags, BPF_F_NO_PREALLOC);
+    __type(key, struct canary_key);
+    __type(value, struct delivery_trial);
+} ingress_deliveries SEC(".maps");
+
+struct {
     __uint(type, BPF_MAP_TYPE_PERCPU_HASH);
     __uint(max_entries, MAX_ENDPOINTS + 1);
     __uint(map_flags, BPF_F_NO_PREALLOC);
     __type(key, __u32);
     __type(value, struct counters);
 } counters SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+    __uint(max_entries, MAX_ENDPOINTS + 1);
+    __uint(map_flags, BPF_F_NO_PREALLOC);
+    __type(key, __u32);
+    __type(value, struct counters);
+} ingress_counters SEC(".maps");
 
 struct {
     __uint(type, BPF_MAP_TYPE_RINGBUF);
@@ -136,8 +175,9 @@ struct layouts {
 };
 const struct layouts *const volatile layouts_in_btf = NULL;
 
-static __always_inline void count(__u32 endpoint_id, enum verdict verdict) {
-    struct counters *row = bpf_map_lookup_elem(&counters, &endpoint_id);
+static __always_inline void count_in(enum direction direction, __u32 endpoint_id, enum verdict verdict) {
+    struct counters *row = direction == DIRECTION_INGRESS ? bpf_map_lookup_elem(&ingress_counters, &endpoint_id)
+                                                          : bpf_map_lookup_elem(&counters, &endpoint_id);
 
     if (row)
         row->packets[verdict]++;

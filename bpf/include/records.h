@@ -5,8 +5,16 @@
 
 #include "sockets.h"
 
+#ifndef DIRECTION
+#error "a program defines the direction that it sees as DIRECTION"
+#endif
+
 #define TURNS_PASSED_OVER 3
 #define REFRESH_JIFFIES 1024 /* one to ten seconds */
+
+static __always_inline void count(__u32 endpoint_id, enum verdict verdict) {
+    count_in(DIRECTION, endpoint_id, verdict);
+}
 
 static __always_inline bool is_followed(void) {
     __u32 row = 0;
@@ -33,7 +41,7 @@ static __always_inline void report(const struct packet *packet, const struct end
     event->generation = endpoint->generation;
     event->ifindex = ifindex;
     event->instance = endpoint->instance;
-    event->direction = DIRECTION_EGRESS;
+    event->direction = DIRECTION;
     event->verdict = verdict;
     /* The reader looks by itself every few milliseconds: it is woken only where that may be too late. */
     bpf_ringbuf_submit(event, bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) < EVENT_BYTES / 4 ? BPF_RB_NO_WAKEUP
@@ -102,7 +110,7 @@ static __always_inline void record(struct __sk_buff *skb, const struct packet *p
         .generation = endpoint->generation,
         .ifindex = ifindex,
         .instance = endpoint->instance,
-        .direction = DIRECTION_EGRESS,
+        .direction = DIRECTION,
     };
 
     remember(skb, &packet->key, &flow);

@@ -28,6 +28,7 @@ import {
 } from '../kernel/pins.js';
 import { removePolicyRoutes } from '../kernel/policy-routes.js';
 import { SocketLookup } from '../kernel/socket-lookup.js';
+import { removeSteeringLink } from '../kernel/steering-link.js';
 import { InterfaceSysctls } from '../kernel/sysctls.js';
 import { TcxLinks } from '../kernel/tcx.js';
 
@@ -61,6 +62,7 @@ export async function cleanup(options: CleanupOptions): Promise<CleanupReport> {
     removed.push(...(await detachAll(options, socket)));
     removed.push(...(await removePolicyRoutes(socket, familiesKnown())));
     removed.push(...(await removeTable()));
+    removed.push(...(await removeSteeringLink(socket)));
     removed.push(...(await removeIpvsServices()));
     removed.push(...new InterfaceSysctls(options.runDir, options.procSys).restore());
     removed.push(...(await removePins(options.bpffs)));

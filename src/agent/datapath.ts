@@ -6,6 +6,7 @@ import type { Opened } from '../base/opened.js';
 import { type Config, instanceFor } from '../config/config.js';
 import { Canaries } from '../datapath/canary.js';
 import type { EndpointTables } from '../datapath/endpoints.js';
+import { InboundSteering } from '../datapath/inbound.js';
 import type { InstanceSlots } from '../datapath/instance-slots.js';
 import { type DatapathPrograms, MANIFEST, type Role } from '../datapath/manifest.js';
 import { UdpPorts } from '../datapath/udp-ports.js';
@@ -16,6 +17,7 @@ import type { RouteSocket } from '../kernel/netlink.js';
 import { NotrackTable } from '../kernel/notrack-table.js';
 import { ensurePolicyRoutes, marksAreDelivered } from '../kernel/policy-routes.js';
 import { SocketLookup } from '../kernel/socket-lookup.js';
+import { ensureSteeringLink, removeSteeringLink } from '../kernel/steering-link.js';
 import { InterfaceSysctls } from '../kernel/sysctls.js';
 import { TcxLinks } from '../kernel/tcx.js';
 import { tcxSupported } from '../native/bpf.js';
@@ -66,6 +68,17 @@ export function createReconciler(parts: {
   const redirects = parts.opened.add(new Redirects(), (held) => held.close());
   const settings = { mark, table, rulePriority };
   const notrack = new NotrackTable(netfilter, mark);
+  const inbound = new InboundSteering({
+    link: {
+      ensure: () => ensureSteeringLink(socket, options.procSys),
+      remove: () => removeSteeringLink(socket),
+    },
+    attachments,
+    program: programs.programs.inbound_steer,
+    map: programs.maps.steering,
+    layouts: programs.layouts,
+    wanted: () => config.instances.some((instance) => instance.inbound.length > 0) || tables.hasInbound(),
+  });
   const canaries = new Canaries(programs.maps, programs.layouts, programs.programs);
   return new Reconciler({
     store,
@@ -86,6 +99,7 @@ export function createReconciler(parts: {
       familiesOff: () => familiesOff(),
       notrack,
       ipvs: new IpvsBypass(mark),
+      inbound,
       programs,
       tables,
       slots,
@@ -104,7 +118,13 @@ export function createReconciler(parts: {
     defaults: { enrol, failure, other },
     instanceFor: (app) => {
       const instance = instanceFor(config, app);
-      return instance && { name: instance.name, number: slots.numberOf(instance.name) };
+      return (
+        instance && {
+          name: instance.name,
+          number: slots.numberOf(instance.name),
+          inbound: instance.inbound.length > 0,
+        }
+      );
     },
     instanceName: (number) => slots.nameOf(number),
     authorities: authoritiesAmong(parts.sources),

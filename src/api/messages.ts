@@ -81,6 +81,8 @@ export interface StatusMessage {
   /** Pods that the CNI plugin did not announce, since the agent started; left out where it is not a source. */
   readonly podsLate?: number;
   /** By verdict, over all pods. */
+  /** What pods have sent, and what they were sent, by verdict. */
   readonly packets: Readonly<Record<string, number>>;
+  readonly packetsReceived: Readonly<Record<string, number>>;
   readonly eventsLost: { readonly kernel: number; readonly agent: number };
 }

@@ -1,7 +1,7 @@
 /** Store and datapath, put together into what the API shows. */
 
 import { inTurns } from '../base/in-turns.js';
-import type { FlowEvent } from '../datapath/flows.js';
+import type { FlowDirection, FlowEvent } from '../datapath/flows.js';
 import { IdentityError } from '../identity/errors.js';
 import type { IdentityService } from '../identity/resolve.js';
 import { interceptionReport } from '../identity/workload.js';
@@ -113,7 +113,7 @@ export class Views {
       endpoints: this.#endpointCounts(),
       repairs: datapath.repairs(),
       ...(podsLate === undefined ? {} : { podsLate }),
-      packets: await this.#packetTotals(),
+      ...(await this.#packetTotals()),
       eventsLost: await datapath.eventsLost(),
     };
   }
@@ -126,14 +126,15 @@ export class Views {
     return counts;
   }
 
-  async #packetTotals(): Promise<Record<string, number>> {
-    const totals: Record<string, number> = {};
-    for (const { packets } of await this.#options.datapath.counters()) {
+  async #packetTotals(): Promise<Pick<StatusMessage, 'packets' | 'packetsReceived'>> {
+    const totals: Record<FlowDirection, Record<string, number>> = { EGRESS: {}, INGRESS: {} };
+    for (const { direction, packets } of await this.#options.datapath.counters()) {
+      const sums = totals[direction];
       for (const [verdict, count] of Object.entries(packets)) {
-        totals[verdict] = (totals[verdict] ?? 0) + count;
+        sums[verdict] = (sums[verdict] ?? 0) + count;
       }
     }
-    return totals;
+    return { packets: totals.EGRESS, packetsReceived: totals.INGRESS };
   }
 }
 

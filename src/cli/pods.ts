@@ -8,6 +8,7 @@ const HEADER = [
   'NAME',
   'RUNTIME',
   'STATE',
+  'DIRECTIONS',
   'INTERFACE',
   'TOPOLOGY',
   'IPS',
@@ -36,13 +37,15 @@ export function podsCommand(print: Print = printToStdout): Command {
 }
 
 function row({ namespace, podName, runtime, ips, interception }: WorkloadMessage): string[] {
-  const { state, topology, interfaces, desired, programmed, verified, reason, problems } = interception;
+  const { state, directions, topology, interfaces, desired, programmed, verified, reason, problems } =
+    interception;
   const told = problems.filter((problem) => !reason.includes(problem));
   return [
     namespace,
     podName,
     runtime,
     state,
+    directions,
     interfaces.map(({ name }) => name).join(','),
     topology,
     ips.join(','),

@@ -44,10 +44,11 @@ function describe(status: StatusMessage): string {
     `Events lost: ${lost}`,
     ...(status.podsLate === undefined ? [] : [`Late pods:   ${late(status.podsLate)}`]),
     ...section('Sources', table(['NAME', 'SYNCED', 'LAST ERROR'], status.sources.map(sourceRow))),
-    ...section('Listeners', table(LISTENER_HEADER, status.listeners.map(listenerRow))),
+    ...section('Listeners', table(LISTENER_HEADER, listenerRows(status.listeners))),
     ...section('Pods by state', table(['STATE', 'PODS'], countRows(status.endpoints))),
     ...section('Repairs', repairs(status.repairs)),
-    ...section('Packets by verdict', packets(status.packets)),
+    ...section('Packets from pods by verdict', packets(status.packets)),
+    ...section('Packets to pods by verdict', packets(status.packetsReceived)),
   ].join('\n');
 }
 
@@ -59,11 +60,26 @@ function late(count: number): string {
 
 const LISTENER_HEADER = ['INSTANCE', 'DIRECTION', 'FAMILY', 'ADDRESS', 'ADOPTED', 'NEW CONNECTIONS'];
 
+function listenerRows(listeners: readonly ListenerMessage[]): string[][] {
+  const inbound = new Set(
+    listeners.flatMap(({ direction, instance }) => (direction === 'inbound' ? [instance] : [])),
+  );
+  const without = new Set(listeners.map(({ instance }) => instance).filter((name) => !inbound.has(name)));
+  return [
+    ...listeners.map(listenerRow),
+    ...[...without].map((name) => [
+      name,
+      'inbound',
+      '',
+      'not configured',
+      '',
+      'are not intercepted (outbound only)',
+    ]),
+  ];
+}
+
 function listenerRow(listener: ListenerMessage): string[] {
   const { instance, direction, family, address, adopted, pid, process: name, failure } = listener;
-  if (direction === 'inbound') {
-    return [instance, direction, `IPv${family}`, address, adopted ? 'yes' : 'NO', 'are not intercepted yet'];
-  }
   const without =
     failure === 'open' ? 'pass, not intercepted (failure: open)' : 'are reset (failure: closed)';
   const { all, transparent } = listener.sockets;

@@ -10,6 +10,7 @@ import { u32 } from '../kernel/struct.js';
 import type { BpfMap } from '../native/bpf.js';
 import { bytesToIp, ipToBytes } from '../net/ip.js';
 import type { PodUid } from '../pods/pod.js';
+import type { FlowDirection } from './flows.js';
 import type { Layouts } from './layouts.js';
 import { type ShareMaps, Shares } from './shares.js';
 
@@ -34,6 +35,8 @@ export interface EndpointPlan {
   readonly bridgeIndex: number;
   /** A queue behind our program limits the pod's rate: packets are passed on to it. Default false. */
   readonly shaped?: boolean;
+  /** What the pod is sent is intercepted as well. Default false. */
+  readonly inbound?: boolean;
   readonly ips: readonly string[];
 }
 
@@ -42,11 +45,15 @@ export interface EndpointMaps extends ShareMaps {
   readonly sources: BpfMap;
   readonly workloads: BpfMap;
   readonly counters: BpfMap;
+  readonly ingress_counters: BpfMap;
+  readonly inbound: BpfMap;
 }
 
 export interface EndpointCounters {
   readonly endpointId: number;
   readonly podUid: PodUid | undefined;
+  /** What the pod sends, or what it is sent. */
+  readonly direction: FlowDirection;
   readonly packets: Readonly<Record<string, number>>;
 }
 
@@ -58,14 +65,21 @@ export class EndpointTables {
   /** What the kernel holds by ifindex, as of the last `refresh` and of what was written since. */
   #sources = new Map<number, Set<string>>();
   #endpoints = new Map<number, Buffer>();
+  /** Addresses by ifindex, of endpoints that are intercepted inbound. */
+  #inbound = new Map<number, Set<string>>();
   /** Ids whose counters are known to be there. */
   readonly #counted = new Set<number>();
+  readonly #counterMaps: readonly { readonly direction: FlowDirection; readonly map: BpfMap }[];
   #lastId = 0;
   readonly #shares: Shares;
 
   constructor(maps: EndpointMaps, layouts: Layouts) {
     this.#maps = maps;
     this.#layouts = layouts;
+    this.#counterMaps = [
+      { direction: 'EGRESS', map: maps.counters },
+      { direction: 'INGRESS', map: maps.ingress_counters },
+    ];
     this.#shares = new Shares(maps, layouts);
     const { workload } = layouts;
     for (const [key, value] of maps.workloads.entries()) {
@@ -100,6 +114,10 @@ export class EndpointTables {
     this.#endpoints = new Map(
       this.#maps.endpoints.entries().map(([key, value]) => [key.readUInt32LE(0), value]),
     );
+    this.#inbound = new Map();
+    for (const [key, value] of this.#maps.inbound.entries()) {
+      setOf(this.#inbound, value.readUInt32LE(0)).add(key.toString('latin1'));
+    }
     this.#shares.drop();
     return this.#repairRows();
   }
@@ -166,6 +184,7 @@ export class EndpointTables {
         changes.push(`the source address ${ip} was missing`);
       }
     }
+    changes.push(...this.#writeInbound(ifindex, plan.inbound === true ? plan.ips : []));
     const value = this.#encode(row, plan);
     const before = this.#endpoints.get(ifindex);
     if (before === undefined || !before.equals(value)) {
@@ -200,6 +219,7 @@ export class EndpointTables {
     this.#maps.sources.deleteMany([...this.#sourcesOf(ifindex)].map((key) => Buffer.from(key, 'latin1')));
     this.#endpoints.delete(ifindex);
     this.#sources.delete(ifindex);
+    this.#writeInbound(ifindex, []);
   }
 
   /** Interfaces that the kernel holds an endpoint or a source address for. */
@@ -218,6 +238,7 @@ export class EndpointTables {
         failureOpen: (endpoint.number(value, 'flags') & flags.failureOpen) !== 0,
         dropOther: (endpoint.number(value, 'flags') & flags.dropOther) !== 0,
         shaped: (endpoint.number(value, 'flags') & flags.shaped) !== 0,
+        inbound: (endpoint.number(value, 'flags') & flags.inbound) !== 0,
         bridgeIndex: endpoint.number(value, 'bridge_ifindex'),
         ips: [...this.#sourcesOf(ifindex)].map((key) => this.#addressIn(key)).sort(),
       }));
@@ -244,6 +265,14 @@ export class EndpointTables {
     return new Set([...this.#endpoints.values()].map((value) => endpoint.number(value, 'instance')));
   }
 
+  /** Whether any endpoint in the kernel is intercepted inbound. */
+  hasInbound(): boolean {
+    const { endpoint, flags } = this.#layouts;
+    return [...this.#endpoints.values()].some(
+      (value) => (endpoint.number(value, 'flags') & flags.inbound) !== 0,
+    );
+  }
+
   /** Forgets a pod for good: nobody can ask any more. */
   forget(uid: PodUid): void {
     const row = this.#rows.get(uid);
@@ -251,7 +280,9 @@ export class EndpointTables {
       this.#rows.delete(uid);
       this.#byId.delete(row.id);
       this.#maps.workloads.delete(u32(row.id));
-      this.#maps.counters.delete(u32(row.id));
+      this.#counterMaps.forEach(({ map }) => {
+        map.delete(u32(row.id));
+      });
       this.#counted.delete(row.id);
       this.#shares.forget(row.id);
     }
@@ -260,25 +291,49 @@ export class EndpointTables {
   /** Summed up over the CPUs, off the event loop. */
   async counters(): Promise<EndpointCounters[]> {
     const { verdicts } = this.#layouts;
-    const { count, keys, values } = await this.#maps.counters.sums();
-    const stride = values.length / count;
-    return Array.from({ length: count }, (_, entry) => {
-      const endpointId = keys.readUInt32LE(entry * 4);
-      const packets: Record<string, number> = {};
-      verdicts.forEach((name, index) => {
-        packets[name] = number64(values, entry * stride + index * 8);
-      });
-      return { endpointId, podUid: this.#byId.get(endpointId)?.uid, packets };
-    });
+    const all: EndpointCounters[] = [];
+    for (const { direction, map } of this.#counterMaps) {
+      const { count, keys, values } = await map.sums();
+      const stride = values.length / count;
+      for (let entry = 0; entry < count; entry++) {
+        const endpointId = keys.readUInt32LE(entry * 4);
+        const packets: Record<string, number> = {};
+        verdicts.forEach((name, index) => {
+          packets[name] = number64(values, entry * stride + index * 8);
+        });
+        all.push({ endpointId, podUid: this.#byId.get(endpointId)?.uid, direction, packets });
+      }
+    }
+    return all;
   }
 
   /** Looks which counters are there, off the event loop: a row that has gone is made anew by the next `enrol`. */
   async recount(): Promise<void> {
-    const { count, keys } = await this.#maps.counters.sums();
-    const present = new Set(Array.from({ length: count }, (_, entry) => keys.readUInt32LE(entry * 4)));
-    for (const id of [...this.#counted].filter((counted) => !present.has(counted))) {
-      this.#counted.delete(id);
+    for (const { map } of this.#counterMaps) {
+      const { count, keys } = await map.sums();
+      const present = new Set(Array.from({ length: count }, (_, entry) => keys.readUInt32LE(entry * 4)));
+      for (const id of [...this.#counted].filter((counted) => !present.has(counted))) {
+        this.#counted.delete(id);
+      }
     }
+  }
+
+  #writeInbound(ifindex: number, ips: readonly string[]): string[] {
+    const wanted = new Map(ips.map((ip) => [Buffer.from(ipToBytes(ip)).toString('latin1'), ip]));
+    const present = setOf(this.#inbound, ifindex);
+    const changes: string[] = [];
+    for (const [key, ip] of wanted) {
+      if (!present.has(key)) {
+        this.#maps.inbound.set(Buffer.from(key, 'latin1'), u32(ifindex));
+        present.add(key);
+        changes.push(`the inbound address ${ip} was missing`);
+      }
+    }
+    for (const key of [...present].filter((candidate) => !wanted.has(candidate))) {
+      this.#maps.inbound.delete(Buffer.from(key, 'latin1'));
+      present.delete(key);
+    }
+    return changes;
   }
 
   #isSinceBirth(row: EndpointRow): boolean {
@@ -332,8 +387,8 @@ export class EndpointTables {
     if (this.#counted.has(id)) {
       return;
     }
-    if (this.#maps.counters.get(u32(id)) === undefined) {
-      this.#maps.counters.set(u32(id), Buffer.alloc(this.#maps.counters.valueSize));
+    for (const { map } of this.#counterMaps.filter((each) => each.map.get(u32(id)) === undefined)) {
+      map.set(u32(id), Buffer.alloc(map.valueSize));
     }
     this.#counted.add(id);
   }
@@ -349,7 +404,8 @@ export class EndpointTables {
         (plan.bridgeIndex > 0 ? flags.bridged : 0) |
         (row.sinceBirth ? flags.sinceBirth : 0) |
         (plan.dropOther ? flags.dropOther : 0) |
-        (plan.shaped === true ? flags.shaped : 0),
+        (plan.shaped === true ? flags.shaped : 0) |
+        (plan.inbound === true ? flags.inbound : 0),
       bridge_ifindex: plan.bridgeIndex,
     });
   }
@@ -359,14 +415,18 @@ export class EndpointTables {
   }
 
   #sourcesOf(ifindex: number): Set<string> {
-    const known = this.#sources.get(ifindex);
-    if (known !== undefined) {
-      return known;
-    }
-    const fresh = new Set<string>();
-    this.#sources.set(ifindex, fresh);
-    return fresh;
+    return setOf(this.#sources, ifindex);
   }
+}
+
+function setOf(sets: Map<number, Set<string>>, ifindex: number): Set<string> {
+  const known = sets.get(ifindex);
+  if (known !== undefined) {
+    return known;
+  }
+  const fresh = new Set<string>();
+  sets.set(ifindex, fresh);
+  return fresh;
 }
 
 /** As a number of JavaScript: exact up to 2^53. */

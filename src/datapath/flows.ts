@@ -9,6 +9,9 @@ import type { Layouts } from './layouts.js';
 
 const IPPROTO_TCP = 6;
 
+/** As the pod sees it: what it sends, or what it is sent. */
+export type FlowDirection = 'EGRESS' | 'INGRESS';
+
 export interface FlowRecord {
   readonly protocol: 'tcp';
   readonly src: SocketAddress;
@@ -17,7 +20,7 @@ export interface FlowRecord {
   readonly generation: number;
   readonly ifindex: number;
   readonly instance: string;
-  readonly direction: 'EGRESS' | 'INGRESS';
+  readonly direction: FlowDirection;
   /** Unix time, milliseconds. */
   readonly startedMs: number;
 }

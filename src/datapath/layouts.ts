@@ -21,6 +21,7 @@ export interface Layouts {
   readonly share: Struct;
   readonly turn: Struct;
   readonly settings: Struct;
+  readonly steering: Struct;
   readonly canaryKey: Struct;
   readonly canary: Struct;
   readonly deliveryTrial: Struct;
@@ -32,6 +33,7 @@ export interface Layouts {
     readonly sinceBirth: number;
     readonly dropOther: number;
     readonly shaped: number;
+    readonly inbound: number;
   };
   /** `enum delivery`. */
   readonly deliveries: Readonly<
@@ -74,6 +76,7 @@ export function readLayouts(object: BpfObject): Layouts {
     share: struct('share', ['recorded']),
     turn: struct('turn', ['endpoint', 'number']),
     settings: struct('settings', ['followed']),
+    steering: struct('steering', ['ifindex']),
     canaryKey: struct('canary_key', ['ifindex', 'family']),
     canary: struct('canary', ['nonce', 'answered', 'endpoint', 'generation', 'instance', 'listening']),
     deliveryTrial: struct('delivery_trial', ['nonce', 'outcome', 'error']),
@@ -84,6 +87,7 @@ export function readLayouts(object: BpfObject): Layouts {
       sinceBirth: enumValue(flags, 'ENDPOINT_SINCE_BIRTH'),
       dropOther: enumValue(flags, 'ENDPOINT_DROP_OTHER'),
       shaped: enumValue(flags, 'ENDPOINT_SHAPED'),
+      inbound: enumValue(flags, 'ENDPOINT_INBOUND'),
     },
     deliveries: {
       noListener: enumValue(deliveries, 'DELIVERY_NO_LISTENER'),

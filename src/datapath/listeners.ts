@@ -187,22 +187,24 @@ export class Listeners {
   }
 
   status(): ListenerStatus[] {
-    return this.#slots
-      .filter((slot) => slot.wanted !== undefined || slot.direction === 'outbound')
-      .map((slot) => {
-        const adopted = this.#cookieIn(slot.index) === undefined ? undefined : this.#adopted.get(slot.index);
-        const refused = this.#refused.get(slot.index);
-        const base = {
-          instance: slot.instance,
-          direction: slot.direction,
-          family: slot.family,
-          address: slot.wanted === undefined ? 'not configured' : textOf(slot.wanted),
-          adopted: adopted !== undefined,
-          sockets: this.#groups.get(slot.index) ?? { all: 0, transparent: 0 },
-          ...(refused === undefined ? {} : { refused }),
-        };
-        return adopted === undefined ? base : { ...base, pid: adopted.pid, process: adopted.process };
-      });
+    const inbound = new Set(
+      this.#slots.flatMap((slot) => (slot.direction === 'inbound' && slot.wanted ? [slot.instance] : [])),
+    );
+    const told = this.#slots.filter((slot) => slot.direction === 'outbound' || inbound.has(slot.instance));
+    return told.map((slot) => {
+      const adopted = this.#cookieIn(slot.index) === undefined ? undefined : this.#adopted.get(slot.index);
+      const refused = this.#refused.get(slot.index);
+      const base = {
+        instance: slot.instance,
+        direction: slot.direction,
+        family: slot.family,
+        address: slot.wanted === undefined ? 'not configured' : textOf(slot.wanted),
+        adopted: adopted !== undefined,
+        sockets: this.#groups.get(slot.index) ?? { all: 0, transparent: 0 },
+        ...(refused === undefined ? {} : { refused }),
+      };
+      return adopted === undefined ? base : { ...base, pid: adopted.pid, process: adopted.process };
+    });
   }
 
   #isTransparent({ cookie, transparent }: TcpListener): boolean {

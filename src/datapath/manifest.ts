@@ -10,15 +10,31 @@ import { readLayouts } from './layouts.js';
 export const MANIFEST = {
   main: 'intercept',
   programs: {
-    bridge_steer: { object: 'steer', runs: 'per-interface', role: 'steer' },
+    bridge_steer: { object: 'steer', runs: 'per-interface', role: 'steer', hook: 'ingress' },
+    inbound_steer: { object: 'inbound-steer', runs: 'per-interface', role: 'inbound-steer', hook: 'ingress' },
     socket_lookup: { object: 'socket-lookup', runs: 'per-namespace', role: 'socket-lookup' },
-    pod_egress: { object: 'intercept', runs: 'per-interface', role: 'egress', rowIn: 'endpoints' },
+    // Named after what the pod does: what it sends is what its interface at the host's side receives.
+    pod_egress: {
+      object: 'intercept',
+      runs: 'per-interface',
+      role: 'egress',
+      hook: 'ingress',
+      rowIn: 'endpoints',
+    },
+    pod_ingress: {
+      object: 'ingress',
+      runs: 'per-interface',
+      role: 'ingress',
+      hook: 'egress',
+      rowIn: 'endpoints',
+    },
     canary: { object: 'canary', runs: 'on-demand' },
   },
   maps: {
     endpoints: { onNewLayout: 'copied' },
     sources: { onNewLayout: 'copied' },
     workloads: { onNewLayout: 'copied' },
+    inbound: { onNewLayout: 'begun-anew' },
     instances: { onNewLayout: 'copied' },
     flows: { onNewLayout: 'copied', writtenByPrograms: true },
     connections: { onNewLayout: 'begun-anew' },
@@ -28,15 +44,19 @@ export const MANIFEST = {
     settings: { onNewLayout: 'begun-anew' },
     listeners: { onNewLayout: 'begun-anew' },
     counters: { onNewLayout: 'begun-anew' },
+    ingress_counters: { onNewLayout: 'begun-anew' },
+    steering: { onNewLayout: 'begun-anew' },
     canaries: { onNewLayout: 'begun-anew' },
     deliveries: { onNewLayout: 'begun-anew' },
+    ingress_canaries: { onNewLayout: 'begun-anew' },
+    ingress_deliveries: { onNewLayout: 'begun-anew' },
     events: { onNewLayout: 'begun-anew', neverShared: true },
   },
   readLayouts,
 } as const satisfies ObjectSet;
 
 export type DatapathPrograms = Programs<typeof MANIFEST>;
-/** Of the programs that run at interfaces: at a pod's, and at the bridge it is a port of. */
+/** Of the programs that run at interfaces: at a pod's, at the bridge it is a port of, and at the agent's own. */
 export type Role = Extract<
   (typeof MANIFEST.programs)[keyof typeof MANIFEST.programs],
   { runs: 'per-interface' }

@@ -71,16 +71,21 @@ export function listeners(config: Config, sockets: readonly TcpListener[] = tcpL
     config.interception.failure === 'closed'
       ? 'connections are reset (failure: closed)'
       : 'connections go straight through (failure: open)';
-  return config.instances.flatMap(({ name, outbound, inbound, owner }) =>
-    FAMILIES.flatMap((family) => [
-      outboundListener(name, family, addressFor(outbound, family), sockets, policy, owner),
-      ...inboundListener(name, family, addressFor(inbound, family), sockets),
-    ]),
-  );
+  return config.instances.flatMap(({ name, outbound, inbound, owner }) => [
+    ...FAMILIES.map((family) =>
+      listener(`${name}: outbound`, family, addressFor(outbound, family), sockets, policy, owner),
+    ),
+    ...(inbound.length === 0
+      ? [ok(`${name}: outbound only, for instances.inbound names no address`)]
+      : FAMILIES.map((family) =>
+          listener(`${name}: inbound`, family, addressFor(inbound, family), sockets, policy, owner),
+        )),
+  ]);
 }
 
-function outboundListener(
-  instance: string,
+/** `what`: instance and direction. */
+function listener(
+  what: string,
   family: Family,
   wanted: ListenerAddress | undefined,
   sockets: readonly TcpListener[],
@@ -89,38 +94,19 @@ function outboundListener(
 ): Finding {
   if (wanted === undefined) {
     return warn(
-      `${instance}: no IPv${family} address`,
-      `name one in instances.outbound; until then IPv${family} ${policy}`,
+      `${what}: no IPv${family} address`,
+      `name one in the instance; until then IPv${family} ${policy}`,
     );
   }
   const there = sockets.filter((socket) => serves(socket, wanted, family));
   const foreign = there.find((socket) => !opensAs(owner, socket));
   if (foreign !== undefined) {
     return fail(
-      `${instance}: ${wanted.text} is held by uid ${foreign.uid}, who is not its owner; ${policy}`,
+      `${what}: ${wanted.text} is held by uid ${foreign.uid}, who is not its owner; ${policy}`,
       `if that is the proxy, set "owner: {uid: ${foreign.uid}}" in the instance`,
     );
   }
   return there.length > 0
-    ? ok(`${instance}: outbound IPv${family} at ${wanted.text}`)
-    : warn(
-        `${instance}: nobody listens at ${wanted.text} for outbound IPv${family}`,
-        `start the proxy; until then ${policy}`,
-      );
-}
-
-/** This version intercepts what pods send, so an inbound listener that is not there harms nobody. */
-function inboundListener(
-  instance: string,
-  family: Family,
-  wanted: ListenerAddress | undefined,
-  sockets: readonly TcpListener[],
-): Finding[] {
-  if (wanted === undefined) {
-    return [];
-  }
-  const who = sockets.some((socket) => serves(socket, wanted, family)) ? '' : 'nobody listens; ';
-  return [
-    ok(`${instance}: inbound IPv${family} at ${wanted.text} (${who}this version does not intercept inbound)`),
-  ];
+    ? ok(`${what} IPv${family} at ${wanted.text}`)
+    : warn(`${what} IPv${family}: nobody listens at ${wanted.text}`, `start the proxy; until then ${policy}`);
 }

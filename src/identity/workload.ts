@@ -70,6 +70,8 @@ export interface InterceptionReport {
   /** All of the pod's interfaces that are intercepted; `interface` and `topology` are those of the first. */
   readonly interfaces: readonly InterfaceStatus[];
   readonly instance: string;
+  /** Empty where the pod is not intercepted. */
+  readonly directions: 'both' | 'outbound only' | '';
   readonly failure: FailurePolicy;
   /** What of the pod's own wishes, or of its runtime, could not be understood. */
   readonly problems: readonly string[];
@@ -93,9 +95,17 @@ export function interceptionReport(
     topology: endpoint?.interfaces[0]?.topology ?? '',
     interfaces: endpoint?.interfaces ?? [],
     instance: endpoint?.instance ?? '',
+    directions: directionsOf(endpoint),
     failure: endpoint?.failure ?? wanted.failure,
     problems: [...wanted.problems, ...runtimeProblems(pod)],
   };
+}
+
+function directionsOf(endpoint: EndpointStatus | undefined): InterceptionReport['directions'] {
+  if (endpoint === undefined || endpoint.interfaces.length === 0) {
+    return '';
+  }
+  return endpoint.inbound ? 'both' : 'outbound only';
 }
 
 function runtimeProblems(pod: Pod): string[] {

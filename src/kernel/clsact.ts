@@ -3,10 +3,12 @@
 import { attachClsact, type BpfProgram, detachClsact, programInfo, queryClsact } from '../native/bpf.js';
 import { unlessGone } from '../native/errors.js';
 import type { Attachment, Attachments, AttachResult } from './attachment.js';
-import { interfaceRoles, linkPin, type ObjectSet } from './object-set.js';
+import { type Hook, hookOf, interfaceRoles, linkPin, type ObjectSet } from './object-set.js';
 
 /** Our place among the filters of a hook: 0x4e53 is "NS". */
 export const CLSACT = { priority: 0x4e53, handle: 0x4e53 } as const;
+
+const HOOKS: readonly Hook[] = ['ingress', 'egress'];
 
 export class ClsactFilters<R extends string = string> implements Attachments<R> {
   readonly #set: ObjectSet;
@@ -21,26 +23,30 @@ export class ClsactFilters<R extends string = string> implements Attachments<R> 
   adopt(ifindexes: readonly number[]): void {
     const roles = new Map([...interfaceRoles(this.#set)].map(([role, program]) => [program, role]));
     for (const ifindex of ifindexes) {
-      const filter = unlessGone(() => queryClsact(ifindex, 'ingress', CLSACT));
-      const role = filter === undefined ? undefined : roles.get(programInfo(filter.programId)?.name ?? '');
-      if (role !== undefined) {
-        this.#hold({ role: role as R, ifindex });
+      for (const hook of HOOKS) {
+        const filter = unlessGone(() => queryClsact(ifindex, hook, CLSACT));
+        const role = filter === undefined ? undefined : roles.get(programInfo(filter.programId)?.name ?? '');
+        if (role !== undefined) {
+          this.#hold({ role: role as R, ifindex });
+        }
       }
     }
   }
 
-  isAttached({ ifindex }: Attachment<R>, program: BpfProgram): boolean {
-    return unlessGone(() => queryClsact(ifindex, 'ingress', CLSACT))?.programId === program.id;
+  isAttached({ role, ifindex }: Attachment<R>, program: BpfProgram): boolean {
+    const hook = hookOf(this.#set, role);
+    return unlessGone(() => queryClsact(ifindex, hook, CLSACT))?.programId === program.id;
   }
 
   attach(attachment: Attachment<R>, program: BpfProgram): AttachResult {
-    const { ifindex } = attachment;
+    const { role, ifindex } = attachment;
+    const hook = hookOf(this.#set, role);
     if (this.isAttached(attachment, program)) {
       this.#hold(attachment);
       return 'kept';
     }
-    const before = queryClsact(ifindex, 'ingress', CLSACT);
-    attachClsact(program, ifindex, 'ingress', CLSACT);
+    const before = queryClsact(ifindex, hook, CLSACT);
+    attachClsact(program, ifindex, hook, CLSACT);
     this.#hold(attachment);
     return before === undefined ? 'attached' : 'updated';
   }
@@ -52,7 +58,7 @@ export class ClsactFilters<R extends string = string> implements Attachments<R> 
   detach(attachment: Attachment<R>): void {
     const { role, ifindex } = attachment;
     if (this.#filters.delete(linkPin(role, ifindex))) {
-      unlessGone(() => detachClsact(ifindex, 'ingress', CLSACT));
+      unlessGone(() => detachClsact(ifindex, hookOf(this.#set, role), CLSACT));
     }
   }
 

@@ -5,6 +5,7 @@ export type DatapathErrorCode =
   | 'IPVS_FAILED'
   | 'LAYOUT_MISMATCH'
   | 'LAYOUT_NEWER'
+  | 'LINK_CONFLICT'
   | 'LISTENER_LIMIT'
   | 'NFT_FAILED'
   | 'OBJECT_MISSING'

@@ -4,9 +4,13 @@ import netlink from 'netlink';
 import { AF, type Family } from '../net/family.js';
 import type { Link } from '../net/link.js';
 
+const IFLA_IFNAME = 3;
+const IFLA_MTU = 4;
 const IFLA_INFO_KIND = 1;
 const IFLA_INFO_DATA = 2;
 const IFLA_BR_AGEING_TIME = 4;
+const VETH_INFO_PEER = 1;
+const IFINFOMSG_BYTES = 16;
 /**
  * Marks rules and routes as ours in `ip rule` and `ip route` (`proto 73`); rtnetlink(7), RTPROT values above 4 are
  * free.
@@ -106,12 +110,37 @@ export function toLink(message: netlink.rt.LinkMessage): Link {
     name: attrs.ifname ?? '',
     kind: linkKind(attrs.linkinfo),
     loopback: data.flags?.loopback === true,
+    up: data.flags?.up === true,
     ethernet: data.type === 'ETHER',
     peerIndex: attrs.link !== undefined && attrs.link.length >= 4 ? attrs.link.readUInt32LE(0) : undefined,
     peerNamespaceId: typeof attrs.linkNetnsid === 'number' ? attrs.linkNetnsid : undefined,
     master: attrs.master ?? 0,
     ...ageingOf(attrs.linkinfo),
   };
+}
+
+/** IFLA_LINKINFO of a veth pair (if_link.h): its kind, and the name of the other end with the same MTU. */
+export function vethInfo(peer: string, mtu: number): Buffer {
+  const size = Buffer.alloc(4);
+  size.writeUInt32LE(mtu, 0);
+  const other = Buffer.concat([
+    Buffer.alloc(IFINFOMSG_BYTES),
+    attribute(IFLA_IFNAME, Buffer.from(`${peer}\0`)),
+    attribute(IFLA_MTU, size),
+  ]);
+  return Buffer.concat([
+    attribute(IFLA_INFO_KIND, Buffer.from('veth')),
+    attribute(IFLA_INFO_DATA, attribute(VETH_INFO_PEER, other)),
+  ]);
+}
+
+function attribute(type: number, data: Buffer): Buffer {
+  const length = 4 + data.length;
+  const whole = Buffer.alloc((length + 3) & ~3);
+  whole.writeUInt16LE(length, 0);
+  whole.writeUInt16LE(type, 2);
+  data.copy(whole, 4);
+  return whole;
 }
 
 /** The package leaves IFLA_LINKINFO unparsed: nested attributes, of which IFLA_INFO_KIND is a C string. */

@@ -20,9 +20,12 @@ import {
   toLink,
   toRoute,
   toRule,
+  vethInfo,
 } from './netlink-messages.js';
 
 const LOOPBACK_INDEX = 1;
+/** RT_SCOPE_HOST, rtnetlink(7). */
+const SCOPE_HOST = 254;
 const RECEIVE_BYTES = 1 << 20;
 const SEND_BYTES = 1 << 16;
 const RTM_GETNSID = 90;
@@ -88,6 +91,46 @@ export class RouteSocket {
         throw error;
       }
     });
+  }
+
+  /** Both ends are down. NetlinkError EEXIST where a name is taken. */
+  addVethPair(name: string, peer: string, mtu: number): Promise<void> {
+    return this.#queue(`adding the interfaces ${name} and ${peer}`, async (options) => {
+      const flags = netlink.FlagsNew.CREATE | netlink.FlagsNew.EXCL;
+      const attrs = { ifname: name, mtu, linkinfo: vethInfo(peer, mtu) };
+      await this.#socket.newLink({}, attrs, { ...options, flags });
+    });
+  }
+
+  /** Of a veth pair, both ends. NetlinkError ENODEV where it has gone. */
+  deleteLink(index: number): Promise<void> {
+    return this.#queue(`deleting the interface ${index}`, async (options) => {
+      await this.#socket.delLink({ index }, {}, options);
+    });
+  }
+
+  setUp(index: number): Promise<void> {
+    return this.#queue(`setting the interface ${index} up`, async (options) => {
+      await this.#socket.setLink({ index, flags: { up: true }, change: { up: true } }, {}, options);
+    });
+  }
+
+  /** An IPv4 address of this host alone (scope host). False where the interface has it. */
+  async addHostAddress(index: number, ip: string): Promise<boolean> {
+    const address = Buffer.from(ipToNetworkBytes(ip));
+    try {
+      await this.#queue(`adding the address ${ip}`, async (options) => {
+        const flags = netlink.FlagsNew.CREATE | netlink.FlagsNew.EXCL;
+        const data = { family: AF[4], prefixlen: 32, scope: SCOPE_HOST, index };
+        await this.#socket.newAddress(data, { local: address, address }, { ...options, flags });
+      });
+      return true;
+    } catch (error) {
+      if (error instanceof NetlinkError && error.code === 'EEXIST') {
+        return false;
+      }
+      throw error;
+    }
   }
 
   /** Where a packet with `mark` would go now, by all rules and tables together; undefined: nowhere. */

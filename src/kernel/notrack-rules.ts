@@ -6,6 +6,7 @@
 
 import { formatMark, hex, type Mark } from '../net/mark.js';
 import type { Json } from './nft.js';
+import { STEERING_LINK } from './steering-link.js';
 
 export interface Chain {
   readonly name: string;
@@ -71,6 +72,9 @@ export function notrackRules(mark: Mark): readonly Rule[] {
     ...TAKEN.map(({ family, isTaken }) =>
       rule('prerouting', `intercepted ${family}`, [isMarked, isTaken, NOTRACK, clearMark]),
     ),
+    // What is for an inbound listener was given its socket at our own interface. The reset of a redirect has taken its
+    // connection tracking away, which goes on for the packets that come after it.
+    rule('prerouting', 'steered', [IS_STEERED, isMarked, NOTRACK, clearMark]),
     // The same without a socket: the program could not or must not assign one, and says so by the priority.
     rule('prerouting', 'left to look-up', [IS_LEFT_TO_LOOKUP, NOTRACK, clearMark]),
     // A pod's segment that belongs to no flow of its own, where it can have no older one: it answers somebody who dialled
@@ -95,6 +99,16 @@ export function notrackRules(mark: Mark): readonly Rule[] {
       rule('before_routing', `intercepted ${family}`, [UNTRACKED, isTaken, setMark]),
     ),
     rule('before_routing', 'left to look-up', [IS_LEFT_TO_LOOKUP, setMark]),
+    rule('before_routing', 'steered', [IS_STEERED, UNTRACKED, IS_TAKEN, setMark]),
+    // What comes after it arrives by some other interface, is tracked and, where the client dialled a service, translated by
+    // now. Its socket is the proxy's, at the pod's address: the stack would not forward it.
+    // But not its first one, which has to pass the filters of a forwarded packet and our program behind them, whatever
+    // listener the look-up names; in TIME_WAIT a socket is not whole, so it has no such property, and takes it.
+    ...TO_PODS.flatMap(({ family, isToPod }) => [
+      rule('before_routing', `inbound ${family}, to a service`, [isToPod, IS_TCP, IS_WILDCARD, RETURN]),
+      rule('before_routing', `inbound ${family}, first`, [isToPod, STARTS, NOT_LISTENING, RETURN]),
+      rule('before_routing', `inbound ${family}`, [isToPod, IS_TAKEN, setMark]),
+    ]),
     // Delivered without a socket it reaches a transparent one, by its connection or by what socket_lookup names, or none.
     {
       chain: 'input',
@@ -161,6 +175,23 @@ const NOT_LISTENING: Part = {
   text: 'socket wildcard 0',
   expr: [equals({ socket: { key: 'wildcard' } }, 0)],
 };
+const IS_STEERED: Part = {
+  text: `meta iifname "${STEERING_LINK}"`,
+  expr: [equals({ meta: { key: 'iifname' } }, STEERING_LINK)],
+};
+const IS_TCP: Part = { text: 'meta l4proto tcp', expr: [TCP] };
+const IS_TAKEN: Part = { text: 'meta l4proto tcp socket transparent 1', expr: [TCP, TRANSPARENT] };
+const IS_WILDCARD: Part = {
+  text: 'socket wildcard 1',
+  expr: [equals({ socket: { key: 'wildcard' } }, 1)],
+};
+const STARTS: Part = {
+  text: 'tcp flags & (fin | syn | rst | ack) == syn',
+  expr: [
+    equals({ '&': [{ payload: { protocol: 'tcp', field: 'flags' } }, ['fin', 'syn', 'rst', 'ack']] }, 'syn'),
+  ],
+};
+const RETURN: Part = { text: 'return', expr: [{ return: null }] };
 /** An enrolled pod's packet that a transparent socket takes, be it one that the packet was given. */
 const TAKEN: readonly { readonly family: string; readonly isTaken: Part }[] = [
   { family: 'IPv4', isTaken: taken('ip', 'pods4') },
@@ -171,6 +202,15 @@ const FROM_PODS: readonly { readonly family: string; readonly isFromPod: Part }[
   { family: 'IPv4', isFromPod: fromPod('ip', 'pods4') },
   { family: 'IPv6', isFromPod: fromPod('ip6', 'pods6') },
 ];
+
+const TO_PODS: readonly { readonly family: string; readonly isToPod: Part }[] = [
+  { family: 'IPv4', isToPod: toPod('ip', 'pods4') },
+  { family: 'IPv6', isToPod: toPod('ip6', 'pods6') },
+];
+
+function toPod(protocol: 'ip' | 'ip6', set: string): Part {
+  return { text: `${protocol} daddr @${set}`, expr: [address(protocol, 'daddr', set)] };
+}
 
 function fromPod(protocol: 'ip' | 'ip6', set: string): Part {
   return {

@@ -5,6 +5,8 @@
 
 import type { BpfObject } from '../native/bpf.js';
 
+export type Hook = 'ingress' | 'egress';
+
 /** Where a program runs. The role names the pins of its links: `<role>-<ifindex>`, or `<role>` where there is one. */
 export type ProgramSpec = {
   /** Object file without `.bpf.o`; one program stands in each. */
@@ -13,6 +15,8 @@ export type ProgramSpec = {
   | {
       readonly runs: 'per-interface';
       readonly role: string;
+      /** Of tc at the interface: what it has received, or what it is about to send. */
+      readonly hook: Hook;
       /** The map that its state stands in, keyed by ifindex: without a row there a migration leaves the old program. */
       readonly rowIn?: string;
     }
@@ -63,6 +67,16 @@ export function interfaceRoles(set: ObjectSet): ReadonlyMap<string, string> {
       spec.runs === 'per-interface' ? [[spec.role, name] as const] : [],
     ),
   );
+}
+
+/** The hook of tc at which programs of a role run. */
+export function hookOf(set: ObjectSet, role: string): Hook {
+  for (const spec of Object.values(set.programs)) {
+    if (spec.runs === 'per-interface' && spec.role === role) {
+      return spec.hook;
+    }
+  }
+  throw new RangeError(`no program has the role ${role}`);
 }
 
 /** The name under which a link is pinned. */

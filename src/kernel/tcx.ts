@@ -8,7 +8,7 @@ import { basename, join } from 'node:path';
 import { attachTcx, attachTcxAsync, BpfLink, type BpfProgram, queryTcx } from '../native/bpf.js';
 import { unlessGone } from '../native/errors.js';
 import type { Attachment, Attachments, AttachResult } from './attachment.js';
-import { linkPin, type ObjectSet, parseLinkPin } from './object-set.js';
+import { hookOf, linkPin, type ObjectSet, parseLinkPin } from './object-set.js';
 import { detachPinned, pinsIn } from './pins.js';
 
 export class TcxLinks<R extends string = string> implements Attachments<R> {
@@ -23,15 +23,15 @@ export class TcxLinks<R extends string = string> implements Attachments<R> {
     this.#linksPath = linksPath;
   }
 
-  isAttached({ ifindex }: Attachment<R>, program: BpfProgram): boolean {
-    const entries = unlessGone(() => queryTcx(ifindex, 'ingress')) ?? [];
+  isAttached({ role, ifindex }: Attachment<R>, program: BpfProgram): boolean {
+    const entries = unlessGone(() => queryTcx(ifindex, hookOf(this.#set, role))) ?? [];
     return entries.some((entry) => entry.programId === program.id);
   }
 
   attach(attachment: Attachment<R>, program: BpfProgram): AttachResult {
     const done = this.#update(attachment, program);
     if (done === undefined) {
-      this.#pin(attachment, attachTcx(program, attachment.ifindex, 'ingress'));
+      this.#pin(attachment, attachTcx(program, attachment.ifindex, hookOf(this.#set, attachment.role)));
     }
     return done ?? 'attached';
   }
@@ -46,8 +46,8 @@ export class TcxLinks<R extends string = string> implements Attachments<R> {
     if (done !== undefined) {
       return done;
     }
-    const making = attachTcxAsync(program, attachment.ifindex, 'ingress').then((link) =>
-      this.#pin(attachment, link),
+    const making = attachTcxAsync(program, attachment.ifindex, hookOf(this.#set, attachment.role)).then(
+      (link) => this.#pin(attachment, link),
     );
     this.#underWay.set(path, making);
     try {
@@ -95,7 +95,7 @@ export class TcxLinks<R extends string = string> implements Attachments<R> {
     if (this.#held.has(path) && this.isAttached(attachment, program)) {
       return 'kept';
     }
-    const there = queryTcx(attachment.ifindex, 'ingress');
+    const there = queryTcx(attachment.ifindex, hookOf(this.#set, attachment.role));
     const link = BpfLink.openPinned(path);
     const entry = there.find(({ linkId }) => linkId === link.id);
     if (entry === undefined) {
@@ -120,7 +120,8 @@ export class TcxLinks<R extends string = string> implements Attachments<R> {
     if (link === undefined) {
       return undefined; // of nobody, or on its way out
     }
-    if (!queryTcx(attachment.ifindex, 'ingress').some(({ linkId }) => linkId === link.id)) {
+    const there = queryTcx(attachment.ifindex, hookOf(this.#set, attachment.role));
+    if (!there.some(({ linkId }) => linkId === link.id)) {
       this.#letGo(path);
       return undefined;
     }

@@ -13,6 +13,8 @@ export interface Link {
   readonly peerNamespaceId: number | undefined;
   /** ifindex of the bridge or bond that this interface is a port of; 0 without one. */
   readonly master: number;
+  /** As the administrator set it, whether or not there is a carrier. */
+  readonly up?: boolean;
   /** Of a bridge: after this time it forgets where a station is; 0 if it learns nothing. */
   readonly ageingMs?: number;
 }

@@ -53,11 +53,11 @@ export function withoutAddress({ link, podInterface = link.name }: HostAttachmen
 
 /** An interface that the pod still has, and that was not found in it this time, goes by what is decided of the others. */
 export function alsoHeld(found: InterceptDecision, held: readonly PlannedEndpoint[]): InterceptDecision {
-  const { instance, failureOpen, dropOther } = found.endpoints[0].plan;
+  const { instance, failureOpen, dropOther, inbound = false } = found.endpoints[0].plan;
   const located = new Set(found.endpoints.map(({ plan }) => plan.ifindex));
   const more = held
     .filter(({ plan }) => !located.has(plan.ifindex))
-    .map(({ at, plan }) => ({ at, plan: { ...plan, instance, failureOpen, dropOther } }));
+    .map(({ at, plan }) => ({ at, plan: { ...plan, instance, failureOpen, dropOther, inbound } }));
   const names = more.map(({ at }) => at.link.name).join(', ');
   return more.length === 0
     ? found

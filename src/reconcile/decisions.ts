@@ -46,7 +46,7 @@ export interface DecisionsOptions {
   /** Which instance serves an app; undefined where the configuration has none for it. */
   readonly instanceFor: (
     app: string | undefined,
-  ) => { readonly name: string; readonly number: number } | undefined;
+  ) => { readonly name: string; readonly number: number; readonly inbound: boolean } | undefined;
   /** Also of one that is not configured any more. */
   readonly instanceName: (number: number) => string;
   readonly tables: Pick<EndpointTables, 'plansOf' | 'rowOf' | 'ownerOf'>;
@@ -313,6 +313,7 @@ export class Decisions {
         failureOpen: failure === 'open',
         dropOther: other === 'drop',
         bridgeIndex: at.kind === 'bridge' ? at.bridge.index : 0,
+        inbound: instance.inbound,
         shaped: comesFirst && at.kind === 'routed' && shapers.of(at.link.index) !== undefined,
         ips,
       },

@@ -135,12 +135,13 @@ export class EndpointInstaller {
     const egress: Attachment<Role> = { role: 'egress', ifindex: plan.ifindex };
     const done = await attachments.attachAsync(egress, programs.programs.pod_egress);
     if (done !== 'kept') {
-      repaired(
-        'attachment',
-        `the program at ${at.link.name} was ${done === 'attached' ? 'gone' : 'of another build'}`,
-      );
+      repaired('attachment', `the program at ${at.link.name} was ${was(done)}`);
     }
-    const changed = changes.length > 0 || steered !== 'kept' || done !== 'kept';
+    const received = plan.inbound === true ? await this.#ingress(plan.ifindex) : 'kept';
+    if (received !== 'kept') {
+      repaired('attachment', `the program for what the pod at ${at.link.name} is sent was ${was(received)}`);
+    }
+    const changed = changes.length > 0 || [steered, done, received].some((result) => result !== 'kept');
     if (changed && !wasThere) {
       const { id, generation } = row;
       log.info(
@@ -151,8 +152,17 @@ export class EndpointInstaller {
     return changed;
   }
 
+  #ingress(ifindex: number): Promise<AttachResult> {
+    const { attachments, programs } = this.#options;
+    return attachments.attachAsync({ role: 'ingress', ifindex }, programs.programs.pod_ingress);
+  }
+
   #missingAttachment({ at, plan }: PlannedEndpoint): string | undefined {
     const { programs, attachments } = this.#options;
+    const ingress: Attachment<Role> = { role: 'ingress', ifindex: plan.ifindex };
+    if (plan.inbound === true && !attachments.isAttached(ingress, programs.programs.pod_ingress)) {
+      return `the program for what the pod is sent is not attached to ${at.link.name}`;
+    }
     if (!attachments.isAttached({ role: 'egress', ifindex: plan.ifindex }, programs.programs.pod_egress)) {
       return `the program is not attached to ${at.link.name}`;
     }
@@ -166,6 +176,10 @@ export class EndpointInstaller {
   }
 }
 
+function was(done: AttachResult): string {
+  return done === 'attached' ? 'gone' : 'of another build';
+}
+
 function isSame(a: PlannedEndpoint, b: PlannedEndpoint): boolean {
   return (
     a.plan === b.plan ||
@@ -174,6 +188,7 @@ function isSame(a: PlannedEndpoint, b: PlannedEndpoint): boolean {
       a.plan.failureOpen === b.plan.failureOpen &&
       a.plan.dropOther === b.plan.dropOther &&
       (a.plan.shaped ?? false) === (b.plan.shaped ?? false) &&
+      (a.plan.inbound ?? false) === (b.plan.inbound ?? false) &&
       a.plan.bridgeIndex === b.plan.bridgeIndex &&
       a.plan.ips.join() === b.plan.ips.join())
   );

@@ -2,6 +2,7 @@
 
 import type { Log } from '../base/log.js';
 import type { EndpointTables } from '../datapath/endpoints.js';
+import type { InboundSteering } from '../datapath/inbound.js';
 import type { InstanceSlots } from '../datapath/instance-slots.js';
 import type { DatapathPrograms } from '../datapath/manifest.js';
 import type { UdpPorts } from '../datapath/udp-ports.js';
@@ -32,6 +33,7 @@ export interface NodeStateOptions {
   readonly familiesOff: () => readonly FamilyOff[];
   readonly notrack: Pick<NotrackTable, 'ensure' | 'change'>;
   readonly ipvs: Pick<IpvsBypass, 'ensure'>;
+  readonly inbound: Pick<InboundSteering, 'ensure'>;
   readonly programs: Pick<DatapathPrograms, 'programs' | 'ensurePins'>;
   readonly tables: Pick<EndpointTables, 'refresh' | 'recount'>;
   readonly udpPorts: Pick<UdpPorts, 'ensure'>;
@@ -128,7 +130,7 @@ export class NodeState {
   }
 
   async #ensureRest(addresses: ReadonlySet<string>): Promise<void> {
-    const { routes, notrack, ipvs, programs, tables, slots, udpPorts, lookup } = this.#options;
+    const { routes, notrack, ipvs, inbound, programs, tables, slots, udpPorts, lookup } = this.#options;
     for (const what of [...tables.refresh(), ...slots.ensure(), ...udpPorts.ensure()]) {
       this.#put('map', what);
     }
@@ -149,6 +151,9 @@ export class NodeState {
     this.#addresses = addresses;
     for (const what of await ipvs.ensure(families)) {
       this.#put('ipvs', what);
+    }
+    for (const what of await inbound.ensure()) {
+      this.#put('inbound', what);
     }
     const attached = lookup.attach(programs.programs.socket_lookup);
     if (attached !== 'kept') {

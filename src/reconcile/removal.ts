@@ -26,7 +26,10 @@ import type { Proofs } from './proofs.js';
 export const UNNAMED_MS = 30_000;
 
 /** By role, the interfaces that are not to be touched. */
-export type Kept = Readonly<Record<Role, ReadonlySet<number>>>;
+export type Kept = Readonly<Record<PodRole, ReadonlySet<number>>>;
+
+/** The program at our own interface is the node's, not any pod's. */
+type PodRole = Exclude<Role, 'inbound-steer'>;
 
 export interface RemovalOptions {
   readonly store: Pick<PodStore, 'get'>;
@@ -57,9 +60,12 @@ export class Removal {
   /** Takes endpoints out of the kernel, but those whose interface, or its number, another pod has by now. */
   removeEndpoints(endpoints: readonly PlannedEndpoint[], wanted: readonly InterceptDecision[]): void {
     const { egress } = interfacesOf(wanted);
-    for (const { ifindex } of endpoints.map(({ plan }) => plan)) {
+    for (const { ifindex, inbound } of endpoints.map(({ plan }) => plan)) {
       if (!egress.has(ifindex)) {
         this.#detach({ role: 'egress', ifindex });
+        if (inbound === true) {
+          this.#detach({ role: 'ingress', ifindex });
+        }
         this.#remove(ifindex);
       }
     }
@@ -73,7 +79,7 @@ export class Removal {
     const { tables, attachments } = this.#options;
     const interfaces = interfacesOf(wanted);
     const isUnwanted = ({ role, ifindex }: Attachment<Role>) =>
-      !interfaces[role].has(ifindex) && !kept[role].has(ifindex);
+      role !== 'inbound-steer' && !interfaces[role].has(ifindex) && !kept[role].has(ifindex);
     for (const attachment of attachments.list().filter(isUnwanted)) {
       this.#detach(attachment);
     }
@@ -89,14 +95,19 @@ export class Removal {
     const { tables, links } = this.#options;
     const egress = new Set<number>();
     const steer = new Set<number>();
+    const ingress = new Set<number>();
     for (const ifindex of tables.liveInterfaces()) {
       const uid = tables.ownerOf(ifindex);
       if (uid !== undefined && this.#mayBeBack(uid) && (await links.hostLink(ifindex)) !== undefined) {
+        const held = tables.plansOf(uid).find((plan) => plan.ifindex === ifindex);
         egress.add(ifindex);
-        steer.add(tables.plansOf(uid).find((plan) => plan.ifindex === ifindex)?.bridgeIndex ?? 0);
+        steer.add(held?.bridgeIndex ?? 0);
+        if (held?.inbound === true) {
+          ingress.add(ifindex);
+        }
       }
     }
-    return { egress, steer };
+    return { egress, steer, ingress };
   }
 
   #mayBeBack(uid: PodUid): boolean {
@@ -161,7 +172,7 @@ export class Removal {
   }
 }
 
-const NOTHING: Kept = { egress: new Set(), steer: new Set() };
+const NOTHING: Kept = { egress: new Set(), steer: new Set(), ingress: new Set() };
 
 /** Which interfaces carry a program of each role. */
 function interfacesOf(wanted: readonly InterceptDecision[]): Kept {
@@ -169,5 +180,6 @@ function interfacesOf(wanted: readonly InterceptDecision[]): Kept {
   return {
     egress: new Set(endpoints.map(({ plan }) => plan.ifindex)),
     steer: new Set(endpoints.flatMap(({ at }) => (at.kind === 'bridge' ? [at.bridge.index] : []))),
+    ingress: new Set(endpoints.flatMap(({ plan }) => (plan.inbound === true ? [plan.ifindex] : []))),
   };
 }

@@ -11,6 +11,7 @@ export const REPAIR_KINDS = [
   'pin',
   'map',
   'attachment',
+  'inbound',
   'sysctl',
 ] as const;
 export type RepairKind = (typeof REPAIR_KINDS)[number];

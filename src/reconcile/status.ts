@@ -32,6 +32,8 @@ export interface EndpointStatus {
   readonly endpointId?: number;
   readonly generation?: number;
   readonly instance?: string;
+  /** What it is sent is intercepted as well: its instance has an inbound listener. */
+  readonly inbound: boolean;
   readonly failure: FailurePolicy;
   /** It is enrolled: labels, annotations and configuration say so, whether or not it can be intercepted. */
   readonly desired: boolean;
@@ -55,7 +57,7 @@ export function statusOf(decision: Decision, observed: Observation): EndpointSta
   const { pod, failure } = decision;
   if (decision.kind === 'leave') {
     const { state, reason } = decision;
-    const nothing = { interfaces: [], programmed: false, verified: false };
+    const nothing = { interfaces: [], inbound: false, programmed: false, verified: false };
     return { podUid: pod.uid, state, reason, failure, desired: state !== 'NOT_ENROLLED', ...nothing };
   }
   const { installed, nodeProblem, proof, before } = observed;
@@ -93,6 +95,7 @@ export function statusOf(decision: Decision, observed: Observation): EndpointSta
     })),
     ...(row === undefined ? {} : { endpointId: row.id, generation: row.generation }),
     instance: decision.instance,
+    inbound: decision.endpoints.every(({ plan }) => plan.inbound === true),
     failure,
     desired: true,
     programmed: installed !== undefined && missing === undefined,

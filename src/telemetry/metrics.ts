@@ -73,16 +73,21 @@ export class Metrics {
     }).set({ version, node_version: process.version }, 1);
     new Counter({
       name: 'nodesentry_packets_total',
-      help: 'Packets at the interception hook by pod and verdict; empty pod: packets of no endpoint',
-      labelNames: ['namespace', 'pod', 'verdict'],
+      help: 'Packets that pods sent (egress) and were sent (ingress), by verdict; empty pod: of no endpoint',
+      labelNames: ['namespace', 'pod', 'direction', 'verdict'],
       registers,
       async collect() {
         const counters = await datapath.counters();
         this.reset();
-        for (const { podUid, packets } of counters) {
+        for (const { podUid, direction, packets } of counters) {
           const pod = podUid === undefined ? undefined : (store.get(podUid) ?? store.removed(podUid)?.pod);
+          const labels = {
+            namespace: pod?.namespace ?? '',
+            pod: pod?.name ?? '',
+            direction: direction.toLowerCase(),
+          };
           for (const [verdict, count] of Object.entries(packets).filter(([, value]) => value > 0)) {
-            this.inc({ namespace: pod?.namespace ?? '', pod: pod?.name ?? '', verdict }, count);
+            this.inc({ ...labels, verdict }, count);
           }
         }
       },

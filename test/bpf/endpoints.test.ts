@@ -17,6 +17,7 @@ const PLAN: EndpointPlan = {
   dropOther: false,
   bridgeIndex: 0,
   shaped: false,
+  inbound: false,
   ips: ['10.66.0.3', 'fd00:66::3'],
 };
 
@@ -323,7 +324,10 @@ describe('counters', () => {
   });
 
   it('of packets that belong to nobody have a row from the start', async () => {
-    expect(await tables.counters()).toMatchObject([{ endpointId: 0, podUid: undefined }]);
+    expect(await tables.counters()).toMatchObject([
+      { endpointId: 0, podUid: undefined, direction: 'EGRESS' },
+      { endpointId: 0, podUid: undefined, direction: 'INGRESS' },
+    ]);
   });
 
   it('go on counting over a restart and a re-enrolment, and go when the pod is forgotten', async () => {
@@ -336,6 +340,6 @@ describe('counters', () => {
     expect((await ofWeb())?.packets.NOT_TCP).toBe(5);
     tables.forget(WEB);
     expect(await ofWeb()).toBeUndefined();
-    expect(await tables.counters()).toHaveLength(1);
+    expect(await tables.counters()).toHaveLength(2);
   });
 });

@@ -174,6 +174,7 @@ describe('an agent of a newer layout', () => {
       to: 'v2',
       shared: [
         'sources',
+        'inbound',
         'instances',
         'shares',
         'turns',
@@ -181,8 +182,12 @@ describe('an agent of a newer layout', () => {
         'settings',
         'listeners',
         'counters',
+        'ingress_counters',
+        'steering',
         'canaries',
         'deliveries',
+        'ingress_canaries',
+        'ingress_deliveries',
       ],
       copied: { endpoints: 2, workloads: 3, flows: 1 },
       unfit: 0,
@@ -419,7 +424,7 @@ describe('within one layout', () => {
           expect(links.attach({ role: 'egress', ifindex }, pod_egress)).toBe('updated');
         }
       });
-      expect(next.removeStalePrograms()).toHaveLength(4);
+      expect(next.removeStalePrograms()).toHaveLength(Object.keys(next.programs).length);
       before = running();
       expect(before).toEqual([pod_egress.id, pod_egress.id, bridge_steer.id]);
       expect(linkIds()).toEqual(older.linkIds);

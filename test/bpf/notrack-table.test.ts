@@ -67,12 +67,13 @@ describe('the table', () => {
         `ip6 ${ours('pods6')} socket wildcard 0 meta mark set meta mark | 0x00000040`,
         `meta mark & 0x00000040 == 0x00000040 ip ${ours('pods4')} ${untracked}`,
         `meta mark & 0x00000040 == 0x00000040 ip6 ${ours('pods6')} ${untracked}`,
+        `iifname "nodesentry0" meta mark & 0x00000040 == 0x00000040 ${untracked}`,
         `meta priority 4e53:2 ${untracked} }`,
       ].join(' '),
     );
     expect(text).toContain('ip daddr @pods4 socket transparent 1 notrack');
     expect(text).toContain('ip6 daddr @pods6 socket transparent 1 notrack');
-    expect(text.match(/notrack/g)).toHaveLength(5);
+    expect(text.match(/notrack/g)).toHaveLength(6);
   });
 
   it('has a rule that resets what our program left to connection tracking and that does not know', async () => {
@@ -101,7 +102,17 @@ describe('the table', () => {
         'meta mark & 0x00000040 == 0x00000040 meta mark set meta mark & 0xffffffbf',
         `ct state untracked ip ${ours('pods4')} meta mark set meta mark | 0x00000040`,
         `ct state untracked ip6 ${ours('pods6')} meta mark set meta mark | 0x00000040`,
-        'meta priority 4e53:2 meta mark set meta mark | 0x00000040 }',
+        'meta priority 4e53:2 meta mark set meta mark | 0x00000040',
+        'iifname "nodesentry0" ct state untracked meta l4proto tcp socket transparent 1 meta mark set meta mark | 0x00000040',
+        ...[
+          ['ip', 'pods4'],
+          ['ip6', 'pods6'],
+        ].flatMap(([protocol, set]) => [
+          `${protocol} daddr @${set} meta l4proto tcp socket wildcard 1 return`,
+          `${protocol} daddr @${set} tcp flags syn / fin,syn,rst,ack socket wildcard 0 return`,
+          `${protocol} daddr @${set} meta l4proto tcp socket transparent 1 meta mark set meta mark | 0x00000040`,
+        ]),
+        '}',
       ].join(' '),
     );
   });

@@ -233,7 +233,14 @@ it('the layouts are those of the objects', () => {
   const header = readFileSync('bpf/include/layout.h', 'utf8');
   const declared = [...header.matchAll(/^\s+VERDICT_(\w+),/gm)].map(([, name]) => name);
   expect(layouts.verdicts).toEqual(declared.filter((name) => name !== 'COUNT'));
-  expect(layouts.flags).toEqual({ failureOpen: 1, bridged: 2, sinceBirth: 4, dropOther: 8, shaped: 16 });
+  expect(layouts.flags).toEqual({
+    failureOpen: 1,
+    bridged: 2,
+    sinceBirth: 4,
+    dropOther: 8,
+    shaped: 16,
+    inbound: 32,
+  });
   expect(layouts.endpoint.size).toBe(20);
   expect(layouts.slots).toEqual({ perInstance: 4, inbound: 2, ipv6: 1 });
 });

@@ -60,6 +60,8 @@ beforeEach(() => {
       sources: map('sources'),
       workloads: map('workloads'),
       counters: map('counters'),
+      ingress_counters: map('ingress_counters'),
+      inbound: map('inbound'),
       shares: map('shares'),
       turns: map('turns'),
     },

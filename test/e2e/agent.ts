@@ -15,6 +15,7 @@ const CLI = join(import.meta.dirname, '../../bin/nodesentry');
 const DEFAULT_OBJECTS = join(import.meta.dirname, '../../build/bpf');
 
 export const OUTBOUND = ['127.0.0.1:15001', '[::1]:15001'] as const;
+export const INBOUND = ['127.0.0.1:15006', '[::1]:15006'] as const;
 
 /** The label that the CRI source takes a service account from, where no kubelet has set labels of its own. */
 export function enrolled(app: string): Record<string, string> {

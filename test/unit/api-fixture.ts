@@ -6,6 +6,7 @@ import { join } from 'node:path';
 import type { PeerCredentials } from '../../src/api/callers.js';
 import { type HttpApi, startHttpApi } from '../../src/api/http.js';
 import { parseConfig } from '../../src/config/load.js';
+import type { EndpointCounters } from '../../src/datapath/endpoints.js';
 import type { FlowEvent, FlowRecord } from '../../src/datapath/flows.js';
 import type { ListenerStatus } from '../../src/datapath/listeners.js';
 import { type IdentityOptions, IdentityService } from '../../src/identity/resolve.js';
@@ -47,6 +48,7 @@ export function endpoint(podUid: PodUid, fields: Partial<EndpointStatus> = {}): 
     endpointId: 1,
     generation: 3,
     instance: 'default',
+    inbound: false,
     failure: 'closed',
     desired: true,
     programmed: true,
@@ -87,7 +89,7 @@ export class FakeDatapath implements DatapathView {
   readonly subscribers = new Set<(event: FlowEvent) => void>();
   listening: ListenerStatus[] = [];
   off: FamilyOff[] = [];
-  packets: { endpointId: number; podUid: PodUid | undefined; packets: Record<string, number> }[] = [];
+  packets: EndpointCounters[] = [];
 
   lookupFlow(src: SocketAddress, dst: SocketAddress): FlowRecord | undefined {
     const key = (a: SocketAddress, b: SocketAddress) => `${formatSocketAddress(a)} ${formatSocketAddress(b)}`;

@@ -241,8 +241,8 @@ describe('the other resources', () => {
     const { client, fixture } = await start();
     fixture.state.blockers = ['source cri has not synced'];
     fixture.datapath.packets = [
-      { endpointId: 1, podUid: undefined, packets: { FLOW_STARTED: 2, MALFORMED: 0 } },
-      { endpointId: 0, podUid: undefined, packets: { FLOW_STARTED: 1, MALFORMED: 0 } },
+      { endpointId: 1, podUid: undefined, direction: 'EGRESS', packets: { FLOW_STARTED: 2, MALFORMED: 0 } },
+      { endpointId: 0, podUid: undefined, direction: 'EGRESS', packets: { FLOW_STARTED: 1, MALFORMED: 0 } },
     ];
     expect(await client.status()).toMatchObject({
       version: '1.2.3',
@@ -277,7 +277,9 @@ describe('the other resources', () => {
 
   test('metrics count packets by pod, endpoints by state, and the questions that were asked', async () => {
     const { ask, fixture, client } = await start();
-    fixture.datapath.packets = [{ endpointId: 1, podUid: pod('web-0').uid, packets: { SPOOFED_SOURCE: 4 } }];
+    fixture.datapath.packets = [
+      { endpointId: 1, podUid: pod('web-0').uid, direction: 'EGRESS', packets: { SPOOFED_SOURCE: 4 } },
+    ];
     fixture.datapath.listening = [
       {
         instance: 'default',
@@ -295,7 +297,7 @@ describe('the other resources', () => {
       const { text, type } = await ask('/metrics', {});
       expect(type).toContain('text/plain');
       for (const line of [
-        'nodesentry_packets_total{namespace="default",pod="web-0",verdict="SPOOFED_SOURCE"} 4',
+        'nodesentry_packets_total{namespace="default",pod="web-0",direction="egress",verdict="SPOOFED_SOURCE"} 4',
         'nodesentry_endpoints{state="INTERCEPTED"} 1',
         'nodesentry_endpoints{state="DEGRADED"} 0',
         'nodesentry_listener_adopted{instance="default",direction="outbound",family="ipv6"} 0',

@@ -77,6 +77,7 @@ describe('with an agent', () => {
       state: 'REFUSED',
       reason: 'HOST_NETWORK: the pod uses the network of the host',
       interfaces: [],
+      inbound: false,
       failure: 'closed',
       desired: true,
       programmed: false,
@@ -85,9 +86,9 @@ describe('with an agent', () => {
     expect(await ask('pods')).toBe(0);
     expect(printed).toBe(
       [
-        'NAMESPACE  NAME                    RUNTIME  STATE        INTERFACE  TOPOLOGY  IPS                   DESIRED  PROGRAMMED  VERIFIED  REASON',
-        'default    batch-with-a-long-name  runc     REFUSED      -          -         10.66.0.4,fd00:66::4  yes      no          no        HOST_NETWORK: the pod uses the network of the host',
-        'default    web-0                   runsc    INTERCEPTED  veth0      routed    10.66.0.3             yes      yes         yes       -',
+        'NAMESPACE  NAME                    RUNTIME  STATE        DIRECTIONS     INTERFACE  TOPOLOGY  IPS                   DESIRED  PROGRAMMED  VERIFIED  REASON',
+        'default    batch-with-a-long-name  runc     REFUSED      -              -          -         10.66.0.4,fd00:66::4  yes      no          no        HOST_NETWORK: the pod uses the network of the host',
+        'default    web-0                   runsc    INTERCEPTED  outbound only  veth0      routed    10.66.0.3             yes      yes         yes       -',
         '',
       ].join('\n'),
     );
@@ -186,7 +187,12 @@ describe('with an agent', () => {
       { ...none, direction: 'outbound', family: 4, address: '127.0.0.1:16001', refused: 'held by uid 65534' },
     ];
     fixture.datapath.packets = [
-      { endpointId: 1, podUid: uid('uid-web-0'), packets: { FLOW_STARTED: 3, MALFORMED: 0 } },
+      {
+        endpointId: 1,
+        podUid: uid('uid-web-0'),
+        direction: 'EGRESS',
+        packets: { FLOW_STARTED: 3, MALFORMED: 0 },
+      },
     ];
     fixture.datapath.statuses.push(endpoint(uid('x'), { state: 'DEGRADED' }));
     fixture.state.blockers = ['source cri has not synced'];
@@ -201,7 +207,7 @@ describe('with an agent', () => {
       /^ {2}static +yes +-$/m,
       /^ {2}default +outbound +IPv4 +127\.0\.0\.1:15001 +yes +reach envoy, pid 77 \(3 of 4 sockets\)$/m,
       /^ {2}default +outbound +IPv6 +not configured +NO +are reset \(failure: closed\)$/m,
-      /^ {2}default +inbound +IPv4 +127\.0\.0\.1:15006 +NO +are not intercepted yet$/m,
+      /^ {2}default +inbound +IPv4 +127\.0\.0\.1:15006 +NO +are reset \(failure: closed\)$/m,
       /^ {2}default +outbound +IPv4 +127\.0\.0\.1:16001 +NO +are reset \(failure: closed\): held by uid 65534$/m,
       /^ {2}DEGRADED +1$/m,
       /^ {2}FLOW_STARTED +3$/m,

@@ -14,7 +14,7 @@ function world(count: number, options: Partial<DecisionsOptions> = {}) {
       links: links.asPodLinks(),
       ...NO_SHAPERS,
       defaults: { enrol: 'all', failure: 'closed', other: 'pass' },
-      instanceFor: () => ({ name: 'default', number: 0 }),
+      instanceFor: () => ({ name: 'default', number: 0, inbound: false }),
       instanceName: (number) => `number ${number}`,
       tables: kernel.tables,
       authorities: [],
@@ -175,7 +175,7 @@ describe('a pod that is in the kernel, and cannot be placed any more', () => {
     const none = { instanceFor: () => undefined };
     now = world(1, {
       ...none,
-      instanceFor: (app) => (app === 'web' ? { name: 'web', number: 0 } : undefined),
+      instanceFor: (app) => (app === 'web' ? { name: 'web', number: 0, inbound: false } : undefined),
     });
     await installed(now);
     change(0, { labels: { app: 'other', 'nodesentry.io/failure': 'open' } });

@@ -83,7 +83,9 @@ describe('the command', () => {
       .filter((line) => /^(ok {2}|warn) /.test(line))
       .map((line) => /^.{4} {2}\S+(?: \S+)* +/.exec(line)?.[0].length);
     expect(starts.length).toBeGreaterThan(15);
-    expect(stdout).toMatch(/^warn {2}listeners +default: nobody listens at 127\.0\.0\.1:15001/m);
+    expect(stdout).toMatch(
+      /^warn {2}listeners +default: outbound IPv4: nobody listens at 127\.0\.0\.1:15001/m,
+    );
     expect(stdout).toMatch(/^ +→ start the proxy; until then connections are reset \(failure: closed\)$/m);
     expect(stdout).toMatch(/^\d+ ok, \d+ to look at, 0 failed$/m);
   });
@@ -115,8 +117,9 @@ describe('the command', () => {
     const results = await lines();
     expect(named(results, 'listeners').map(({ status, found }) => `${status} ${found}`)).toEqual([
       'ok default: outbound IPv4 at [::]:15001',
-      'ok default: inbound IPv4 at 127.0.0.1:15006 (nobody listens; this version does not intercept inbound)',
       'ok default: outbound IPv6 at [::]:15001',
+      'warn default: inbound IPv4: nobody listens at 127.0.0.1:15006',
+      'warn default: inbound: no IPv6 address',
     ]);
     expect(named(results, 'mark inheritance').map(({ status, advice }) => `${status} ${advice}`)).toEqual([
       'fail sysctl -w net.ipv4.tcp_fwmark_accept=0',
@@ -293,16 +296,18 @@ instances: [{name: a, apps: [a], outbound: ["127.0.0.1:1", "[::1]:1"]}, {name: b
     };
     expect(netns.run(() => tcpListeners())).toEqual([]);
     expect(listeners(config, [socket]).map(({ status, found }) => `${status} ${found}`)).toEqual([
-      'warn a: nobody listens at 127.0.0.1:1 for outbound IPv4',
-      'warn a: nobody listens at [::1]:1 for outbound IPv6',
-      'warn b: nobody listens at [::]:2 for outbound IPv4',
+      'warn a: outbound IPv4: nobody listens at 127.0.0.1:1',
+      'warn a: outbound IPv6: nobody listens at [::1]:1',
+      'ok a: outbound only, for instances.inbound names no address',
+      'warn b: outbound IPv4: nobody listens at [::]:2',
       'ok b: outbound IPv6 at [::]:2',
+      'ok b: outbound only, for instances.inbound names no address',
     ]);
     expect(listeners(config, [])[0]?.advice).toContain('go straight through (failure: open)');
-    const foreign = listeners(config, [{ ...socket, uid: 65_534 }]).at(-1);
+    const foreign = listeners(config, [{ ...socket, uid: 65_534 }]).find(({ status }) => status === 'fail');
     expect(foreign).toMatchObject({
       status: 'fail',
-      found: expect.stringContaining('b: [::]:2 is held by uid 65534, who is not its owner'),
+      found: expect.stringContaining('b: outbound: [::]:2 is held by uid 65534, who is not its owner'),
       advice: 'if that is the proxy, set "owner: {uid: 65534}" in the instance',
     });
   });

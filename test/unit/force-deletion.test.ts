@@ -69,7 +69,7 @@ async function startAgent() {
     ...NO_SHAPERS,
     bridges: { renew: async () => undefined },
     defaults: { enrol: 'labelled', failure: 'open', other: 'pass' },
-    instanceFor: () => ({ name: 'default', number: 0 }),
+    instanceFor: () => ({ name: 'default', number: 0, inbound: false }),
     instanceName: () => 'default',
     authorities: [source],
     repairs: kernel,

@@ -29,7 +29,7 @@ it('every object declares every map of the manifest, in the same shape', () => {
 
 it('a program whose state stands in a map names one of the manifest', () => {
   const rows = Object.values(MANIFEST.programs).flatMap((spec) => ('rowIn' in spec ? [spec.rowIn] : []));
-  expect(rows).toEqual(['endpoints']);
+  expect(new Set(rows)).toEqual(new Set(['endpoints']));
   expect(mapNames(MANIFEST)).toEqual(expect.arrayContaining(rows));
 });
 
@@ -43,7 +43,7 @@ it('the name of a pin says which program its link runs, and where', () => {
     role: 'socket-lookup',
     ifindex: undefined,
   });
-  for (const other of ['egress', 'egress-', 'egress-12x', 'lookup-3', 'ingress-3', 'steer', '']) {
+  for (const other of ['egress', 'egress-', 'egress-12x', 'lookup-3', 'steer', '']) {
     expect(parseLinkPin(MANIFEST, other)).toBeUndefined();
   }
 });

@@ -13,7 +13,9 @@ const ADDRESSES = new Set(['10.66.0.1', 'fd00::1']);
 /** Every step tells that it ran; a test sets what each finds wrong, and which fails. */
 class NodeStandIn {
   readonly done: string[] = [];
-  readonly wrong: Partial<Record<'pins' | 'maps' | 'routes' | 'nftables' | 'ipvs', readonly string[]>> = {};
+  readonly wrong: Partial<
+    Record<'pins' | 'maps' | 'routes' | 'nftables' | 'ipvs' | 'inbound', readonly string[]>
+  > = {};
   readonly failures = new Map<string, Error>();
   readonly recount = vi.fn(async () => undefined);
   readonly asked: { families: readonly Family[]; ours: readonly Family[] }[] = [];
@@ -58,6 +60,7 @@ class NodeStandIn {
       change: this.changed,
     },
     ipvs: { ensure: async () => this.#step('ipvs', this.wrong.ipvs) },
+    inbound: { ensure: async () => this.#step('inbound', this.wrong.inbound) },
     familiesOff: () => this.off,
     lookup: {
       attach: (program) => {
@@ -88,12 +91,13 @@ class NodeStandIn {
       routes: ['the rule for IPv4'],
       nftables: ['table inet nodesentry'],
       ipvs: ['IPVS service for IPv4'],
+      inbound: ['inbound steering attached'],
     });
     this.lookup = 'attached';
   }
 
   putEverything(): void {
-    Object.assign(this.wrong, { pins: [], maps: [], routes: [], nftables: [], ipvs: [] });
+    Object.assign(this.wrong, { pins: [], maps: [], routes: [], nftables: [], ipvs: [], inbound: [] });
     this.lookup = 'kept';
   }
 
@@ -108,6 +112,7 @@ const EVERYTHING = [
   ['policy-route', 'the rule for IPv4'],
   ['nftables', 'table inet nodesentry'],
   ['ipvs', 'IPVS service for IPv4'],
+  ['inbound', 'inbound steering attached'],
   ['socket-lookup', 'socket lookup attached'],
 ] as const;
 
@@ -122,7 +127,17 @@ describe('the parts of a node', () => {
   test('are put in place in their order: a mark is delivered before packets are marked', async () => {
     expect(state.problem()).toBe('the first round has not run yet');
     await state.ensure(ADDRESSES);
-    expect(node.done).toEqual(['pins', 'maps', 'ports', 'routes', 'nftables', 'ipvs', 'lookup', 'followed']);
+    expect(node.done).toEqual([
+      'pins',
+      'maps',
+      'ports',
+      'routes',
+      'nftables',
+      'ipvs',
+      'inbound',
+      'lookup',
+      'followed',
+    ]);
     expect(node.ensured.mock.calls).toEqual([[ADDRESSES]]);
     expect(state.problem()).toBeUndefined();
   });
@@ -284,7 +299,17 @@ describe('the addresses of pods that come and go', () => {
     const addresses = new Set(['10.66.0.2']);
     await state.addresses(addresses);
     expect(node.ensured.mock.calls).toEqual([[addresses]]);
-    expect(node.done).toEqual(['pins', 'maps', 'ports', 'routes', 'nftables', 'ipvs', 'lookup', 'followed']);
+    expect(node.done).toEqual([
+      'pins',
+      'maps',
+      'ports',
+      'routes',
+      'nftables',
+      'ipvs',
+      'inbound',
+      'lookup',
+      'followed',
+    ]);
 
     node.takesChanges = true;
     await state.addresses(addresses);

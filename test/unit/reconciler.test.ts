@@ -69,7 +69,7 @@ function world(count: number) {
     ...NO_SHAPERS,
     bridges: { renew: async () => undefined },
     defaults: { enrol: 'all', failure: 'closed', other: 'pass' },
-    instanceFor: () => ({ name: 'default', number: 0 }),
+    instanceFor: () => ({ name: 'default', number: 0, inbound: false }),
     instanceName: () => 'default',
     authorities: [],
     tables: kernel.tables,

@@ -4,6 +4,7 @@
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/if_ether.h>
 #include <linux/if_packet.h>
 #include <net/if.h>
@@ -224,7 +225,19 @@ static void *serve_one(void *argument) {
     return NULL;
 }
 
-static int serve(int count, char **ports) {
+/* Goes on without who started it, whose command ends once the ports are open. */
+static void stay_behind(void) {
+    int none = open("/dev/null", O_RDWR);
+
+    fflush(stdout);
+    if (fork() > 0)
+        _exit(0);
+    setsid();
+    for (int fd = 0; fd < 3 && none >= 0; fd++)
+        dup2(none, fd);
+}
+
+static int serve(int count, char **ports, int behind) {
     struct pollfd listeners[16];
 
     if (count < 1 || count > 16)
@@ -242,8 +255,10 @@ static int serve(int count, char **ports) {
         }
         listeners[i] = (struct pollfd){.fd = fd, .events = POLLIN};
     }
-    puts("{\"serving\":true}");
+    puts("{\"ok\":true,\"serving\":true}");
     fflush(stdout);
+    if (behind)
+        stay_behind();
     pthread_attr_t detached;
     pthread_attr_init(&detached);
     pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED);
@@ -670,7 +685,9 @@ int main(int count, char **words) {
     if (strcmp(command, "pause") == 0)
         pause_forever();
     if (strcmp(command, "serve") == 0 && count > 2)
-        return serve(count - 2, words + 2);
+        return serve(count - 2, words + 2, 0);
+    if (strcmp(command, "server") == 0 && count > 2)
+        return serve(count - 2, words + 2, 1);
     if (strcmp(command, "first") == 0 && count > 3 && count % 2 == 0)
         return first(count - 2, words + 2);
     if (strcmp(command, "dial") == 0 && count == 4)
@@ -696,7 +713,7 @@ int main(int count, char **words) {
     if (strcmp(command, "spoof") == 0 && count == 6)
         return spoof(words[2], words[3], words[4], atoi(words[5]));
     fprintf(stderr,
-            "usage: app pause | serve PORT... | first {IP PORT}... | dial IP PORT | fetch|push IP PORT BYTES |\n"
+            "usage: app pause | serve|server PORT... | first {IP PORT}... | dial IP PORT | fetch|push IP PORT BYTES |\n"
             "           keepalive|connects IP PORT COUNT INTERVAL_US | reuse IP PORT LOCALPORT COUNT |\n"
             "           load KIND IP PORT INTERVAL_US FILE | hold IP PORT FILE | spoof SRC IP PORT COUNT "
             "| frames LINK | flood LINK COUNT\n");

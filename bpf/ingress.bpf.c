@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+/* pod_ingress: tc egress of a pod's host-side interface, which is everything that the pod is sent and the last point
+ * before it, whatever its runtime. A socket cannot be assigned here, so what is for the proxy goes to the agent's own
+ * interface, where inbound_steer does it (docs/ingress.md). */
+#define DIRECTION DIRECTION_INGRESS
+#include "endings.h"
+
+char LICENSE[] SEC("license") = "Dual MIT/GPL";
+
+static __always_inline bool destination_belongs(__u32 ifindex, const struct packet *packet) {
+    struct source_key key = {.ifindex = ifindex, .address = packet->key.dst};
+
+    return bpf_map_lookup_elem(&sources, &key);
+}
+
+/* A probe, a connection of the node's, a proxy's leg to the pod. What has been received by an interface of the node
+ * bears that one's number; a SYN that netfilter makes on behalf of others (SYNPROXY) has no socket. */
+static __always_inline bool is_from_node(const struct __sk_buff *skb) {
+    return !skb->ingress_ifindex && skb->sk;
+}
+
+static __always_inline int send_to_proxy(struct __sk_buff *skb, const struct endpoint *endpoint, enum verdict verdict) {
+    __u32 row = 0;
+    struct steering *own = bpf_map_lookup_elem(&steering, &row);
+
+    if (!own || !own->ifindex)
+        return drop(endpoint, VERDICT_STEER_LOST);
+    set_mark(skb);
+    count(endpoint->id, verdict);
+    return bpf_redirect(own->ifindex, BPF_F_INGRESS);
+}
+
+static __always_inline int start(struct __sk_buff *skb, const struct packet *packet, const struct endpoint *endpoint) {
+    if (!has_listener(endpoint, packet->family))
+        return no_listener(skb, packet, endpoint);
+    record(skb, packet, endpoint, skb->ifindex);
+    return send_to_proxy(skb, endpoint, VERDICT_FLOW_STARTED);
+}
+
+/* As in pod_egress: of a flow of ours it ends a SYN-cookie handshake, or its proxy is gone; any other is older than the
+ * enrolment, or an answer to what the pod itself has dialled. */
+static __always_inline int without_socket(struct __sk_buff *skb, const struct packet *packet,
+                                          const struct endpoint *endpoint) {
+    if (!is_known(packet, endpoint))
+        return pass(endpoint, VERDICT_OLDER_CONNECTION);
+    if (!has_listener(endpoint, packet->family))
+        return reset(skb, packet, endpoint, VERDICT_NO_LISTENER_RESET);
+    return send_to_proxy(skb, endpoint, VERDICT_SYN_COOKIE);
+}
+
+/* Writes down where the agent's own packet has come out; inbound_steer ends it. */
+static __always_inline bool answers_canary(struct __sk_buff *skb, const struct packet *packet,
+                                           const struct endpoint *endpoint) {
+    struct canary_key key = {.ifindex = skb->ifindex, .family = packet->family};
+    struct canary *canary = bpf_map_lookup_elem(&ingress_canaries, &key);
+    __be32 sequence;
+
+    if (!canary || bpf_skb_load_bytes(skb, packet->l4 + offsetof(struct tcphdr, seq), &sequence, sizeof(sequence)))
+        return false;
+    if (bpf_ntohl(sequence) != canary->nonce)
+        return false;
+    canary->endpoint = endpoint->id;
+    canary->generation = endpoint->generation;
+    canary->instance = endpoint->instance;
+    return true;
+}
+
+/* Only of what bears the pod's address: a bridge floods a frame for a station that it does not know to every port. */
+static __always_inline int not_tcp(const struct packet *packet, const struct endpoint *endpoint, __u32 ifindex,
+                                   int parsed) {
+    if (parsed == VERDICT_NOT_TCP || parsed == VERDICT_NOT_IP)
+        return pass(endpoint, parsed);
+    if (parsed != VERDICT_MALFORMED && parsed != VERDICT_EXTENSION_HEADERS && !destination_belongs(ifindex, packet))
+        return pass(endpoint, VERDICT_NOT_OURS);
+    return drop(endpoint, parsed);
+}
+
+SEC("tc")
+int pod_ingress(struct __sk_buff *skb) {
+    struct packet packet = {};
+    struct endpoint *endpoint;
+    struct bpf_sock *sk;
+    __u32 ifindex = skb->ifindex;
+    bool starts, again;
+    int parsed;
+
+    endpoint = bpf_map_lookup_elem(&endpoints, &ifindex);
+    if (!endpoint || !(endpoint->flags & ENDPOINT_INBOUND))
+        return TC_ACT_UNSPEC;
+    if (is_from_node(skb))
+        return pass(endpoint, VERDICT_FROM_NODE);
+    parsed = parse(skb, &packet);
+    if (parsed != PARSED_TCP)
+        return not_tcp(&packet, endpoint, ifindex, parsed);
+
+    starts = (packet.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
+    if (starts && packet.key.dport == 0 && answers_canary(skb, &packet, endpoint))
+        return send_to_proxy(skb, endpoint, VERDICT_CANARY);
+    if (!destination_belongs(ifindex, &packet))
+        return pass(endpoint, VERDICT_NOT_OURS);
+    sk = connection_socket(skb, &packet.key, packet.family);
+    if (!sk)
+        return starts ? start(skb, &packet, endpoint) : without_socket(skb, &packet, endpoint);
+    /* A SYN for a socket in TIME_WAIT is a new connection on an old tuple. */
+    again = starts && sk->state == BPF_TCP_TIME_WAIT;
+    if (!again)
+        is_known_at(skb, sk, &packet, endpoint);
+    bpf_sk_release(sk);
+    return again ? start(skb, &packet, endpoint) : send_to_proxy(skb, endpoint, VERDICT_FLOW_PACKET);
+}
