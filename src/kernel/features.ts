@@ -20,7 +20,7 @@ export const KERNEL_FEATURES: readonly KernelFeature[] = [
     since: '6.6',
     use: 'our programs are links beside others’ and come before every filter of tc',
     before:
-      'filters of clsact with priority 0x4e53: another’s with a lower number comes first, and a pod that it takes packets from is DEGRADED',
+      'filters of clsact with priority 0x4e53: another’s with a lower number comes first, and a pod that it takes packets from is DEGRADED; cleanup leaves the empty clsact, which may be somebody else’s by then',
   },
   {
     name: 'bpf_sk_assign of sockets with SO_REUSEPORT',

@@ -8,6 +8,7 @@ import type { Containerd } from '../lab/containerd.js';
 import { Daemon, inNetns, run, runIn, script, waitFor } from '../lab/exec.js';
 import { buildApp } from '../lab/image.js';
 import { type Lab, REMOTE } from '../lab/lab.js';
+import { patient } from '../lab/patience.js';
 import { type LabPod, reply } from '../lab/pod.js';
 import { enrolled, type TestAgent, type TestProxy } from './agent.js';
 import { useScene } from './scene.js';
@@ -24,7 +25,7 @@ const INSTANCES = [
 ];
 
 /** A SYN that is lost comes again after a second: what is promised within milliseconds took no second try. */
-const AT_ONCE_MS = 200;
+const AT_ONCE_MS = patient(200);
 
 const scene = useScene({
   pods: [
