@@ -17,7 +17,7 @@ import type { RouteSocket } from '../kernel/netlink.js';
 import { NotrackTable } from '../kernel/notrack-table.js';
 import { ensurePolicyRoutes, marksAreDelivered } from '../kernel/policy-routes.js';
 import { SocketLookup } from '../kernel/socket-lookup.js';
-import { ensureSteeringLink, removeSteeringLink } from '../kernel/steering-link.js';
+import { ensureSteeringLink, removeSteeringLink, STEERING_PEER } from '../kernel/steering-link.js';
 import { InterfaceSysctls } from '../kernel/sysctls.js';
 import { TcxLinks } from '../kernel/tcx.js';
 import { tcxSupported } from '../native/bpf.js';
@@ -72,6 +72,7 @@ export function createReconciler(parts: {
     link: {
       ensure: () => ensureSteeringLink(socket, options.procSys),
       remove: () => removeSteeringLink(socket),
+      outside: { netns: '/proc/self/ns/net', name: STEERING_PEER },
     },
     attachments,
     program: programs.programs.inbound_steer,
@@ -79,7 +80,13 @@ export function createReconciler(parts: {
     layouts: programs.layouts,
     wanted: () => config.instances.some((instance) => instance.inbound.length > 0) || tables.hasInbound(),
   });
-  const canaries = new Canaries(programs.maps, programs.layouts, programs.programs);
+  const { maps, layouts } = programs;
+  const canaries = new Canaries({
+    maps,
+    layouts,
+    programs: programs.programs,
+    entrance: () => inbound.entrance(),
+  });
   return new Reconciler({
     store,
     links,

@@ -3,6 +3,7 @@
 import type { Attachments } from '../kernel/attachment.js';
 import { u32 } from '../kernel/struct.js';
 import type { BpfMap, BpfProgram } from '../native/bpf.js';
+import type { CanaryEntrance } from './canary.js';
 import type { Layouts } from './layouts.js';
 import type { Role } from './manifest.js';
 
@@ -12,6 +13,8 @@ export interface InboundSteeringOptions {
   readonly link: {
     ensure(): Promise<{ readonly ifindex: number; readonly repaired: readonly string[] }>;
     remove(): Promise<readonly string[]>;
+    /** The end that is not used. */
+    readonly outside: CanaryEntrance['outside'];
   };
   readonly attachments: Pick<Attachments<Role>, 'attachAsync' | 'release'>;
   readonly program: BpfProgram;
@@ -31,8 +34,9 @@ export class InboundSteering {
   }
 
   /** Where canaries come in; undefined while nothing inbound is intercepted. */
-  ifindex(): number | undefined {
-    return this.#ifindex;
+  entrance(): CanaryEntrance | undefined {
+    const { name, netns } = this.#options.link.outside;
+    return this.#ifindex === undefined ? undefined : { ifindex: this.#ifindex, outside: { netns, name } };
   }
 
   /** Puts right what is not as it should be; nothing of it is there where nobody wants it. Returns what, in words. */

@@ -11,7 +11,7 @@ import { DatapathError } from './errors.js';
 import { NetlinkError, type RouteSocket } from './netlink.js';
 
 export const STEERING_LINK = 'nodesentry0';
-const PEER = 'nodesentry1';
+export const STEERING_PEER = 'nodesentry1';
 /** Of an interface without any the reverse-path check refuses all (RFC 7600: an address that stands for none). */
 const ADDRESS = '192.0.0.8';
 /** A packet that was made larger than any interface's MTU (GSO, BIG TCP) comes by it unharmed. */
@@ -26,7 +26,7 @@ const SYSCTLS: readonly (readonly [string, string])[] = [
   [`ipv4/conf/${STEERING_LINK}/rp_filter`, '2'],
   [`ipv4/conf/${STEERING_LINK}/accept_local`, '1'],
   [`ipv6/conf/${STEERING_LINK}/disable_ipv6`, '0'],
-  ...[STEERING_LINK, PEER].flatMap((name) => [
+  ...[STEERING_LINK, STEERING_PEER].flatMap((name) => [
     [`ipv6/conf/${name}/addr_gen_mode`, '1'] as const,
     [`ipv6/conf/${name}/accept_ra`, '0'] as const,
   ]),
@@ -51,7 +51,7 @@ export async function ensureSteeringLink(socket: LinkSocket, procSys: string): P
     );
   }
   if (link === undefined) {
-    await socket.addVethPair(STEERING_LINK, PEER, MTU);
+    await socket.addVethPair(STEERING_LINK, STEERING_PEER, MTU);
     link = await socket.link(STEERING_LINK);
     repaired.push(`the interface ${STEERING_LINK}`);
   }
@@ -67,7 +67,7 @@ export async function ensureSteeringLink(socket: LinkSocket, procSys: string): P
   if (await socket.addHostAddress(link.index, ADDRESS)) {
     repaired.push(`the address of ${STEERING_LINK}`);
   }
-  for (const name of [PEER, STEERING_LINK]) {
+  for (const name of [STEERING_PEER, STEERING_LINK]) {
     const end = name === STEERING_LINK ? link : await socket.link(name);
     if (end?.up !== true) {
       await socket.setUp(end?.index ?? 0);
@@ -92,12 +92,12 @@ export async function removeSteeringLink(
       throw error;
     }
   }
-  return [`interfaces ${STEERING_LINK} and ${PEER}`];
+  return [`interfaces ${STEERING_LINK} and ${STEERING_PEER}`];
 }
 
 async function isOurs(socket: Pick<RouteSocket, 'link'>, link: Link): Promise<boolean> {
   const peer = link.peerIndex === undefined ? undefined : await socket.link(link.peerIndex);
-  return link.kind === 'veth' && peer?.name === PEER && peer.peerIndex === link.index;
+  return link.kind === 'veth' && peer?.name === STEERING_PEER && peer.peerIndex === link.index;
 }
 
 /** A family that the node does not have has no such file. */

@@ -111,6 +111,7 @@ function targetsOf(installed: Installed): CanaryTarget[] {
     endpoint: row.id,
     generation: row.generation,
     instance: plan.instance,
+    inbound: plan.inbound,
     inside:
       netns === undefined || at.podInterface === undefined ? undefined : { netns, name: at.podInterface },
   }));

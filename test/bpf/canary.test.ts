@@ -7,7 +7,12 @@ import { spawn } from 'node:child_process';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
-import { Canaries, type CanaryResult, type CanaryTarget } from '../../src/datapath/canary.js';
+import {
+  Canaries,
+  type CanaryEntrance,
+  type CanaryResult,
+  type CanaryTarget,
+} from '../../src/datapath/canary.js';
 import { type EndpointRow, EndpointTables } from '../../src/datapath/endpoints.js';
 import { Listeners } from '../../src/datapath/listeners.js';
 import { type DatapathPrograms, MANIFEST, type Role } from '../../src/datapath/manifest.js';
@@ -15,6 +20,7 @@ import type { Attachments } from '../../src/kernel/attachment.js';
 import { ClsactFilters } from '../../src/kernel/clsact.js';
 import { kernelAtLeast } from '../../src/kernel/features.js';
 import { SocketLookup } from '../../src/kernel/socket-lookup.js';
+import { u32 } from '../../src/kernel/struct.js';
 import { TcxLinks } from '../../src/kernel/tcx.js';
 import { attachClsact, attachTcx, BpfObject, type BpfProgram, tcxSupported } from '../../src/native/bpf.js';
 import { interfaceIndex } from '../../src/native/namespaces.js';
@@ -33,6 +39,7 @@ let ifindex: number;
 let datapath: DatapathPrograms;
 let attachments: Attachments<Role>;
 let target: CanaryTarget;
+let entrance: CanaryEntrance | undefined;
 
 beforeEach(() => {
   node = cleanup.owned(new Netns());
@@ -74,23 +81,21 @@ const NO_LIVE_FRAMES = {
 };
 
 function prove(asked: CanaryTarget, { old = false, send = sendFrames } = {}): Promise<CanaryResult[]> {
-  const { pod_egress, canary } = datapath.programs;
-  const canaries = new Canaries(
-    datapath.maps,
-    datapath.layouts,
-    {
-      pod_egress,
-      canary: old ? NO_LIVE_FRAMES : canary,
-    },
+  const { maps, layouts, programs } = datapath;
+  const canaries = new Canaries({
+    maps,
+    layouts,
+    programs: { ...programs, canary: old ? NO_LIVE_FRAMES : programs.canary },
+    entrance: () => entrance,
     send,
-  );
+  });
   return node.run(() => ({ answer: canaries.prove([asked]) })).answer;
 }
 
 const LISTENER = { host: '::', port: 15001, family: 6 } as const;
 
 /** With SO_REUSEPORT, as proxies have it: before Linux 6.6 no such socket can be assigned. */
-async function listen(): Promise<void> {
+async function listen(direction: 'outbound' | 'inbound' = 'outbound'): Promise<void> {
   const address = `TCP6-LISTEN:${LISTENER.port},reuseport,ipv6only=0`;
   const child = spawn('nsenter', [`--net=${node.path}`, 'socat', '-dd', address, 'EXEC:/bin/true'], {
     stdio: ['ignore', 'ignore', 'pipe'],
@@ -105,7 +110,9 @@ async function listen(): Promise<void> {
   const listeners = new Listeners({
     map: datapath.maps.listeners,
     slots,
-    instances: [{ name: 'default', number: 0, outbound: [LISTENER], inbound: [], owner: { uid: 0 } }],
+    instances: [
+      { name: 'default', number: 0, outbound: [], inbound: [], owner: { uid: 0 }, [direction]: [LISTENER] },
+    ],
     log: { info: () => undefined, warn: () => undefined },
     referred: () => new Set(),
   });
@@ -118,13 +125,17 @@ function attachLookup(): void {
   );
 }
 
-function outcomes(): number[] {
+function outcomes(map: 'deliveries' | 'ingress_deliveries' = 'deliveries'): number[] {
   const { deliveryTrial } = datapath.layouts;
-  return [...datapath.maps.deliveries.entries()].map(([, trial]) => deliveryTrial.number(trial, 'outcome'));
+  return [...datapath.maps[map].entries()].map(([, trial]) => deliveryTrial.number(trial, 'outcome'));
 }
 
 const PROVEN: CanaryResult = { kind: 'proven' };
 const MISLED = { kind: 'unproven', reason: expect.stringContaining('look-up finds') };
+const TAKEN_INBOUND = {
+  kind: 'unproven',
+  reason: expect.stringMatching(/^packets for the pod .* something else takes them first$/),
+};
 const TAKEN = { kind: 'unproven', reason: expect.stringContaining('something else takes them first') };
 
 describe.each([
@@ -188,6 +199,22 @@ describe('before Linux 5.18', () => {
     ]);
   });
 
+  it('what the pod is sent without CAP_NET_RAW as well', async () => {
+    entrance = { ifindex: 1, outside: { netns: node.path, name: 'nodesentry1' } };
+    const tables = new EndpointTables(datapath.maps, datapath.layouts);
+    const row = tables.rows()[0] as EndpointRow;
+    const plan = { ifindex, instance: 0, failureOpen: false, dropOther: false, bridgeIndex: 0 };
+    tables.write(row, { ...plan, inbound: true, ips: IPS });
+    datapath.maps.steering.set(u32(0), datapath.layouts.steering.encode({ ifindex: 1 }));
+    const refuse = () =>
+      Promise.reject(
+        Object.assign(new Error('not permitted'), { code: 'EPERM', errno: 1, syscall: 'socket' }),
+      );
+    expect(await prove({ ...target, inbound: true }, { old: true, send: refuse })).toEqual([
+      { kind: 'program only', reason: expect.stringContaining('CAP_NET_RAW is missing') },
+    ]);
+  });
+
   it.each([
     ['whose namespace is gone', { netns: '/run/netns/none', name: 'eth0' }],
     ['whose interface is gone', { netns: '', name: 'eth9' }],
@@ -196,6 +223,68 @@ describe('before Linux 5.18', () => {
     expect(await prove({ ...target, inside }, { old: true })).toEqual([
       { kind: 'silent', reason: expect.any(String) },
     ]);
+  });
+});
+
+describe.each([
+  { way: 'put into our own interface', old: false },
+  { way: 'sent from the other end of it', old: true },
+])('of what a pod is sent, a canary that is $way', ({ old }) => {
+  const inbound = () => ({ ...target, inbound: true });
+  const steer = () => ({ role: 'inbound-steer', ifindex: entrance?.ifindex ?? 0 }) as const;
+
+  beforeEach(() => {
+    const tables = new EndpointTables(datapath.maps, datapath.layouts);
+    const row = tables.rows()[0] as EndpointRow;
+    const plan = { ifindex, instance: 0, failureOpen: false, dropOther: false, bridgeIndex: 0 };
+    tables.write(row, { ...plan, inbound: true, ips: IPS });
+    node.ip('link add nodesentry0 type veth peer name nodesentry1');
+    node.ip('link set nodesentry1 up');
+    node.ip('link set nodesentry0 up');
+    const own = node.run(() => interfaceIndex('nodesentry0')) ?? 0;
+    entrance = { ifindex: own, outside: { netns: node.path, name: 'nodesentry1' } };
+    datapath.maps.steering.set(u32(0), datapath.layouts.steering.encode({ ifindex: own }));
+    node.run(() => {
+      attachments.attach(steer(), datapath.programs.inbound_steer);
+      attachments.attach({ role: 'ingress', ifindex }, datapath.programs.pod_ingress);
+    });
+  });
+
+  it('is proof, without a listener as well', async () => {
+    expect(await prove(inbound(), { old })).toEqual([PROVEN]);
+    expect(outcomes('ingress_deliveries')).toEqual(Array(2).fill(datapath.layouts.deliveries.noListener));
+  });
+
+  it('is given to the inbound listener, and leaves nothing at it', async () => {
+    await listen('inbound');
+    attachLookup();
+    expect(await prove(inbound(), { old })).toEqual([PROVEN]);
+    const { assigned, lookedUp } = datapath.layouts.deliveries;
+    expect(outcomes('ingress_deliveries')).toEqual(Array(2).fill(ASSIGNS_REUSEPORT ? assigned : lookedUp));
+    expect([...datapath.maps.flows.entries()]).toEqual([]);
+    expect(node.exec('ss', '-Htn')).toBe('');
+  });
+
+  it.each([
+    ['the program at the pod’s interface', () => ({ role: 'ingress', ifindex }) as const],
+    ['the program at our own interface', steer],
+  ])('does not come back without %s', async (_what, attachment) => {
+    node.run(() => attachments.detach(attachment()));
+    expect(await prove(inbound(), { old })).toEqual([TAKEN_INBOUND]);
+  });
+
+  it('does not come back where our own interface is gone', async () => {
+    entrance = undefined;
+    expect(await prove(inbound(), { old })).toEqual([TAKEN_INBOUND]);
+  });
+
+  it('does not come back where a filter of tc takes packets first', async () => {
+    node.run(() => attachments.detach({ role: 'ingress', ifindex }));
+    const filters = new ClsactFilters<Role>(MANIFEST);
+    node.run(() => filters.attach({ role: 'ingress', ifindex }, datapath.programs.pod_ingress));
+    expect(await prove(inbound(), { old })).toEqual([PROVEN]);
+    node.run(() => attachClsact(neighbour(), ifindex, 'egress', { priority: 1, handle: 1 }));
+    expect(await prove(inbound(), { old })).toEqual([TAKEN_INBOUND]);
   });
 });
 
