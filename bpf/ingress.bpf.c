@@ -75,6 +75,16 @@ static __always_inline int not_tcp(const struct packet *packet, const struct end
     return drop(endpoint, parsed);
 }
 
+/* As in pod_egress. */
+static __always_inline int leave(struct __sk_buff *skb, const struct packet *packet, const struct endpoint *endpoint) {
+    struct bpf_sock *sk = connection_socket(skb, &packet->key, packet->family);
+
+    if (!sk)
+        return pass(endpoint, VERDICT_LEAVING);
+    bpf_sk_release(sk);
+    return send_to_proxy(skb, endpoint, VERDICT_FLOW_PACKET);
+}
+
 SEC("tc")
 int pod_ingress(struct __sk_buff *skb) {
     struct packet packet = {};
@@ -93,6 +103,8 @@ int pod_ingress(struct __sk_buff *skb) {
     if (parsed != PARSED_TCP)
         return not_tcp(&packet, endpoint, ifindex, parsed);
 
+    if (endpoint->flags & ENDPOINT_LEAVING)
+        return leave(skb, &packet, endpoint);
     starts = (packet.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
     if (starts && packet.key.dport == 0 && answers_canary(skb, &packet, endpoint))
         return send_to_proxy(skb, endpoint, VERDICT_CANARY);

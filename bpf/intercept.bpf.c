@@ -93,8 +93,14 @@ static __always_inline int start(struct __sk_buff *skb, const struct packet *pac
     struct bpf_sock *listener;
     int action;
 
+    __u16 port = packet->key.dport;
+
     if (is_loopback(packet))
         return drop(endpoint, VERDICT_LOOPBACK);
+    if (bpf_map_lookup_elem(&proxy_ports, &port) && is_local_destination(skb, packet)) {
+        report(packet, endpoint, skb->ifindex, VERDICT_PROXY_PORT);
+        return reset(skb, packet, endpoint, VERDICT_PROXY_PORT);
+    }
     listener = listener_socket(endpoint->instance, DIRECTION, packet->family);
     if (!listener)
         return no_listener(skb, packet, endpoint);
@@ -153,6 +159,24 @@ static __always_inline int not_tcp(struct __sk_buff *skb, const struct packet *p
     return pass(endpoint, parsed);
 }
 
+/* Of a pod that has been taken out: what belongs to a connection at the proxy goes on to it. A SYN on such a tuple
+ * meets the connection's TIME_WAIT, past which the stack would not forward it. */
+static __always_inline int leave(struct __sk_buff *skb, const struct endpoint *endpoint) {
+    struct packet packet = {};
+    struct bpf_sock *sk;
+
+    if (parse(skb, &packet) != PARSED_TCP || !source_belongs(skb->ifindex, &packet))
+        return pass(endpoint, VERDICT_LEAVING);
+    sk = connection_socket(skb, &packet.key, packet.family);
+    if (!sk)
+        return pass(endpoint, VERDICT_LEAVING);
+    if (!is_known_at(skb, sk, &packet, endpoint) && is_local_destination(skb, &packet)) {
+        bpf_sk_release(sk);
+        return pass(endpoint, VERDICT_LEAVING);
+    }
+    return deliver(skb, &packet, endpoint, sk, VERDICT_FLOW_PACKET);
+}
+
 SEC("tc")
 int pod_egress(struct __sk_buff *skb) {
     const struct endpoint nobody = {};
@@ -166,6 +190,8 @@ int pod_egress(struct __sk_buff *skb) {
     endpoint = bpf_map_lookup_elem(&endpoints, &ifindex);
     if (!endpoint)
         return pass(&nobody, VERDICT_NO_ENDPOINT);
+    if (endpoint->flags & ENDPOINT_LEAVING)
+        return leave(skb, endpoint);
 
     parsed = parse(skb, &packet);
     if (parsed == VERDICT_NOT_IP)

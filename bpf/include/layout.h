@@ -57,6 +57,7 @@ enum endpoint_flag {
     ENDPOINT_DROP_OTHER = 1 << 3,   /* what is not TCP is dropped, but for what an address needs and `udp_ports` */
     ENDPOINT_SHAPED = 1 << 4,       /* what comes after us at this hook limits the pod's rate: it has to see all */
     ENDPOINT_INBOUND = 1 << 5,      /* what the pod receives is intercepted as well */
+    ENDPOINT_LEAVING = 1 << 6,      /* taken out: its open connections go on by the proxy, nothing else is touched */
 };
 
 /* endpoints: host-side ifindex -> struct endpoint */
@@ -154,6 +155,8 @@ struct turn {
     __u32 number;
 };
 
+/* proxy_ports: where proxies of this node listen for what is intercepted -> 1; in host byte order */
+
 /* udp_ports: destination ports that stay open where other protocols are closed -> 1; in host byte order */
 
 /* settings: one row, written by the agent */
@@ -221,6 +224,8 @@ enum verdict {
     VERDICT_LOOPBACK,          /* dropped: a connection to a loopback address, which would be the node's */
     VERDICT_FROM_NODE,         /* passed: to the pod from the node itself, be it a probe or a proxy's leg to the pod */
     VERDICT_NOT_OURS,          /* passed: to an address that is not the endpoint's, as a bridge floods */
+    VERDICT_LEAVING,           /* passed: of a pod that has been taken out, and of no connection at the proxy */
+    VERDICT_PROXY_PORT,        /* reset: to a port of a proxy's listener on this node, which would dial itself */
     VERDICT_CANARY,            /* the agent's own packet, to try the way to the listener */
     VERDICT_COUNT,
 };

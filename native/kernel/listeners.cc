@@ -1,5 +1,8 @@
-// Which TCP sockets listen in the current network namespace, by sock_diag(7): filtered by state in the kernel.
+// TCP sockets of the current network namespace, by sock_diag(7): filtered by state in the kernel.
+#include <algorithm>
 #include <arpa/inet.h>
+#include <array>
+#include <cstring>
 #include <netinet/in.h>
 #include <sys/socket.h>
 #include <vector>
@@ -10,6 +13,7 @@
 #include <linux/sock_diag.h>
 
 #include "common/errors.hh"
+#include "common/netlink.hh"
 #include "functions.hh"
 
 namespace ns {
@@ -58,54 +62,78 @@ Napi::Object describe(Napi::Env env, const nlmsghdr *message) {
     return result;
 }
 
-void collect(Napi::Env env, int socket, uint8_t family, Napi::Array into) {
+// Calls `each` for every socket in one of these states.
+template <typename Each> void dump(Napi::Env env, uint8_t family, uint32_t states, const char *doing, Each each) {
+    Fd fd(socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG));
     Request request = {};
-    std::vector<char> buffer(64 << 10);
 
+    if (!fd)
+        throw kernel_error(env, errno, "socket", "opening a sock_diag socket");
     request.header.nlmsg_len = sizeof(request);
     request.header.nlmsg_type = SOCK_DIAG_BY_FAMILY;
     request.header.nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP;
     request.body.sdiag_family = family;
     request.body.sdiag_protocol = IPPROTO_TCP;
-    request.body.idiag_states = kListen;
-    if (send(socket, &request, sizeof(request), 0) < 0)
-        throw kernel_error(env, errno, "send", "asking which sockets listen");
-    for (;;) {
-        ssize_t got = recv(socket, buffer.data(), buffer.size(), 0);
-        if (got < 0 && errno == EINTR)
-            continue;
-        if (got < 0)
-            throw kernel_error(env, errno, "recv", "reading which sockets listen");
-        auto length = static_cast<uint32_t>(got);
-        for (auto *message = reinterpret_cast<nlmsghdr *>(buffer.data()); NLMSG_OK(message, length);
-             message = NLMSG_NEXT(message, length)) {
-            if (message->nlmsg_type == NLMSG_DONE)
-                return;
-            if (message->nlmsg_type == NLMSG_ERROR)
-                throw kernel_error(env, -static_cast<nlmsgerr *>(NLMSG_DATA(message))->error, "recv",
-                                   "reading which sockets listen");
-            if (message->nlmsg_len >= NLMSG_LENGTH(sizeof(inet_diag_msg)))
-                into.Set(into.Length(), describe(env, message));
-        }
-    }
+    request.body.idiag_states = states;
+    int error = ask(env, fd.get(), request.header, doing, [&](const nlmsghdr *message) {
+        if (message->nlmsg_len >= NLMSG_LENGTH(sizeof(inet_diag_msg)))
+            each(message, static_cast<const inet_diag_msg *>(NLMSG_DATA(message)));
+    });
+    if (error)
+        throw kernel_error(env, error, "recv", doing);
 }
 
 Napi::Value tcp_listeners(const Napi::CallbackInfo &info) {
     auto env = info.Env();
-    Fd fd(socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG));
-
-    if (!fd)
-        throw kernel_error(env, errno, "socket", "opening a sock_diag socket");
     auto result = Napi::Array::New(env);
-    collect(env, fd.get(), AF_INET, result);
-    collect(env, fd.get(), AF_INET6, result);
+
+    for (uint8_t family : {AF_INET, AF_INET6}) {
+        dump(env, family, kListen, "asking which sockets listen", [&](const nlmsghdr *message, const inet_diag_msg *) {
+            result.Set(result.Length(), describe(env, message));
+        });
+    }
     return result;
+}
+
+using Address = std::array<uint8_t, 16>; // IPv4 in its mapped form, as an IPv6 socket has it
+
+Address address_of(const inet_diag_msg *diag, const __be32 *from) {
+    Address address = {};
+
+    if (diag->idiag_family == AF_INET6) {
+        memcpy(address.data(), from, address.size());
+    } else {
+        address[10] = address[11] = 0xff;
+        memcpy(&address[12], from, 4);
+    }
+    return address;
+}
+
+// How many connections have one of these addresses at either end.
+Napi::Value tcp_connections(const Napi::CallbackInfo &info) {
+    auto env = info.Env();
+    auto bytes = info[0].As<Napi::Uint8Array>();
+    std::vector<Address> wanted(bytes.ByteLength() / sizeof(Address));
+    uint32_t count = 0;
+
+    memcpy(wanted.data(), bytes.Data(), wanted.size() * sizeof(Address));
+    auto is_wanted = [&](const Address &address) {
+        return std::find(wanted.begin(), wanted.end(), address) != wanted.end();
+    };
+    for (uint8_t family : {AF_INET, AF_INET6}) {
+        dump(env, family, ~kListen, "asking for connections", [&](const nlmsghdr *, const inet_diag_msg *diag) {
+            if (is_wanted(address_of(diag, diag->id.idiag_src)) || is_wanted(address_of(diag, diag->id.idiag_dst)))
+                count++;
+        });
+    }
+    return Napi::Number::New(env, count);
 }
 
 } // namespace
 
 void define_listeners(Napi::Env env, Napi::Object exports) {
     exports.Set("tcpListeners", Napi::Function::New(env, tcp_listeners));
+    exports.Set("tcpConnections", Napi::Function::New(env, tcp_connections));
 }
 
 } // namespace ns

@@ -9,7 +9,7 @@ import type { EndpointTables } from '../datapath/endpoints.js';
 import { InboundSteering } from '../datapath/inbound.js';
 import type { InstanceSlots } from '../datapath/instance-slots.js';
 import { type DatapathPrograms, MANIFEST, type Role } from '../datapath/manifest.js';
-import { UdpPorts } from '../datapath/udp-ports.js';
+import { PortSet } from '../datapath/port-set.js';
 import { ClsactFilters } from '../kernel/clsact.js';
 import { familiesOff } from '../kernel/families.js';
 import { IpvsBypass } from '../kernel/ipvs.js';
@@ -24,6 +24,7 @@ import { tcxSupported } from '../native/bpf.js';
 import { BridgeFdb } from '../native/bridge-fdb.js';
 import type { Netfilter } from '../native/netfilter.js';
 import { Redirects } from '../native/redirects.js';
+import { tcpConnections } from '../native/sockets.js';
 import { authoritiesAmong } from '../pods/confirmation.js';
 import type { PodUid } from '../pods/pod.js';
 import type { PodStore } from '../pods/pod-store.js';
@@ -110,7 +111,16 @@ export function createReconciler(parts: {
       programs,
       tables,
       slots,
-      udpPorts: new UdpPorts(programs.maps.udp_ports, config.interception.udpPorts),
+      portSets: [
+        new PortSet(maps.udp_ports, config.interception.udpPorts, 'open UDP port'),
+        new PortSet(
+          maps.proxy_ports,
+          config.instances.flatMap(({ outbound, inbound }) =>
+            [...outbound, ...inbound].map(({ port }) => port),
+          ),
+          'port of a proxy',
+        ),
+      ],
       lookup,
       settings,
       repairs,
@@ -138,6 +148,7 @@ export function createReconciler(parts: {
     synced,
     starting: parts.starting,
     log,
+    connections: tcpConnections,
     rememberMs: config.identity.rememberSeconds * 1_000,
     nowMs: steadyUnixMs,
   });

@@ -222,17 +222,51 @@ export class EndpointTables {
     this.#writeInbound(ifindex, []);
   }
 
+  /**
+   * The pod is taken out: its programs stay for the connections that it has at the proxy, and let everything else alone.
+   * `enrol` and `write` make it an endpoint again, of the same generation.
+   */
+  leave(ifindex: number): void {
+    const { endpoint, flags } = this.#layouts;
+    const value = this.#endpoints.get(ifindex);
+    if (value === undefined) {
+      return;
+    }
+    const offset = endpoint.offsetOf('flags');
+    const leaving = Buffer.from(value);
+    leaving.writeUInt32LE((value.readUInt32LE(offset) | flags.leaving) >>> 0, offset);
+    this.#maps.endpoints.set(u32(ifindex), leaving);
+    this.#endpoints.set(ifindex, leaving);
+    this.#writeInbound(ifindex, []);
+  }
+
+  /** Interfaces of endpoints that `leave`, with their addresses. */
+  leaving(): ReadonlyMap<number, readonly string[]> {
+    return new Map(
+      [...this.#endpoints]
+        .filter(([, value]) => this.#isLeaving(value))
+        .map(([ifindex]) => [ifindex, [...this.#sourcesOf(ifindex)].map((key) => this.#addressIn(key))]),
+    );
+  }
+
   /** Interfaces that the kernel holds an endpoint or a source address for. */
   liveInterfaces(): number[] {
     return [...new Set([...this.#endpoints.keys(), ...this.#sources.keys()])];
   }
 
-  /** What the kernel holds of a pod, an entry per interface, as it would be written again. */
+  /** What the kernel holds of a pod that is not leaving, an entry per interface, as it would be written again. */
   plansOf(uid: PodUid): EndpointPlan[] {
-    const { endpoint, flags } = this.#layouts;
     return [...this.#endpoints]
-      .filter(([ifindex]) => this.ownerOf(ifindex) === uid)
-      .map(([ifindex, value]) => ({
+      .filter(([ifindex, value]) => this.ownerOf(ifindex) === uid && !this.#isLeaving(value))
+      .flatMap(([ifindex]) => this.planAt(ifindex) ?? []);
+  }
+
+  /** What the kernel holds at an interface. */
+  planAt(ifindex: number): EndpointPlan | undefined {
+    const { endpoint, flags } = this.#layouts;
+    const value = this.#endpoints.get(ifindex);
+    return (
+      value && {
         ifindex,
         instance: endpoint.number(value, 'instance'),
         failureOpen: (endpoint.number(value, 'flags') & flags.failureOpen) !== 0,
@@ -241,7 +275,8 @@ export class EndpointTables {
         inbound: (endpoint.number(value, 'flags') & flags.inbound) !== 0,
         bridgeIndex: endpoint.number(value, 'bridge_ifindex'),
         ips: [...this.#sourcesOf(ifindex)].map((key) => this.#addressIn(key)).sort(),
-      }));
+      }
+    );
   }
 
   /** The pod whose endpoint the kernel holds at an interface. */
@@ -334,6 +369,11 @@ export class EndpointTables {
       present.delete(key);
     }
     return changes;
+  }
+
+  #isLeaving(value: Buffer): boolean {
+    const { endpoint, flags } = this.#layouts;
+    return (endpoint.number(value, 'flags') & flags.leaving) !== 0;
   }
 
   #isSinceBirth(row: EndpointRow): boolean {

@@ -34,6 +34,7 @@ export interface Layouts {
     readonly dropOther: number;
     readonly shaped: number;
     readonly inbound: number;
+    readonly leaving: number;
   };
   /** `enum delivery`. */
   readonly deliveries: Readonly<
@@ -88,6 +89,7 @@ export function readLayouts(object: BpfObject): Layouts {
       dropOther: enumValue(flags, 'ENDPOINT_DROP_OTHER'),
       shaped: enumValue(flags, 'ENDPOINT_SHAPED'),
       inbound: enumValue(flags, 'ENDPOINT_INBOUND'),
+      leaving: enumValue(flags, 'ENDPOINT_LEAVING'),
     },
     deliveries: {
       noListener: enumValue(deliveries, 'DELIVERY_NO_LISTENER'),

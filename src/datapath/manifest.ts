@@ -41,6 +41,7 @@ export const MANIFEST = {
     shares: { onNewLayout: 'begun-anew' },
     turns: { onNewLayout: 'begun-anew' },
     udp_ports: { onNewLayout: 'begun-anew' },
+    proxy_ports: { onNewLayout: 'begun-anew' },
     settings: { onNewLayout: 'begun-anew' },
     listeners: { onNewLayout: 'begun-anew' },
     counters: { onNewLayout: 'begun-anew' },

@@ -86,6 +86,7 @@ interface KernelAddon {
   socketInfo(fd: number): SocketInfo;
   peerCredentials(fd: number): PeerCredentials;
   tcpListeners(): TcpListener[];
+  tcpConnections(addresses: Uint8Array): number;
   tryLock(fd: number): boolean;
   openRoutes(): number;
   tableRoutes(fd: number, sequence: number, family: 4 | 6, table: number): TableRoute[];

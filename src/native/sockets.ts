@@ -1,5 +1,6 @@
 /** Sockets of this process and of others, and the peers of Unix sockets. */
 
+import { ipToBytes } from '../net/ip.js';
 import { checkFd, checkPositive, checkUnsigned } from './addon.js';
 import {
   addon,
@@ -45,6 +46,11 @@ export function peerCredentials(fd: number): PeerCredentials {
 /** Listening TCP sockets of the current network namespace. */
 export function tcpListeners(): TcpListener[] {
   return addon.tcpListeners();
+}
+
+/** How many TCP connections of the current network namespace, TIME_WAIT included, have one of these addresses at an end. */
+export function tcpConnections(addresses: readonly string[]): number {
+  return addon.tcpConnections(Buffer.concat(addresses.map((ip) => ipToBytes(ip))));
 }
 
 /**

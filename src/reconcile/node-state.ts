@@ -5,7 +5,7 @@ import type { EndpointTables } from '../datapath/endpoints.js';
 import type { InboundSteering } from '../datapath/inbound.js';
 import type { InstanceSlots } from '../datapath/instance-slots.js';
 import type { DatapathPrograms } from '../datapath/manifest.js';
-import type { UdpPorts } from '../datapath/udp-ports.js';
+import type { PortSet } from '../datapath/port-set.js';
 import { DatapathError } from '../kernel/errors.js';
 import { type FamilyOff, familiesOn } from '../kernel/families.js';
 import type { IpvsBypass } from '../kernel/ipvs.js';
@@ -36,7 +36,7 @@ export interface NodeStateOptions {
   readonly inbound: Pick<InboundSteering, 'ensure'>;
   readonly programs: Pick<DatapathPrograms, 'programs' | 'ensurePins'>;
   readonly tables: Pick<EndpointTables, 'refresh' | 'recount'>;
-  readonly udpPorts: Pick<UdpPorts, 'ensure'>;
+  readonly portSets: readonly Pick<PortSet, 'ensure'>[];
   readonly slots: Pick<InstanceSlots, 'ensure'>;
   readonly lookup: Pick<SocketLookup, 'attach'>;
   readonly settings: Pick<PolicyRoutesSettings, 'table' | 'rulePriority'>;
@@ -130,8 +130,9 @@ export class NodeState {
   }
 
   async #ensureRest(addresses: ReadonlySet<string>): Promise<void> {
-    const { routes, notrack, ipvs, inbound, programs, tables, slots, udpPorts, lookup } = this.#options;
-    for (const what of [...tables.refresh(), ...slots.ensure(), ...udpPorts.ensure()]) {
+    const { routes, notrack, ipvs, inbound, programs, tables, slots, portSets, lookup } = this.#options;
+    const ports = portSets.flatMap((set) => set.ensure());
+    for (const what of [...tables.refresh(), ...slots.ensure(), ...ports]) {
       this.#put('map', what);
     }
     this.#looks += 1;

@@ -269,8 +269,13 @@ export class Reconciler {
         this.#removal.drop(uid);
       }
       if (this.#options.synced()) {
-        this.#remove(isDropped ? before.decision.endpoints : []);
-        this.#installer.forget(uid);
+        const { endpoints } = before.decision;
+        if (decision !== undefined && this.#removal.leave(endpoints)) {
+          this.#installer.forget(uid);
+        } else {
+          this.#remove(isDropped ? endpoints : []);
+          this.#installer.forget(uid);
+        }
       }
     }
     this.#options.proofs.forget(uid);
@@ -284,7 +289,7 @@ export class Reconciler {
   }
 
   async #removeUnwanted(): Promise<void> {
-    const unnamed = await this.#removal.unnamed();
+    const unnamed = await this.#removal.kept();
     const wanted = this.#decisions.toIntercept();
     this.#installer.forgetAllBut(new Set(wanted.map(({ pod }) => pod.uid)));
     if (this.#removal.removeUnwanted(wanted, unnamed)) {

@@ -35,8 +35,10 @@ export interface RemovalOptions {
   readonly store: Pick<PodStore, 'get'>;
   readonly tables: Pick<
     EndpointTables,
-    'remove' | 'liveInterfaces' | 'rows' | 'forget' | 'ownerOf' | 'plansOf'
+    'remove' | 'liveInterfaces' | 'rows' | 'forget' | 'ownerOf' | 'planAt' | 'leave' | 'leaving'
   >;
+  /** How many TCP connections of the node have one of these addresses at an end. */
+  readonly connections: (ips: readonly string[]) => number;
   readonly links: Pick<PodLinks, 'hostLink'>;
   readonly attachments: Pick<Attachments<Role>, 'release' | 'list'>;
   readonly sysctls: Pick<InterfaceSysctls, 'restore'>;
@@ -90,16 +92,37 @@ export class Removal {
     return unwanted.length > 0;
   }
 
-  /** What stays of pods that no source names, for UNNAMED_MS and while their interface is there. */
-  async unnamed(): Promise<Kept> {
-    const { tables, links } = this.#options;
+  /**
+   * A pod that is not to be intercepted any more, and is still there: what it has open at the proxy goes on. False where it
+   * has nothing open, so that it can be taken out at once.
+   */
+  leave(endpoints: readonly PlannedEndpoint[]): boolean {
+    const { tables, connections } = this.#options;
+    if (connections(endpoints.flatMap(({ plan }) => plan.ips)) === 0) {
+      return false;
+    }
+    for (const { plan } of endpoints) {
+      tables.leave(plan.ifindex);
+    }
+    return true;
+  }
+
+  /**
+   * What stays of pods that no source names, for UNNAMED_MS, and of those that leave, as long as they have a connection at
+   * the proxy; either while their interface is there.
+   */
+  async kept(): Promise<Kept> {
+    const { tables, links, connections } = this.#options;
     const egress = new Set<number>();
     const steer = new Set<number>();
     const ingress = new Set<number>();
+    const leaving = tables.leaving();
     for (const ifindex of tables.liveInterfaces()) {
       const uid = tables.ownerOf(ifindex);
-      if (uid !== undefined && this.#mayBeBack(uid) && (await links.hostLink(ifindex)) !== undefined) {
-        const held = tables.plansOf(uid).find((plan) => plan.ifindex === ifindex);
+      const ips = leaving.get(ifindex);
+      const stays = ips === undefined ? uid !== undefined && this.#mayBeBack(uid) : connections(ips) > 0;
+      if (uid !== undefined && stays && (await links.hostLink(ifindex)) !== undefined) {
+        const held = tables.planAt(ifindex);
         egress.add(ifindex);
         steer.add(held?.bridgeIndex ?? 0);
         if (held?.inbound === true) {

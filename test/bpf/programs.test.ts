@@ -240,6 +240,7 @@ it('the layouts are those of the objects', () => {
     dropOther: 8,
     shaped: 16,
     inbound: 32,
+    leaving: 64,
   });
   expect(layouts.endpoint.size).toBe(20);
   expect(layouts.slots).toEqual({ perInstance: 4, inbound: 2, ipv6: 1 });

@@ -5,7 +5,7 @@ import { afterAll, beforeAll, beforeEach, describe, expect, it, vi } from 'vites
 import { EndpointTables } from '../../src/datapath/endpoints.js';
 import { type Layouts, readLayouts } from '../../src/datapath/layouts.js';
 import { Listeners } from '../../src/datapath/listeners.js';
-import { UdpPorts } from '../../src/datapath/udp-ports.js';
+import { PortSet } from '../../src/datapath/port-set.js';
 import { u32 } from '../../src/kernel/struct.js';
 import { BpfObject, openRingBuffer } from '../../src/native/bpf.js';
 import { closeFd } from '../../src/native/descriptors.js';
@@ -318,7 +318,7 @@ describe.each([4, 6] as const)('a packet of IPv%i', (family) => {
       const row = tables.enrol('pod-uid' as PodUid, ifindex, true);
       const plan = { ifindex, instance: 0, failureOpen: false, dropOther: true, bridgeIndex: 0 };
       tables.write(row, { ...plan, ips: [POD[4], POD[6]] });
-      new UdpPorts(object.map('udp_ports'), [53]).ensure();
+      new PortSet(object.map('udp_ports'), [53], 'open UDP port').ensure();
     }
     const icmp6 = (type: number) =>
       frame({ ...base, protocol: PROTOCOL.ICMP6, patch: (bytes, { l4 }) => void bytes.writeUInt8(type, l4) });
@@ -366,7 +366,7 @@ describe.each([4, 6] as const)('a packet of IPv%i', (family) => {
 
     it('a port that is not listed any more is closed again', async () => {
       closed();
-      expect(new UdpPorts(object.map('udp_ports'), [123]).ensure()).toEqual([
+      expect(new PortSet(object.map('udp_ports'), [123], 'open UDP port').ensure()).toEqual([
         'the open UDP port 123 was missing',
         'the open UDP port 53 did not belong there',
       ]);

@@ -40,7 +40,7 @@ class NodeStandIn {
       recount: this.recount,
     },
     slots: { ensure: () => [] },
-    udpPorts: { ensure: () => this.#step('ports', []) },
+    portSets: [{ ensure: () => this.#step('ports', []) }],
     routes: {
       ensure: async ({ families = [], ours = new Set() }) => {
         this.asked.push({ families, ours: [...ours] });

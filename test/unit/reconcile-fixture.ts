@@ -185,6 +185,11 @@ const keyOf = ({ role, ifindex }: Attachment<Role>) => `${role} ${ifindex}`;
 
 /** Holds endpoints, attachments and sysctls, and tells in which order it was asked for what. */
 export class KernelStandIn {
+  /** Interfaces of pods that have been taken out, and have connections at the proxy. */
+  readonly left = new Set<number>();
+  /** Of every pod. */
+  open = 0;
+  readonly connections = () => this.open;
   readonly done: string[] = [];
   /** By ifindex. */
   readonly endpoints = new Map<number, Written>();
@@ -207,6 +212,9 @@ export class KernelStandIn {
     | 'rows'
     | 'forget'
     | 'plansOf'
+    | 'planAt'
+    | 'leave'
+    | 'leaving'
     | 'rowOf'
     | 'isLive'
     | 'ownerOf'
@@ -248,6 +256,13 @@ export class KernelStandIn {
     ownerOf: (ifindex) => this.endpoints.get(ifindex)?.row.uid,
     plansOf: (uid) =>
       [...this.endpoints.values()].filter(({ row }) => row.uid === uid).map(({ plan }) => plan),
+    planAt: (ifindex) => this.endpoints.get(ifindex)?.plan,
+    leave: (ifindex) => {
+      this.#step(`leave ${ifindex}`);
+      this.left.add(ifindex);
+    },
+    leaving: () =>
+      new Map([...this.left].map((ifindex) => [ifindex, this.endpoints.get(ifindex)?.plan.ips ?? []])),
     addresses: () => new Set([...this.endpoints.values()].flatMap(({ plan }) => plan.ips)),
     forget: (uid) => {
       this.#step(`forget ${uid}`);

@@ -73,6 +73,7 @@ function world(count: number) {
     instanceName: () => 'default',
     authorities: [],
     tables: kernel.tables,
+    connections: kernel.connections,
     attachments: kernel.attachments,
     sysctls: kernel.sysctls,
     repairs: kernel,

@@ -41,7 +41,8 @@ beforeEach(() => {
   const { tables, attachments, sysctls } = kernel;
   const proofs = { removeInterface: (ifindex: number) => unasked.push(ifindex) };
   links = new LinksStandIn(0);
-  const parts = { store, tables, attachments, sysctls, proofs, log, links: links.asPodLinks() };
+  const { connections } = kernel;
+  const parts = { store, tables, attachments, sysctls, proofs, log, connections, links: links.asPodLinks() };
   removal = new Removal({ ...parts, nowMs: () => nowMs });
 });
 
@@ -166,7 +167,7 @@ describe('what the kernel holds of a pod that no source names', () => {
   let web: PodUid;
   const look = async (ms = 0) => {
     nowMs += ms;
-    removal.removeUnwanted([], await removal.unnamed());
+    removal.removeUnwanted([], await removal.kept());
     return held();
   };
   const ALL = { endpoints: [100], attached: ['egress 100', 'steer 7'] };

@@ -1,15 +1,18 @@
-/** The UDP ports that stay open where a pod's other protocols are closed, as the programs look them up. */
+/** Ports that the programs look up: UDP ports that stay open, ports that proxies listen at. */
 
 import type { BpfMap } from '../native/bpf.js';
 
 const PRESENT = Buffer.from([1]);
 
-export class UdpPorts {
+export class PortSet {
   readonly #map: BpfMap;
   readonly #wanted: ReadonlySet<number>;
+  readonly #name: string;
 
-  constructor(map: BpfMap, wanted: readonly number[]) {
+  /** `name`: of one of them, in words. */
+  constructor(map: BpfMap, wanted: readonly number[], name: string) {
     this.#map = map;
+    this.#name = name;
     this.#wanted = new Set(wanted);
   }
 
@@ -19,11 +22,11 @@ export class UdpPorts {
     const changes: string[] = [];
     for (const port of [...this.#wanted].filter((candidate) => !present.has(candidate))) {
       this.#map.set(u16(port), PRESENT);
-      changes.push(`the open UDP port ${port} was missing`);
+      changes.push(`the ${this.#name} ${port} was missing`);
     }
     for (const port of [...present].filter((candidate) => !this.#wanted.has(candidate))) {
       this.#map.delete(u16(port));
-      changes.push(`the open UDP port ${port} did not belong there`);
+      changes.push(`the ${this.#name} ${port} did not belong there`);
     }
     return changes;
   }
