@@ -1,6 +1,9 @@
-// Other processes' sockets: copied, made transparent, described; and whoever is at the other end of a Unix socket.
+// Other processes' sockets: copied, made transparent, described; a socket that connects from another's address; and
+// whoever is at the other end of a Unix socket.
 #include <arpa/inet.h>
 #include <fcntl.h>
+#include <memory>
+#include <netdb.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -44,16 +47,54 @@ int option(Napi::Env env, int fd, int level, int name, const char *doing) {
     return value;
 }
 
+void switch_on(Napi::Env env, int fd, int level, int name, const std::string &doing) {
+    int on = 1;
+
+    if (setsockopt(fd, level, name, &on, sizeof(on)))
+        throw kernel_error(env, errno, "setsockopt", doing);
+}
+
+void make_transparent(Napi::Env env, int fd, int family, const std::string &doing) {
+    if (family == AF_INET6)
+        switch_on(env, fd, IPPROTO_IPV6, IPV6_TRANSPARENT, doing);
+    switch_on(env, fd, IPPROTO_IP, IP_TRANSPARENT, doing);
+}
+
 void set_transparent(const Napi::CallbackInfo &info) {
     auto env = info.Env();
     int fd = fd_argument(info, 0);
-    int on = 1;
     int family = option(env, fd, SOL_SOCKET, SO_DOMAIN, "asking for a socket's family");
 
-    if (family == AF_INET6 && setsockopt(fd, IPPROTO_IPV6, IPV6_TRANSPARENT, &on, sizeof(on)))
-        throw kernel_error(env, errno, "setsockopt", "making a socket transparent");
-    if (setsockopt(fd, IPPROTO_IP, IP_TRANSPARENT, &on, sizeof(on)))
-        throw kernel_error(env, errno, "setsockopt", "making a socket transparent");
+    make_transparent(env, fd, family, "making a socket transparent");
+}
+
+struct FreeAddress {
+    void operator()(addrinfo *found) const {
+        freeaddrinfo(found);
+    }
+};
+
+Napi::Value socket_from(const Napi::CallbackInfo &info) {
+    auto env = info.Env();
+    std::string source = text_argument(info, 0);
+    std::string doing = "opening a socket that connects from " + source;
+    addrinfo hints = {}, *list = nullptr;
+    hints.ai_flags = AI_NUMERICHOST;
+    hints.ai_socktype = SOCK_STREAM;
+
+    // It reads a zone too, which a link-local peer's address has; one that is not here it does not know.
+    if (getaddrinfo(source.c_str(), nullptr, &hints, &list))
+        throw kernel_error(env, EADDRNOTAVAIL, "getaddrinfo", doing);
+    std::unique_ptr<addrinfo, FreeAddress> address(list);
+    Fd fd(socket(address->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+    if (!fd)
+        throw kernel_error(env, errno, "socket", doing);
+    make_transparent(env, fd.get(), address->ai_family, doing);
+    // The port is chosen by connect(), which may share one between destinations; bind() would have to find a free one.
+    switch_on(env, fd.get(), IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, doing);
+    if (bind(fd.get(), address->ai_addr, address->ai_addrlen))
+        throw kernel_error(env, errno, "bind", doing);
+    return Napi::Number::New(env, fd.release());
 }
 
 Napi::Value socket_info(const Napi::CallbackInfo &info) {
@@ -128,6 +169,7 @@ void define_sockets(Napi::Env env, Napi::Object exports) {
     exports.Set("pidfdOpen", Napi::Function::New(env, pidfd_open));
     exports.Set("pidfdGetfd", Napi::Function::New(env, pidfd_getfd));
     exports.Set("setTransparent", Napi::Function::New(env, set_transparent));
+    exports.Set("socketFrom", Napi::Function::New(env, socket_from));
     exports.Set("socketInfo", Napi::Function::New(env, socket_info));
     exports.Set("peerCredentials", Napi::Function::New(env, peer_credentials));
 }

@@ -1,6 +1,7 @@
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { ApiClient } from '../api/client.js';
 import { LOG_LEVELS } from '../config/config.js';
+import { socketFrom } from '../native/sockets.js';
 import { parseSocketAddress, type SocketAddress } from '../net/socket-address.js';
 import { startProxy } from '../proxy/proxy.js';
 import { createLogger } from '../telemetry/log.js';
@@ -9,7 +10,10 @@ import { globalOptions, wholeNumber } from './options.js';
 interface ProxyCommandOptions {
   readonly outbound?: SocketAddress;
   readonly outbound6?: SocketAddress;
+  readonly inbound?: SocketAddress;
+  readonly inbound6?: SocketAddress;
   readonly listen: readonly SocketAddress[];
+  readonly keepSource?: true;
   readonly allowUnidentified?: true;
   readonly connectTimeoutMs: number;
   readonly resolveTimeoutMs: number;
@@ -28,11 +32,17 @@ export function proxyCommand(): Command {
     )
     .option(
       '--outbound <address:port>',
-      'listen here (default: 127.0.0.1:15001, unless --listen is given)',
+      'listen here (default: 127.0.0.1:15001, unless --inbound or --listen is given)',
       address,
     )
     .option('--outbound6 <[address]:port>', 'and here for IPv6, such as [::1]:15001', address)
+    .option('--inbound <address:port>', 'listen here for connections to pods; none by default', address)
+    .option('--inbound6 <[address]:port>', 'and here for those over IPv6', address)
     .option('--listen <address:port>', 'and here; may be repeated', repeatedAddress, [])
+    .option(
+      '--keep-source',
+      "connect from the client's address, on a port of its own; needs CAP_NET_RAW, and answers that are routed back here",
+    )
     .option('--allow-unidentified', 'pass flows on whose pod is not known, instead of resetting them')
     .option('--connect-timeout-ms <ms>', 'for reaching the original destination', milliseconds, 5_000)
     .option('--resolve-timeout-ms <ms>', 'for an answer of the agent, restarts included', milliseconds, 5_000)
@@ -63,6 +73,7 @@ async function run(options: ProxyCommandOptions, command: Command): Promise<void
       listen: listenAddresses(options),
       client,
       log,
+      ...(options.keepSource ? { socketFrom } : {}),
       allowUnidentified: options.allowUnidentified ?? false,
       connectTimeoutMs: options.connectTimeoutMs,
       resolveTimeoutMs: options.resolveTimeoutMs,
@@ -76,9 +87,11 @@ async function run(options: ProxyCommandOptions, command: Command): Promise<void
   }
 }
 
-function listenAddresses({ outbound, outbound6, listen }: ProxyCommandOptions): SocketAddress[] {
-  const first = outbound ?? (listen.length === 0 ? DEFAULT_OUTBOUND : undefined);
-  return [first, outbound6, ...listen].filter((given) => given !== undefined);
+function listenAddresses(options: ProxyCommandOptions): SocketAddress[] {
+  const { outbound, outbound6, inbound, inbound6, listen } = options;
+  const others = [inbound, inbound6, ...listen].filter((given) => given !== undefined);
+  const first = outbound ?? (others.length === 0 ? DEFAULT_OUTBOUND : undefined);
+  return [first, outbound6, ...others].filter((given) => given !== undefined);
 }
 
 function address(text: string): SocketAddress {

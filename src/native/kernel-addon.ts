@@ -83,6 +83,7 @@ interface KernelAddon {
   pidfdOpen(pid: number): number;
   pidfdGetfd(pidfd: number, fd: number): number;
   setTransparent(fd: number): void;
+  socketFrom(source: string): number;
   socketInfo(fd: number): SocketInfo;
   peerCredentials(fd: number): PeerCredentials;
   tcpListeners(): TcpListener[];

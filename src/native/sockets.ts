@@ -1,5 +1,6 @@
 /** Sockets of this process and of others, and the peers of Unix sockets. */
 
+import { isIP } from 'node:net';
 import { ipToBytes } from '../net/ip.js';
 import { checkFd, checkPositive, checkUnsigned } from './addon.js';
 import {
@@ -29,6 +30,18 @@ export function pidfdGetfd(pidfd: number, fd: number): number {
 export function setTransparent(fd: number): void {
   checkFd(fd);
   addon.setTransparent(fd);
+}
+
+/**
+ * A TCP socket that is bound to this address, be it another machine's, and to no port yet: ip(7), IP_TRANSPARENT and
+ * IP_BIND_ADDRESS_NO_PORT. For the caller to connect and to close. Needs CAP_NET_RAW or CAP_NET_ADMIN, else KernelError
+ * EPERM.
+ */
+export function socketFrom(source: string): number {
+  if (isIP(source) === 0) {
+    throw new TypeError('source must be an IP address');
+  }
+  return addon.socketFrom(source);
 }
 
 /** KernelError ENOTSOCK for what is no socket. */

@@ -5,7 +5,7 @@
  * address of an accepted connection is the original destination.
  */
 
-import { createServer, connect as netConnect, type Server, type Socket } from 'node:net';
+import { createServer, type Server, Socket } from 'node:net';
 import type { Logger } from 'pino';
 import { type ApiClient, ApiError } from '../api/client.js';
 import { familyOf } from '../net/family.js';
@@ -29,6 +29,11 @@ export interface ProxyOptions {
   readonly idleTimeoutMs?: number;
   /** Where an accepted connection was going. Default its local address, as on a transparent socket. */
   readonly destinationOf?: (client: Socket) => SocketAddress | undefined;
+  /**
+   * An unconnected socket from which the destination of this client is dialled; undefined, the default, for one of the
+   * node's own address. The proxy closes it.
+   */
+  readonly socketFrom?: (clientIp: string) => number | undefined;
 }
 
 export interface StartedProxy {
@@ -71,6 +76,7 @@ class RunningProxy implements StartedProxy {
       resolveTimeoutMs: 5_000,
       idleTimeoutMs: 3_600_000,
       destinationOf: localAddressOf,
+      socketFrom: () => undefined,
       ...options,
     };
   }
@@ -127,7 +133,7 @@ class RunningProxy implements StartedProxy {
   }
 
   async #serve(client: Socket, peer: SocketAddress, destination: SocketAddress): Promise<void> {
-    const { log, allowUnidentified, idleTimeoutMs } = this.#options;
+    const { log, allowUnidentified, connectTimeoutMs, idleTimeoutMs, socketFrom } = this.#options;
     const startedMs = performance.now();
     const flow = { peer: formatSocketAddress(peer), originalDst: formatSocketAddress(destination) };
     if (leadsBack(destination, this.addresses)) {
@@ -138,7 +144,9 @@ class RunningProxy implements StartedProxy {
     const gone = new AbortController();
     const abort = (): void => gone.abort();
     client.once('close', abort);
-    const connecting = settled(connectTo(destination, this.#options.connectTimeoutMs, gone.signal));
+    const connecting = settled(
+      connectTo(destination, () => socketFrom(peer.ip), connectTimeoutMs, gone.signal),
+    );
     const who = await settled(this.#who(peer, destination, gone.signal));
     const identified = 'value' in who;
     if (!identified && !allowUnidentified) {
@@ -189,16 +197,19 @@ function localAddressOf({ localAddress, localPort }: Socket): SocketAddress | un
     : { ip: plainIp(localAddress), port: localPort };
 }
 
-function connectTo({ ip, port }: SocketAddress, timeoutMs: number, signal: AbortSignal): Promise<Socket> {
+/**
+ * Node connects a socket that it is given like one of its own, if `connect` comes in the turn of `new Socket`: polled
+ * before, it ends with ENOTCONN. One whose connect() has begun elsewhere Node takes for connected.
+ */
+function connectTo(
+  { ip, port }: SocketAddress,
+  open: () => number | undefined,
+  timeoutMs: number,
+  signal: AbortSignal,
+): Promise<Socket> {
   return new Promise((resolve, reject) => {
-    const socket = netConnect({
-      host: ip,
-      port,
-      allowHalfOpen: true,
-      noDelay: true,
-      keepAlive: true,
-      keepAliveInitialDelay: KEEP_ALIVE_MS,
-    });
+    const socket = new Socket({ fd: open(), allowHalfOpen: true });
+    socket.setNoDelay(true).setKeepAlive(true, KEEP_ALIVE_MS);
     const fail = (error: Error): void => {
       finish();
       socket.destroy();
@@ -218,6 +229,7 @@ function connectTo({ ip, port }: SocketAddress, timeoutMs: number, signal: Abort
       resolve(socket);
     });
     signal.addEventListener('abort', onAbort, { once: true });
+    socket.connect({ host: ip, port });
   });
 }
 
@@ -239,8 +251,9 @@ function closeIf(connected: Outcome<Socket>): void {
   }
 }
 
-function nameOf({ workload, assurance }: Resolved): object {
+function nameOf({ workload, direction, assurance }: Resolved): object {
   return {
+    direction,
     workload: `${workload.namespace}/${workload.podName}`,
     spiffeId: workload.spiffeId,
     assurance,

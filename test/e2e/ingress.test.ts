@@ -13,7 +13,8 @@ import { MicroVms } from '../lab/microvm.js';
 import { runPlainPod } from '../lab/plain.js';
 import { type LabPod, type LabRuntime, reply, type Topology } from '../lab/pod.js';
 import { RUNTIMES } from '../lab/runtimes.js';
-import { enrolled, INBOUND, OUTBOUND, staticPod, TestAgent, TestProxy } from './agent.js';
+import { enrolled, staticPod, TestAgent, TestProxy } from './agent.js';
+import { BOTH_WAYS, INBOUND_WORDS } from './scene.js';
 
 const TOPOLOGIES: readonly { topology: Topology; bridgeNetfilter: 0 | 1 }[] = [
   { topology: 'ptp', bridgeNetfilter: 1 },
@@ -50,7 +51,7 @@ describe.each(TOPOLOGIES)(
       const microvms = new MicroVms(lab, topology, containerd.network);
       agent = new TestAgent(lab, {
         sources: { cri: { endpoint: `unix://${containerd.socket}` }, static: { file: 'pods.yaml' } },
-        instances: [{ name: 'default', outbound: [...OUTBOUND], inbound: [...INBOUND] }],
+        instances: [BOTH_WAYS],
       });
       const started = await Promise.all([
         ...RUNTIMES.map((runtime) =>
@@ -88,7 +89,7 @@ describe.each(TOPOLOGIES)(
       });
       await agent.start();
       proxy = new TestProxy(lab, agent);
-      await proxy.start('--listen', INBOUND[0], '--listen', INBOUND[1]);
+      await proxy.start(...INBOUND_WORDS);
       await agent.adopted(4);
       await Promise.all([...RUNTIMES, 'enrolled'].map((name) => agent.reaches(name, 'INTERCEPTED')));
     });

@@ -10,7 +10,20 @@ import { Containerd } from '../lab/containerd.js';
 import { Lab, REMOTE } from '../lab/lab.js';
 import { type PlainPod, runPlainPod } from '../lab/plain.js';
 import { type LabPod, type LabRuntime, reply, type Topology } from '../lab/pod.js';
-import { type AgentSettings, enrolled, type ProxyFlow, staticPod, TestAgent, TestProxy } from './agent.js';
+import {
+  type AgentSettings,
+  enrolled,
+  INBOUND,
+  OUTBOUND,
+  type ProxyFlow,
+  staticPod,
+  TestAgent,
+  TestProxy,
+} from './agent.js';
+
+/** An instance that has a listener for each direction and family, and what the reference proxy is told for it. */
+export const BOTH_WAYS = { name: 'default', outbound: [...OUTBOUND], inbound: [...INBOUND] };
+export const INBOUND_WORDS = ['--inbound', INBOUND[0], '--inbound6', INBOUND[1]] as const;
 
 export interface ScenePod {
   readonly name: string;
@@ -28,6 +41,8 @@ export interface SceneOptions {
   readonly agent?: Partial<AgentSettings>;
   /** This containerd is a source as well, and its pods are described by nobody else. */
   readonly cri?: { readonly topology: Topology; readonly settings?: object };
+  /** What pods are sent is intercepted as well. */
+  readonly inbound?: true;
   /** Words for the reference proxy. */
   readonly proxy?: readonly string[];
   /** On the new node, before anything else. */
@@ -76,13 +91,14 @@ export class Scene {
   }
 
   async open(): Promise<void> {
-    const { pods = [], cri, proxy = [], prepare, startAgent, agent: settings } = this.#options;
+    const { pods = [], cri, inbound, proxy = [], prepare, startAgent, agent: settings } = this.#options;
     const lab = await Lab.create();
     this.#lab = lab;
     await lab.serve();
     await prepare?.(this);
     const endpoint = cri && `unix://${(await this.containerd(cri.topology)).socket}`;
     const agent = new TestAgent(lab, {
+      ...(inbound && { instances: [BOTH_WAYS] }),
       ...settings,
       sources: {
         static: { file: 'pods.yaml' },
@@ -97,8 +113,8 @@ export class Scene {
     }
     this.#write();
     await (startAgent?.(this) ?? agent.start());
-    await this.proxy.start(...proxy);
-    await agent.adopted(2);
+    await this.proxy.start(...(inbound ? INBOUND_WORDS : []), ...proxy);
+    await agent.adopted(inbound ? 4 : 2);
     for (const { name, described } of pods) {
       if (described === undefined) {
         await agent.reaches(name, 'INTERCEPTED');

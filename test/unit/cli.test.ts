@@ -270,6 +270,8 @@ test.each([
   [['resolve', '--src', '1.2.3.4', '--dst', '1.2.3.4:5'], 'expected an address and port'],
   [['flows', '--limit', '0'], 'expected a whole number from 1 to 10000'],
   [['proxy', '--outbound', 'localhost:1'], 'expected an address and port'],
+  [['proxy', '--inbound', 'localhost:1'], 'expected an address and port'],
+  [['proxy', '--inbound6', '::1:1'], 'expected an address and port'],
   [['proxy', '--log-level', 'loud'], 'Allowed choices are'],
   [['config', 'paint'], "unknown command 'paint'"],
   [['status', '--check', 'happy'], 'Allowed choices are live, ready'],

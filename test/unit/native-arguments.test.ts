@@ -82,6 +82,8 @@ const cases: readonly (readonly [string, string, () => unknown])[] = [
   ['pidfdOpen', 'pid must be a positive integer', () => sockets.pidfdOpen(0)],
   ['pidfdGetfd', 'pidfd must be', () => sockets.pidfdGetfd(-1, 0)],
   ['setTransparent', 'fd must be', () => sockets.setTransparent(2 ** 31)],
+  ['socketFrom', 'source must be an IP address', () => sockets.socketFrom('localhost')],
+  ['socketFrom', 'source must be an IP address', () => sockets.socketFrom(wrong(undefined))],
   ['socketInfo', 'fd must be', () => sockets.socketInfo(wrong(null))],
   ['peerCredentials', 'fd must be', () => sockets.peerCredentials(wrong({}))],
   ['interfaceIndex', 'name must be', () => namespaces.interfaceIndex('')],

@@ -1,6 +1,7 @@
 import { spawn } from 'node:child_process';
-import { readFileSync, readlinkSync, statSync } from 'node:fs';
-import { createConnection, createServer, type Socket } from 'node:net';
+import { once } from 'node:events';
+import { readdirSync, readFileSync, readlinkSync, statSync } from 'node:fs';
+import { createConnection, createServer, Socket } from 'node:net';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { closeFd } from '../../src/native/descriptors.js';
@@ -10,6 +11,7 @@ import {
   pidfdGetfd,
   pidfdOpen,
   setTransparent,
+  socketFrom,
   socketInfo,
   socketOwners,
   tcpListeners,
@@ -188,6 +190,53 @@ describe("another process's listener", () => {
     expect(() => socketInfo(fdOf(server))).toThrow(expect.objectContaining({ code: 'EAFNOSUPPORT' }));
     expect(() => socketInfo(99_999)).toThrow(expect.objectContaining({ code: 'EBADF' }));
     expect(() => setTransparent(99_999)).toThrow(expect.objectContaining({ code: 'EBADF' }));
+  });
+});
+
+describe("a socket that connects from another machine's address", () => {
+  const SEEN = `
+const server = require('node:net').createServer((socket) => socket.end(socket.remoteAddress));
+server.listen(0, process.argv[1], () => console.log(server.address().port));
+`;
+
+  /** Dials from `source` in the namespace, whose own that address is not. */
+  const dial = (source: string, host: string, port: number): Socket => {
+    const socket = new Socket({ fd: netns.run(() => socketFrom(source)) });
+    return cleanup.add(socket.connect({ host, port }), (it) => it.destroy());
+  };
+
+  it.each([
+    ['-4', '198.51.100.7', '127.0.0.1'],
+    ['-6', '2001:db8::7', '::1'],
+  ])('is seen as that address: %s', async (family, source, host) => {
+    netns.ip(`${family} rule add to ${source} lookup 100`);
+    netns.ip(`${family} route add local default dev lo table 100`);
+    const args = [`--net=${netns.path}`, process.execPath, '-e', SEEN, host];
+    const { hello: port } = await startProcess<number>(cleanup, 'nsenter', ...args);
+    const [seen] = await once(dial(source, host, port), 'data');
+    expect(String(seen)).toBe(source);
+    const refused = once(dial(source, host, 1), 'connect');
+    await expect(refused).rejects.toMatchObject({ code: 'ECONNREFUSED', syscall: 'connect' });
+  });
+
+  it.each(['198.51.100.7', '2001:db8::7'])('takes up no port before it does: %s', (address) => {
+    netns.exec('sysctl', '-qw', 'net.ipv4.ip_local_port_range=40000 40001');
+    for (let opened = 0; opened < 4; opened += 1) {
+      const fd = cleanup.add(
+        netns.run(() => socketFrom(address)),
+        closeFd,
+      );
+      expect(socketInfo(fd)).toMatchObject({ type: 'stream', transparent: true, address, port: 0 });
+    }
+  });
+
+  it('is closed again where it cannot be bound', () => {
+    const before = readdirSync('/proc/self/fd').length;
+    const refused = (source: string, code: string, syscall: string) =>
+      expect(() => netns.run(() => socketFrom(source))).toThrow(expect.objectContaining({ code, syscall }));
+    refused('fe80::1', 'EINVAL', 'bind'); // link-local, and of no interface
+    refused('fe80::1%none', 'EADDRNOTAVAIL', 'getaddrinfo');
+    expect(readdirSync('/proc/self/fd')).toHaveLength(before);
   });
 });
 

@@ -1,13 +1,23 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { connect, createServer, type Socket } from 'node:net';
+import { connect, createServer, Socket } from 'node:net';
 import { setTimeout as delay, setImmediate } from 'node:timers/promises';
 import { afterEach, describe, expect, test, vi } from 'vitest';
 import { ApiError } from '../../src/api/client.js';
 import type { Resolution } from '../../src/identity/resolve.js';
-import type { SocketAddress } from '../../src/net/socket-address.js';
+import { closeFd } from '../../src/native/descriptors.js';
+import {
+  pidfdGetfd,
+  pidfdOpen,
+  setTransparent,
+  socketFrom,
+  socketOwners,
+  tcpListeners,
+} from '../../src/native/sockets.js';
+import { formatSocketAddress, type SocketAddress } from '../../src/net/socket-address.js';
 import { leadsBack, plainIp } from '../../src/proxy/addresses.js';
 import { type ProxyOptions, type StartedProxy, startProxy } from '../../src/proxy/proxy.js';
+import { Cleanup, Netns, startProcess, temporaryFolder } from './native-lab.js';
 
 const opened: (() => Promise<unknown> | unknown)[] = [];
 
@@ -19,6 +29,7 @@ afterEach(async () => {
 
 const WEB = {
   workload: { namespace: 'default', podName: 'web-0', spiffeId: 'spiffe://cluster.local/ns/default/sa/web' },
+  direction: 'INGRESS',
   assurance: 'DATAPATH_RECORDED',
 } as Resolution;
 
@@ -153,6 +164,7 @@ describe('a flow', () => {
         peer: expect.stringMatching(/^127\.0\.0\.1:\d+$/),
         workload: 'default/web-0',
         spiffeId: 'spiffe://cluster.local/ns/default/sa/web',
+        direction: 'INGRESS',
         assurance: 'DATAPATH_RECORDED',
         resolved: true,
       },
@@ -284,16 +296,27 @@ describe('a flow that is refused', () => {
     expect(lines[0]).toMatchObject({ message: 'flow', reason: 'WORKLOAD_NOT_FOUND', resolved: false });
   });
 
-  test('because its destination cannot be reached is reset, not ended', async () => {
-    const { dial, lines } = await run(await nowhere());
-    expect(await ending(dial())).toBe('ECONNRESET');
-    expect(lines).toMatchObject([{ workload: 'default/web-0', connectError: 'ECONNREFUSED' }]);
+  describe.each([
+    ["the node's address", {}],
+    ["the client's address", { socketFrom }],
+  ])('from %s', (_from, options) => {
+    test('because its destination cannot be reached is reset, not ended', async () => {
+      const { dial, lines } = await run(await nowhere(), options);
+      expect(await ending(dial())).toBe('ECONNRESET');
+      expect(lines).toMatchObject([{ workload: 'default/web-0', connectError: 'ECONNREFUSED' }]);
+    });
+
+    test('because its destination does not answer in time is reset', async () => {
+      const { lines, dial } = await run(await silent(), { ...options, connectTimeoutMs: 50 });
+      expect(await ending(dial())).toBe('ECONNRESET');
+      expect(lines).toMatchObject([{ connectError: 'ETIMEDOUT' }]);
+    });
   });
 
-  test('because its destination does not answer in time is reset', async () => {
-    const { lines, dial } = await run(await silent(), { connectTimeoutMs: 50 });
+  test('because nothing can be sent from its address is reset', async () => {
+    const { dial, lines } = await run(await nowhere(), { socketFrom: () => socketFrom('fe80::1') });
     expect(await ending(dial())).toBe('ECONNRESET');
-    expect(lines).toMatchObject([{ connectError: 'ETIMEDOUT' }]);
+    expect(lines).toMatchObject([{ connectError: 'EINVAL' }]);
   });
 
   test('because it would lead back to the proxy is reset, whichever local address it names', async () => {
@@ -308,6 +331,88 @@ describe('a flow that is refused', () => {
       ['LOOP', `127.9.9.9:${port}`],
       ['LOOP', `[::1]:${port}`],
     ]);
+  });
+
+  test('because it would lead to another listener of the proxy is reset', async () => {
+    const inbound = await nowhere();
+    const { dial, lines } = await run(inbound, { listen: [{ ip: '127.0.0.1', port: 0 }, inbound] });
+    expect(await ending(dial())).toBe('ECONNRESET');
+    expect(lines).toMatchObject([{ reason: 'LOOP', originalDst: formatSocketAddress(inbound) }]);
+  });
+});
+
+describe('the command, between a pod of this node and a client elsewhere', () => {
+  const PORT = 8_080;
+  /** Answers, once it has heard all, with what it has heard and from whom. */
+  const SERVER = `
+const server = require('node:net').createServer({ allowHalfOpen: true }, (socket) => {
+  let text = '';
+  socket.on('data', (chunk) => { text += chunk; });
+  socket.on('end', () => socket.end(socket.remoteAddress + ' said ' + text));
+});
+server.listen(${PORT}, process.argv[1], () => console.log(1));
+`;
+
+  const inside = (cleanup: Cleanup, { path }: Netns, ...command: string[]) =>
+    startProcess(cleanup, 'nsenter', `--net=${path}`, process.execPath, ...command);
+
+  /** Address 2 of a network of its own, of which the node has address 1; what comes from there the node takes for its own. */
+  function machineAt(
+    cleanup: Cleanup,
+    node: Netns,
+    device: string,
+    family: '-4' | '-6',
+    network: string,
+  ): Netns {
+    const machine = cleanup.owned(new Netns());
+    node.ip(`link add name ${device} type veth peer name eth0 netns ${machine.name}`);
+    for (const [side, link, address] of [
+      [node, device, `${network}1`],
+      [machine, 'eth0', `${network}2`],
+    ] as const) {
+      const length = family === '-4' ? '24' : '64 nodad';
+      side.ip(`${family} address add ${address}/${length} dev ${link}`);
+      side.ip(`link set ${link} up`);
+    }
+    machine.ip(`${family} route add default via ${network}1`);
+    node.ip(`${family} rule add iif ${device} lookup 100`);
+    return machine;
+  }
+
+  /** As the agent does. */
+  async function makeListenersTransparent(cleanup: Cleanup, node: Netns): Promise<void> {
+    for (const { pid, fd } of await socketOwners(node.run(tcpListeners).map(({ inode }) => inode))) {
+      const pidfd = cleanup.add(pidfdOpen(pid), closeFd);
+      setTransparent(cleanup.add(pidfdGetfd(pidfd, fd), closeFd));
+    }
+  }
+
+  describe.each([
+    ['IPv4', '-4', '10.66.1.', '10.66.2.', '--inbound', '0.0.0.0'],
+    ['IPv6', '-6', 'fd66:1::', 'fd66:2::', '--inbound6', '[::]'],
+  ] as const)('over %s', (_name, family, clients, pods, option, wildcard) => {
+    test.each([
+      ["the client's own address with --keep-source", ['--keep-source'], `${clients}2`],
+      ["the node's without", [], `${pods}1`],
+    ])('shows the pod %s', async (_what, keepSource, seen) => {
+      const cleanup = new Cleanup();
+      opened.push(() => cleanup.run());
+      const node = cleanup.owned(new Netns());
+      const client = machineAt(cleanup, node, 'clients', family, clients);
+      const pod = machineAt(cleanup, node, 'pods', family, pods);
+      node.ip(`${family} route add local default dev lo table 100`);
+      await inside(cleanup, pod, '-e', SERVER, `${pods}2`);
+      const command = ['bin/nodesentry', '--run-dir', temporaryFolder(cleanup), 'proxy', ...keepSource];
+      const patience = ['--allow-unidentified', '--resolve-timeout-ms', '1'];
+      await inside(cleanup, node, ...command, ...patience, option, `${wildcard}:${PORT}`);
+      expect(node.run(tcpListeners).map(({ port }) => port)).toEqual([PORT]); // and not the default one
+      await makeListenersTransparent(cleanup, node);
+
+      const socket = new Socket({ fd: client.run(() => socketFrom(`${clients}2`)), allowHalfOpen: true });
+      opened.push(() => socket.destroy());
+      socket.connect({ host: `${pods}2`, port: PORT }).end('hello');
+      expect(await readAll(socket)).toBe(`${seen} said hello`);
+    });
   });
 });
 
