@@ -4,6 +4,7 @@
 #include <array>
 #include <cstring>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sys/socket.h>
 #include <vector>
 
@@ -109,7 +110,15 @@ Address address_of(const inet_diag_msg *diag, const __be32 *from) {
     return address;
 }
 
-// How many connections have one of these addresses at either end.
+// Older kernels do not tell, and of a socket in TIME_WAIT none does.
+bool is_transparent(const nlmsghdr *message, const inet_diag_msg *diag) {
+    auto *options =
+        static_cast<const inet_diag_sockopt *>(attribute(message, diag, INET_DIAG_SOCKOPT, sizeof(inet_diag_sockopt)));
+
+    return options ? options->transparent == 1 : diag->idiag_state != TCP_TIME_WAIT;
+}
+
+// How many connections bear one of these addresses as their own, or as their peer's on a transparent socket.
 Napi::Value tcp_connections(const Napi::CallbackInfo &info) {
     auto env = info.Env();
     auto bytes = info[0].As<Napi::Uint8Array>();
@@ -121,8 +130,9 @@ Napi::Value tcp_connections(const Napi::CallbackInfo &info) {
         return std::find(wanted.begin(), wanted.end(), address) != wanted.end();
     };
     for (uint8_t family : {AF_INET, AF_INET6}) {
-        dump(env, family, ~kListen, "asking for connections", [&](const nlmsghdr *, const inet_diag_msg *diag) {
-            if (is_wanted(address_of(diag, diag->id.idiag_src)) || is_wanted(address_of(diag, diag->id.idiag_dst)))
+        dump(env, family, ~kListen, "asking for connections", [&](const nlmsghdr *message, const inet_diag_msg *diag) {
+            if (is_wanted(address_of(diag, diag->id.idiag_src)) ||
+                (is_wanted(address_of(diag, diag->id.idiag_dst)) && is_transparent(message, diag)))
                 count++;
         });
     }

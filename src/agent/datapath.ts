@@ -25,6 +25,7 @@ import { BridgeFdb } from '../native/bridge-fdb.js';
 import type { Netfilter } from '../native/netfilter.js';
 import { Redirects } from '../native/redirects.js';
 import { tcpConnections } from '../native/sockets.js';
+import { ipToBytes } from '../net/ip.js';
 import { authoritiesAmong } from '../pods/confirmation.js';
 import type { PodUid } from '../pods/pod.js';
 import type { PodStore } from '../pods/pod-store.js';
@@ -148,7 +149,7 @@ export function createReconciler(parts: {
     synced,
     starting: parts.starting,
     log,
-    connections: tcpConnections,
+    connections: (ips) => tcpConnections(ips.map(ipToBytes)),
     rememberMs: config.identity.rememberSeconds * 1_000,
     nowMs: steadyUnixMs,
   });

@@ -1,8 +1,7 @@
 /** Sockets of this process and of others, and the peers of Unix sockets. */
 
 import { isIP } from 'node:net';
-import { ipToBytes } from '../net/ip.js';
-import { checkFd, checkPositive, checkUnsigned } from './addon.js';
+import { checkBytes, checkFd, checkPositive, checkUnsigned } from './addon.js';
 import {
   addon,
   type PeerCredentials,
@@ -61,9 +60,15 @@ export function tcpListeners(): TcpListener[] {
   return addon.tcpListeners();
 }
 
-/** How many TCP connections of the current network namespace, TIME_WAIT included, have one of these addresses at an end. */
-export function tcpConnections(addresses: readonly string[]): number {
-  return addon.tcpConnections(Buffer.concat(addresses.map((ip) => ipToBytes(ip))));
+/**
+ * How many TCP connections of the current network namespace bear one of these addresses as their own, in TIME_WAIT as well,
+ * or as their peer's on a transparent socket: those of a proxy with or for pods that have them. 16 bytes each, IPv4 mapped.
+ */
+export function tcpConnections(addresses: readonly Uint8Array[]): number {
+  for (const address of addresses) {
+    checkBytes(address, 'address');
+  }
+  return addon.tcpConnections(Buffer.concat(addresses));
 }
 
 /**

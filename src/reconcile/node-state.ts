@@ -131,8 +131,8 @@ export class NodeState {
 
   async #ensureRest(addresses: ReadonlySet<string>): Promise<void> {
     const { routes, notrack, ipvs, inbound, programs, tables, slots, portSets, lookup } = this.#options;
-    const ports = portSets.flatMap((set) => set.ensure());
-    for (const what of [...tables.refresh(), ...slots.ensure(), ...ports]) {
+    const wrong = [...tables.refresh(), ...slots.ensure(), ...portSets.flatMap((set) => set.ensure())];
+    for (const what of wrong) {
       this.#put('map', what);
     }
     this.#looks += 1;

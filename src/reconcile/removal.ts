@@ -37,7 +37,7 @@ export interface RemovalOptions {
     EndpointTables,
     'remove' | 'liveInterfaces' | 'rows' | 'forget' | 'ownerOf' | 'planAt' | 'leave' | 'leaving'
   >;
-  /** How many TCP connections of the node have one of these addresses at an end. */
+  /** How many TCP connections proxies of the node have with or for whoever has these addresses. */
   readonly connections: (ips: readonly string[]) => number;
   readonly links: Pick<PodLinks, 'hostLink'>;
   readonly attachments: Pick<Attachments<Role>, 'release' | 'list'>;

@@ -15,7 +15,7 @@ let fdb: BridgeFdb;
 let pod: number;
 let other: number;
 
-beforeEach(() => {
+beforeEach(async () => {
   netns = cleanup.owned(new Netns());
   fdb = cleanup.owned(netns.run(() => new BridgeFdb()));
   netns.exec('sysctl', '-qw', 'net.ipv6.conf.default.disable_ipv6=1'); // interfaces that say nothing by themselves
@@ -28,6 +28,10 @@ beforeEach(() => {
     netns.ip(`link set ${name} up`);
   }
   netns.ip('link set br0 up');
+  await waitFor('both ports to forward', () => {
+    const states = netns.exec('bridge', 'link').match(/state forwarding/g);
+    return states?.length === 2;
+  });
 });
 
 afterEach(() => cleanup.run());

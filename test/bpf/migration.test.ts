@@ -179,6 +179,7 @@ describe('an agent of a newer layout', () => {
         'shares',
         'turns',
         'udp_ports',
+        'proxy_ports',
         'settings',
         'listeners',
         'counters',

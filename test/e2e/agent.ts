@@ -180,9 +180,15 @@ export class TestAgent {
 
   /** Packets of a pod by verdict; of all pods together without a name. */
   async packets(name?: string): Promise<Record<string, number>> {
-    if (name === undefined) {
-      return { ...(await this.client.status()).packets };
-    }
+    return name === undefined ? { ...(await this.client.status()).packets } : this.#packetsOf(name, 'egress');
+  }
+
+  /** As `packets`, of what the pod was sent. */
+  received(name: string): Promise<Record<string, number>> {
+    return this.#packetsOf(name, 'ingress');
+  }
+
+  async #packetsOf(name: string, direction: 'egress' | 'ingress'): Promise<Record<string, number>> {
     const metrics = await tryRun('curl', [
       '-sS',
       '--unix-socket',
@@ -193,7 +199,7 @@ export class TestAgent {
     for (const line of metrics.stdout
       .split('\n')
       .filter((candidate) => candidate.startsWith('nodesentry_packets_total'))) {
-      if (line.includes(`pod="${name}"`)) {
+      if (line.includes(`pod="${name}"`) && line.includes(`direction="${direction}"`)) {
         found[/verdict="(\w+)"/.exec(line)?.[1] ?? ''] = Number(line.split(' ').at(-1));
       }
     }
