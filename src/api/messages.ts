@@ -1,5 +1,6 @@
 /** The JSON that goes over the socket besides `Resolution`. */
 
+import type { FlowDirection } from '../datapath/flows.js';
 import type { ListenerStatus } from '../datapath/listeners.js';
 import type { Resolution } from '../identity/resolve.js';
 import type { InterceptionReport, Workload } from '../identity/workload.js';
@@ -32,7 +33,7 @@ export interface FlowMessage {
   readonly protocol: 'tcp';
   readonly src: string;
   readonly dst: string;
-  readonly direction: 'EGRESS' | 'INGRESS';
+  readonly direction: FlowDirection;
   readonly instance: string;
   readonly verdict: string;
   readonly namespace: string;

@@ -4,9 +4,9 @@ import { globalOptions, wholeNumber } from './options.js';
 import { clockTime, json, oneLine, type Print, padded, printToStdout, table } from './output.js';
 import { withAgent } from './with-agent.js';
 
-const HEADER = ['TIME', 'POD', 'SRC', 'DST', 'INSTANCE', 'VERDICT'];
+const HEADER = ['TIME', 'POD', 'DIRECTION', 'SRC', 'DST', 'INSTANCE', 'VERDICT'];
 /** Of a line that is printed before the next one is known; longer cells push their line to the right. */
-const WIDTHS = [12, 28, 21, 21, 10, 0];
+const WIDTHS = [12, 28, 9, 21, 21, 10, 0];
 
 interface FlowsOptions {
   readonly json?: true;
@@ -66,7 +66,16 @@ async function follow(options: FlowsOptions, command: Command, print: Print): Pr
   }
 }
 
-function cells({ startedMs, namespace, podName, src, dst, instance, verdict }: FlowMessage): string[] {
+function cells({
+  startedMs,
+  namespace,
+  podName,
+  direction,
+  src,
+  dst,
+  instance,
+  verdict,
+}: FlowMessage): string[] {
   const pod = podName === '' ? '(gone)' : `${namespace}/${podName}`;
-  return [clockTime(startedMs), pod, src, dst, instance, verdict];
+  return [clockTime(startedMs), pod, direction, src, dst, instance, verdict];
 }

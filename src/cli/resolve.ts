@@ -1,6 +1,6 @@
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { ASSURANCES } from '../api/client.js';
-import type { Assurance, Resolution } from '../identity/resolve.js';
+import type { Assurance, Party, Resolution } from '../identity/resolve.js';
 import { parseSocketAddress, type SocketAddress } from '../net/socket-address.js';
 import { json, oneLine, type Print, printToStdout } from './output.js';
 import { withAgent } from './with-agent.js';
@@ -51,7 +51,9 @@ function socketAddress(text: string): SocketAddress {
   return address;
 }
 
-function describe({ workload, direction, original, instance, assurance }: Resolution): string {
+function describe(resolution: Resolution): string {
+  const { workload, source, destination, direction, original, instance, assurance } = resolution;
+  const other = direction === 'EGRESS' ? destination : source;
   const lines: readonly (readonly [string, string])[] = [
     ['Pod', `${workload.namespace}/${workload.podName}`],
     ['SPIFFE ID', workload.spiffeId],
@@ -60,10 +62,18 @@ function describe({ workload, direction, original, instance, assurance }: Resolu
     ['UID', `${workload.podUid} (generation ${workload.generation})`],
     ['State', workload.state],
     ['Flow', `${direction} ${original.src} -> ${original.dst}`],
+    [direction === 'EGRESS' ? 'To' : 'From', partyText(other)],
     ['Instance', instance],
     ['Assurance', assurance],
   ];
   return lines
     .map(([name, value]) => `${`${name}:`.padEnd(11)}${value === '' ? '-' : oneLine(value)}`)
     .join('\n');
+}
+
+function partyText(party: Party): string {
+  if (party.workload === null) {
+    return party.reason === 'WORKLOAD_NOT_FOUND' ? 'no pod of this node' : `not told (${party.reason})`;
+  }
+  return `${party.workload.namespace}/${party.workload.podName} (${party.assurance})`;
 }

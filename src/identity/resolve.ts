@@ -1,13 +1,13 @@
 /** Whose flow is this? Answered from what the datapath recorded, else from the source address, never by a guess. */
 
-import type { FlowRecord } from '../datapath/flows.js';
+import type { FlowDirection, FlowRecord } from '../datapath/flows.js';
 import { formatSocketAddress, type SocketAddress } from '../net/socket-address.js';
 import { authoritiesAmong, isConfirmed } from '../pods/confirmation.js';
 import type { Pod, PodUid } from '../pods/pod.js';
 import type { PodStore } from '../pods/pod-store.js';
 import type { PodSource } from '../pods/source.js';
 import type { DatapathView } from '../reconcile/datapath-view.js';
-import { IdentityError } from './errors.js';
+import { IdentityError, type IdentityReason } from './errors.js';
 import { type Workload, type WorkloadPlace, type WorkloadState, workloadOf } from './workload.js';
 
 /** Weakest first. */
@@ -28,9 +28,15 @@ export interface ResolveQuery {
   readonly minAssurance?: Assurance;
 }
 
+/** An end of a flow: a pod of this node, or why none is named. WORKLOAD_NOT_FOUND: the address is of no pod of this node. */
+export type Party =
+  | { readonly workload: Workload; readonly assurance: Assurance }
+  | { readonly workload: null; readonly reason: IdentityReason };
+
 export interface Resolution {
+  /** Whose flow it is: the source of EGRESS, the destination of INGRESS. */
   readonly workload: Workload;
-  readonly direction: 'EGRESS' | 'INGRESS';
+  readonly direction: FlowDirection;
   readonly original: { readonly src: string; readonly dst: string };
   /** Empty where no instance serves the pod. */
   readonly instance: string;
@@ -39,6 +45,8 @@ export interface Resolution {
   readonly revision: number;
   /** How long a caller may keep this answer for this flow. */
   readonly ttlMs: number;
+  readonly source: Party;
+  readonly destination: Party;
 }
 
 export interface IdentityOptions extends WorkloadPlace {
@@ -57,7 +65,7 @@ export const TTL_MS = 1_000;
 
 interface Answer {
   readonly workload: Workload;
-  readonly direction: 'EGRESS' | 'INGRESS';
+  readonly direction: FlowDirection;
   readonly instance: string;
   readonly assurance: Assurance;
 }
@@ -87,6 +95,8 @@ export class IdentityService {
         `the flow is known with ${answer.assurance}, which is less than ${minAssurance}: minAssurance ${answer.assurance} asks for such answers`,
       );
     }
+    const own: Party = { workload: answer.workload, assurance: answer.assurance };
+    const isOut = answer.direction === 'EGRESS';
     return {
       workload: answer.workload,
       direction: answer.direction,
@@ -96,6 +106,8 @@ export class IdentityService {
       epoch: store.epoch,
       revision: store.revision,
       ttlMs: TTL_MS,
+      source: isOut ? own : this.#party(src.ip, minAssurance),
+      destination: isOut ? this.#party(dst.ip, minAssurance) : own,
     };
   }
 
@@ -165,6 +177,21 @@ export class IdentityService {
       instance: endpoint?.instance ?? '',
       assurance: 'IP_ONLY',
     };
+  }
+
+  /** The end that no record proves: known by its address, if at all. */
+  #party(ip: string, minAssurance: Assurance): Party {
+    try {
+      const { workload, assurance } = this.#byAddress(ip, 'its end of the flow is not recorded');
+      return rank(assurance) < rank(minAssurance)
+        ? { workload: null, reason: 'ASSURANCE_TOO_LOW' }
+        : { workload, assurance };
+    } catch (error) {
+      if (error instanceof IdentityError) {
+        return { workload: null, reason: error.code };
+      }
+      throw error;
+    }
   }
 
   #podNow(uid: PodUid): { readonly pod: Pod; readonly state: WorkloadState } | undefined {

@@ -106,8 +106,8 @@ describe('with an agent', () => {
   test('flows prints the newest flows with their pods', async () => {
     expect(await ask('flows')).toBe(0);
     expect(printed.split('\n').map((line) => line.split(/\s{2,}/).slice(1))).toEqual([
-      ['POD', 'SRC', 'DST', 'INSTANCE', 'VERDICT'],
-      ['default/web-0', '10.66.0.3:41886', '10.200.1.1:80', 'default', 'FLOW_STARTED'],
+      ['POD', 'DIRECTION', 'SRC', 'DST', 'INSTANCE', 'VERDICT'],
+      ['default/web-0', 'EGRESS', '10.66.0.3:41886', '10.200.1.1:80', 'default', 'FLOW_STARTED'],
       [],
     ]);
     printed = '';
@@ -122,7 +122,7 @@ describe('with an agent', () => {
     fixture.datapath.emit({ ...flowRecord(SRC, DST, { endpointId: 99 }), verdict: 'FLOW_STARTED' });
     await vi.waitFor(() => expect(printed.trimEnd().split('\n')).toHaveLength(3));
     expect(printed).toMatch(
-      /default\/web-0 +10\.66\.0\.3:41886 +10\.200\.1\.1:80 +default +NO_LISTENER_RESET/,
+      /default\/web-0 +EGRESS +10\.66\.0\.3:41886 +10\.200\.1\.1:80 +default +NO_LISTENER_RESET/,
     );
     expect(printed).toContain('(gone)');
     await fixture.api.close();
@@ -142,6 +142,7 @@ describe('with an agent', () => {
         'UID:       uid-web-0 (generation 3)',
         'State:     LIVE',
         'Flow:      EGRESS 10.66.0.3:41886 -> 10.200.1.1:80',
+        'To:        no pod of this node',
         'Instance:  default',
         'Assurance: DATAPATH_RECORDED',
         '',

@@ -56,6 +56,8 @@ describe('a flow that the datapath recorded', () => {
       epoch: 'epoch-1',
       revision: 1,
       ttlMs: 1000,
+      source: { workload: answer.workload, assurance: 'DATAPATH_RECORDED' },
+      destination: { workload: null, reason: 'WORKLOAD_NOT_FOUND' },
     });
     expect(Object.keys(answer)).toEqual([
       'workload',
@@ -66,7 +68,42 @@ describe('a flow that the datapath recorded', () => {
       'epoch',
       'revision',
       'ttlMs',
+      'source',
+      'destination',
     ]);
+  });
+
+  test('names the other end by its address only to those who ask for less', () => {
+    parts.store.replaceSource('static', [
+      ...parts.store.list(),
+      pod('db-0', { ips: [DST.ip], serviceAccount: 'db' }),
+    ]);
+    expect(parts.identity.resolve(QUERY).destination).toEqual({
+      workload: null,
+      reason: 'ASSURANCE_TOO_LOW',
+    });
+    const { source, destination } = parts.identity.resolve({ ...QUERY, minAssurance: 'IP_ONLY' });
+    expect(source).toMatchObject({ workload: { podName: 'web-0' }, assurance: 'DATAPATH_RECORDED' });
+    expect(destination).toMatchObject({ workload: { podName: 'db-0' }, assurance: 'IP_ONLY' });
+  });
+
+  test('of two pods names each in the record of the other', () => {
+    parts.store.replaceSource('static', [
+      ...parts.store.list(),
+      pod('db-0', { ips: [DST.ip], serviceAccount: 'db' }),
+    ]);
+    const names = () => {
+      const { direction, source, destination } = parts.identity.resolve({
+        ...QUERY,
+        minAssurance: 'IP_ONLY',
+      });
+      return [direction, source.workload?.podName, destination.workload?.podName];
+    };
+    expect(names()).toEqual(['EGRESS', 'web-0', 'db-0']);
+    parts.datapath.owners.set('2/1', uid('uid-db-0'));
+    parts.datapath.statuses.push(endpoint(uid('uid-db-0'), { endpointId: 2, generation: 1 }));
+    parts.datapath.flows[0] = flowRecord(SRC, DST, { direction: 'INGRESS', endpointId: 2, generation: 1 });
+    expect(names()).toEqual(['INGRESS', 'web-0', 'db-0']);
   });
 
   test('takes direction, instance and generation from the record', () => {
