@@ -4,9 +4,10 @@ import { afterEach, beforeEach, expect, it } from 'vitest';
 import { BridgeFdb } from '../../src/native/bridge-fdb.js';
 import { interfaceIndex } from '../../src/native/namespaces.js';
 import { waitFor } from '../lab/exec.js';
+import { patient } from '../lab/patience.js';
 import { Cleanup, Netns } from '../unit/native-lab.js';
 
-const AGEING_S = 2;
+const AGEING_S = patient(2);
 const MOST = 16;
 
 const cleanup = new Cleanup();

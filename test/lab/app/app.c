@@ -496,6 +496,30 @@ static int hold(const char *ip, const char *port, const char *control) {
     }
 }
 
+/* Dials every one of these addresses again and again, whether or not anybody is there; never ends. */
+static int knock(const char *port, int count, char **ips) {
+    static struct pollfd open[1024];
+
+    if (count < 1 || count > 1024)
+        return 2;
+    puts("{\"ok\":true}");
+    fflush(stdout);
+    for (;;) {
+        for (int i = 0; i < count; i++) {
+            struct target target = parse_target(ips[i], port);
+            struct linger at_once = {.l_onoff = 1};
+
+            open[i] = (struct pollfd){.fd = socket(target.address.ss_family, SOCK_STREAM | SOCK_NONBLOCK, 0),
+                                      .events = POLLOUT};
+            setsockopt(open[i].fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
+            connect(open[i].fd, (struct sockaddr *)&target.address, target.length);
+        }
+        usleep(20000);
+        for (int i = 0; i < count; i++)
+            close(open[i].fd);
+    }
+}
+
 /* --- spoofing --------------------------------------------------------------------------------------------------- */
 
 static uint16_t checksum(uint32_t sum, const void *data, size_t length) {
@@ -706,6 +730,8 @@ int main(int count, char **words) {
         return reuse(words[2], words[3], atoi(words[4]), atoi(words[5]));
     if (strcmp(command, "hold") == 0 && count == 5)
         return hold(words[2], words[3], words[4]);
+    if (strcmp(command, "knock") == 0 && count > 3)
+        return knock(words[2], count - 3, words + 3);
     if (strcmp(command, "frames") == 0 && count == 3)
         return frames(words[2]);
     if (strcmp(command, "flood") == 0 && count == 4)
@@ -715,7 +741,8 @@ int main(int count, char **words) {
     fprintf(stderr,
             "usage: app pause | serve|server PORT... | first {IP PORT}... | dial IP PORT | fetch|push IP PORT BYTES |\n"
             "           keepalive|connects IP PORT COUNT INTERVAL_US | reuse IP PORT LOCALPORT COUNT |\n"
-            "           load KIND IP PORT INTERVAL_US FILE | hold IP PORT FILE | spoof SRC IP PORT COUNT "
+            "           load KIND IP PORT INTERVAL_US FILE | hold IP PORT FILE | knock PORT IP... | spoof SRC IP PORT "
+            "COUNT "
             "| frames LINK | flood LINK COUNT\n");
     return 2;
 }
