@@ -10,9 +10,11 @@ import { inNetns, runIn, tryRun } from '../lab/exec.js';
 import { buildApp } from '../lab/image.js';
 import { Lab } from '../lab/lab.js';
 import { MicroVms } from '../lab/microvm.js';
+import { patient } from '../lab/patience.js';
 import { runPlainPod } from '../lab/plain.js';
 import { type LabPod, type LabRuntime, reply, type Topology } from '../lab/pod.js';
 import { RUNTIMES } from '../lab/runtimes.js';
+import { sized } from '../lab/size.js';
 import { enrolled, staticPod, TestAgent, TestProxy } from './agent.js';
 import { BOTH_WAYS, INBOUND_WORDS } from './scene.js';
 
@@ -26,6 +28,8 @@ type Family = (typeof FAMILIES)[number];
 const NODE = { 4: '10.199.0.1', 6: 'fd00:199::1' } as const;
 const FAR = { 4: '10.199.0.2', 6: 'fd00:199::2' } as const;
 const PORT = 80;
+const MIB = 1024 * 1024;
+const CONNECTIONS = sized(300, 10_000);
 
 const at = (ip: string, port: unknown) => (ip.includes(':') ? `[${ip}]:${port}` : `${ip}:${port}`);
 
@@ -178,6 +182,37 @@ describe.each(TOPOLOGIES)(
           });
         });
       });
+    });
+
+    describe.each(RUNTIMES)('%s', (runtime) => {
+      const bytes = String(runtime === 'rund' ? sized(32 * MIB, 256 * MIB) : sized(64 * MIB, 1024 * MIB));
+      const runFar = async (...words: readonly string[]) =>
+        reply(await tryRun(...inNetns(lab.remote, await buildApp(), words), { timeoutMs: patient(300_000) }));
+
+      it(
+        'many bytes each way at once arrive with the right checksums',
+        async () => {
+          const ip = pod(runtime).ips[4];
+          const [fetched, pushed] = await Promise.all([
+            runFar('fetch', ip, String(PORT), bytes),
+            runFar('push', ip, String(PORT), bytes),
+          ]);
+          expect(fetched).toMatchObject({ ok: true, bytes: Number(bytes) });
+          expect(pushed).toMatchObject({ ok: true });
+        },
+        patient(600_000),
+      );
+
+      it(
+        `${CONNECTIONS} short connections, none of which fails`,
+        async () => {
+          const before = await started();
+          const done = await runFar('connects', pod(runtime).ips[6], String(PORT), String(CONNECTIONS), '0');
+          expect(done).toMatchObject({ ok: true, failures: 0 });
+          expect((await started()).inbound - before.inbound).toBe(CONNECTIONS);
+        },
+        patient(600_000),
+      );
     });
 
     it('counts no packet that lost its socket on the way', async () => {
