@@ -1,22 +1,32 @@
 /**
  * `make demo`: three real pods per topology, one under runc, one under gVisor, one in a microVM, each dialling an
- * address it knows nothing special about. What the node proxy saw, and whose flow the agent says it was.
+ * address it knows nothing special about, and dialled by a host that knows nothing of it. What the node proxy saw, and whose
+ * flow the agent says it was.
  * With DEMO_JSON=path the table is also written as JSON.
  */
 
 import { writeFileSync } from 'node:fs';
 import { enrolled, staticPod, TestAgent, TestProxy } from '../e2e/agent.js';
+import { BOTH_WAYS, INBOUND_WORDS } from '../e2e/scene.js';
 import { keepCniCache } from '../lab/cni-cache.js';
 import { Containerd } from '../lab/containerd.js';
+import { inNetns, tryRun } from '../lab/exec.js';
+import { buildApp } from '../lab/image.js';
 import { Lab, REMOTE } from '../lab/lab.js';
 import { MicroVms } from '../lab/microvm.js';
 import { type LabPod, reply, type Topology } from '../lab/pod.js';
+
+type Direction = 'EGRESS' | 'INGRESS';
+
+/** The remote, by the node's own network. */
+const CLIENT = { 4: '10.199.0.2', 6: 'fd00:199::2' } as const;
 
 interface Row {
   readonly pod: string;
   readonly runtime: string;
   readonly topology: Topology;
   readonly family: 4 | 6;
+  readonly direction: Direction;
   readonly originalDst: string;
   readonly proxySaw: { readonly peer: string; readonly local: string };
   readonly resolved: string;
@@ -34,32 +44,47 @@ function socketText(ip: string, port: number): string {
   return ip.includes(':') ? `[${ip}]:${port}` : `${ip}:${port}`;
 }
 
-/** One dial: what the pod did, what the proxy logged, what the identity API answers. */
+interface Node {
+  readonly lab: Lab;
+  readonly topology: Topology;
+  readonly agent: TestAgent;
+  readonly proxy: TestProxy;
+}
+
+/** One dial, by the pod or to it: who dialled what, what the proxy logged, what the identity API answers. */
 async function dial(
   pod: LabPod,
-  topology: Topology,
   family: 4 | 6,
-  agent: TestAgent,
-  proxy: TestProxy,
+  direction: Direction,
+  { lab, topology, agent, proxy }: Node,
 ): Promise<Row> {
-  const originalDst = socketText(REMOTE[family], 80);
-  const base = { pod: `${pod.namespace}/${pod.name}`, runtime: pod.runtime, topology, family, originalDst };
-  const dialled = reply(await pod.app(['dial', REMOTE[family], '80']));
+  const isOut = direction === 'EGRESS';
+  const [from, to] = isOut ? [pod.ips[family], REMOTE[family]] : [CLIENT[family], pod.ips[family]];
+  const originalDst = socketText(to, 80);
+  const name = `${pod.namespace}/${pod.name}`;
+  const base = { pod: name, runtime: pod.runtime, topology, family, direction, originalDst };
+  const words = ['dial', to, '80'];
+  const dialled = reply(
+    isOut ? await pod.app(words) : await tryRun(...inNetns(lab.remote, await buildApp(), words)),
+  );
   if (!dialled.ok) {
     const failed = `${String(dialled.failed)}: ${String(dialled.error)}`;
     return { ...base, proxySaw: { peer: '-', local: '-' }, resolved: failed, assurance: '-', ok: false };
   }
   const port = Number(dialled.localPort);
-  const peer = socketText(pod.ips[family], port);
+  const peer = socketText(from, port);
   const saw = await proxy.flowFrom(peer);
   const resolution = await agent.client.resolve({
     proto: 'tcp',
-    src: { ip: pod.ips[family], port },
-    dst: { ip: REMOTE[family], port: 80 },
+    src: { ip: from, port },
+    dst: { ip: to, port: 80 },
   });
   const { podUid, namespace, podName, spiffeId } = resolution.workload;
   const ok =
-    saw.originalDst === originalDst && podUid === pod.uid && resolution.assurance === 'DATAPATH_RECORDED';
+    saw.originalDst === originalDst &&
+    podUid === pod.uid &&
+    resolution.direction === direction &&
+    resolution.assurance === 'DATAPATH_RECORDED';
   return {
     ...base,
     proxySaw: { peer: saw.peer, local: saw.originalDst },
@@ -90,18 +115,23 @@ async function show(topology: Topology): Promise<Row[]> {
     say('  starting the agent (sources: CRI, and a static file for the microVM) and the reference proxy');
     const agent = new TestAgent(lab, {
       sources: { cri: { endpoint: `unix://${containerd.socket}` }, static: { file: 'pods.yaml' } },
+      instances: [BOTH_WAYS],
     });
     agent.writePods(pods.filter(({ runtime }) => runtime === 'rund').map((pod) => staticPod(pod)));
     await agent.start();
     const proxy = new TestProxy(lab, agent);
-    await proxy.start();
-    await agent.adopted(2);
+    await proxy.start(...INBOUND_WORDS);
+    await agent.adopted(4);
+    const node = { lab, topology, agent, proxy };
     const rows: Row[] = [];
     for (const pod of pods) {
       await agent.reaches(pod.name, 'INTERCEPTED');
+      reply(await pod.app(['server', '80']));
       for (const family of [4, 6] as const) {
         say(`  ${pod.name} (${RUNTIME_NAMES[pod.runtime]}) dials ${socketText(REMOTE[family], 80)}`);
-        rows.push(await dial(pod, topology, family, agent, proxy));
+        rows.push(await dial(pod, family, 'EGRESS', node));
+        say(`  ${CLIENT[family]} dials ${pod.name} at ${socketText(pod.ips[family], 80)}`);
+        rows.push(await dial(pod, family, 'INGRESS', node));
       }
     }
     say(`\n$ nodesentry pods\n${(await agent.cli('pods')).stdout.trimEnd()}`);
@@ -119,6 +149,7 @@ function table(rows: readonly Row[]): string {
       'POD',
       'RUNTIME',
       'NETWORK',
+      'DIRECTION',
       'THE PROXY SAW: PEER',
       'ORIGINAL DESTINATION',
       'THE AGENT SAYS IT IS',
@@ -129,6 +160,7 @@ function table(rows: readonly Row[]): string {
       row.pod,
       RUNTIME_NAMES[row.runtime] ?? row.runtime,
       row.topology,
+      row.direction,
       row.proxySaw.peer,
       row.proxySaw.local,
       row.resolved.split(' ')[1] ?? row.resolved,
