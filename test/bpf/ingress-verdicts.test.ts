@@ -441,6 +441,9 @@ describe.each([4, 6] as const)('to a pod, a packet of IPv%i', (family) => {
     await ready();
     const { port } = connectionOf(family);
     const sport = endedConnection(node.path, FAR[family], POD[family], port);
+    await vi.waitFor(() =>
+      expect(node.exec('ss', '-Htn', 'state', 'time-wait')).toMatch(new RegExp(`:${port} .*:${sport}\\s`)),
+    );
     const again = { ...base, sport, dport: port };
     const ack = await send(toPod({ ...again, flags: TCP.ACK }));
     expect(ack).toMatchObject({ action: REDIRECT, verdicts: ['FLOW_PACKET 1'], mark: MARK });
