@@ -1,10 +1,9 @@
-import { execFileSync, spawn } from 'node:child_process';
+import { execFileSync } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest';
-import { EndpointTables } from '../../src/datapath/endpoints.js';
+import type { EndpointTables } from '../../src/datapath/endpoints.js';
 import { type Layouts, readLayouts } from '../../src/datapath/layouts.js';
-import { Listeners } from '../../src/datapath/listeners.js';
 import { PortSet } from '../../src/datapath/port-set.js';
 import { u32 } from '../../src/kernel/struct.js';
 import { BpfObject, openRingBuffer } from '../../src/native/bpf.js';
@@ -13,14 +12,26 @@ import { interfaceIndex, openNamespace, withNetns } from '../../src/native/names
 import { ipToBytes } from '../../src/net/ip.js';
 import type { PodUid } from '../../src/pods/pod.js';
 import { type FrameOptions, frame, HOST_MAC, POD_MAC, PROTOCOL, readTcp, TCP } from './packets.js';
+import {
+  addAddress,
+  adopt,
+  type Connection,
+  connectInside,
+  countedBy,
+  DROP,
+  FAR,
+  flowKeyOf,
+  NEXT,
+  POD,
+  REDIRECT,
+  type Tuple,
+  tablesOf,
+  testRun,
+} from './test-run.js';
 
 const NETNS = `nsv${process.pid}`;
+const NETNS_PATH = `/run/netns/${NETNS}`;
 const OBJECT = join(process.cwd(), 'build/bpf/intercept.bpf.o');
-const NEXT = 0xffffffff; // TC_ACT_UNSPEC: the next program decides
-const DROP = 2;
-const REDIRECT = 7;
-const POD = { 4: '10.66.0.3', 6: 'fd00:66::3' } as const;
-const FAR = { 4: '10.200.1.1', 6: 'fd00:200::1' } as const;
 
 let netns: number;
 let ifindex: number;
@@ -53,20 +64,7 @@ beforeEach(() => {
   object = BpfObject.open(OBJECT);
   object.load();
   layouts = readLayouts(object);
-  const map = (name: string) => object.map(name);
-  tables = new EndpointTables(
-    {
-      endpoints: map('endpoints'),
-      sources: map('sources'),
-      workloads: map('workloads'),
-      counters: map('counters'),
-      ingress_counters: map('ingress_counters'),
-      inbound: map('inbound'),
-      shares: map('shares'),
-      turns: map('turns'),
-    },
-    layouts,
-  );
+  tables = tablesOf(object, layouts);
 });
 
 function enrol(failureOpen = false) {
@@ -84,51 +82,21 @@ function enrol(failureOpen = false) {
 
 /** Runs one frame through pod_egress and says which counter moved. */
 async function send(bytes: Buffer, gsoSize = 0) {
-  const context = Buffer.alloc(192);
-  context.writeUInt32LE(ifindex, 40);
-  context.writeUInt32LE(gsoSize, 176);
-  const program = object.program('pod_egress');
-  const result = withNetns(netns, () => program.testRun({ data: bytes, context }));
-  program.close();
-  const moved = (await tables.counters())
-    .flatMap(({ packets }) => Object.entries(packets))
-    .filter(([, count]) => count > 0)
-    .map(([name, count]) => `${name} ${count}`);
-  return {
-    action: result.retval >>> 0,
-    verdicts: moved,
-    data: result.data,
-    mark: result.context.readUInt32LE(8),
-  };
+  const result = testRun(object, 'pod_egress', netns, bytes, { ifindex, gso_size: gsoSize });
+  const verdicts = [...(await countedBy(tables, 'EGRESS')), ...(await countedBy(tables, 'INGRESS'))];
+  return { ...result, verdicts };
 }
 
 /** As `send`, without looking at the counters. */
 function run(bytes: Buffer, repeat = 1): void {
-  const context = Buffer.alloc(192);
-  context.writeUInt32LE(ifindex, 40);
-  const program = object.program('pod_egress');
-  withNetns(netns, () => program.testRun({ data: bytes, context, repeat }));
-  program.close();
+  testRun(object, 'pod_egress', netns, bytes, { ifindex }, repeat);
 }
 
-function keyOf(tuple: { src: string; dst: string; sport?: number; dport?: number }): Buffer {
-  return layouts.flowKey.encode({
-    src: ipToBytes(tuple.src),
-    dst: ipToBytes(tuple.dst),
-    sport: tuple.sport ?? 40000,
-    dport: tuple.dport ?? 80,
-    protocol: 6,
-  });
+function keyOf(tuple: Tuple): Buffer {
+  return flowKeyOf(layouts, tuple);
 }
 
-function record(options: {
-  src: string;
-  dst: string;
-  generation: number;
-  id: number;
-  sport?: number;
-  dport?: number;
-}) {
+function record(options: Tuple & { generation: number; id: number }) {
   object.map('flows').set(
     keyOf(options),
     layouts.flow.encode({
@@ -491,48 +459,14 @@ describe('a packet of IPv6', () => {
   });
 });
 
-/** A real connection from the pod's address to the far one, both of which the namespace has on its loopback. */
-interface Connection {
-  readonly port: number;
-  readonly clientPort: number;
-  close(): void;
-}
-
-async function connectInside(family: 4 | 6): Promise<Connection> {
-  const code = `
-    const net = require('net');
-    const server = net.createServer(() => {}).listen({ port: 0, host: '::' }, () => {
-      const { port } = server.address();
-      const client = net.connect({ port, host: '${FAR[family]}', localAddress: '${POD[family]}' }, () =>
-        console.log(JSON.stringify({ port, clientPort: client.localPort })));
-    });`;
-  const child = spawn('nsenter', [`--net=/run/netns/${NETNS}`, process.execPath, '-e', code]);
-  const line = await new Promise<string>((resolve, reject) => {
-    child.stdout.once('data', (data: Buffer) => resolve(data.toString()));
-    child.stderr.once('data', (data: Buffer) => reject(new Error(data.toString())));
-  });
-  const ports = JSON.parse(line) as { port: number; clientPort: number };
-  return { ...ports, close: () => void child.kill('SIGKILL') };
-}
-
 describe.each([4, 6] as const)('with a listener, a packet of IPv%i', (family) => {
   let connection: Connection;
 
   beforeAll(async () => {
     for (const ip of [POD[family], FAR[family]]) {
-      const prefix = `${ip}/${family === 4 ? 32 : 128}`;
-      execFileSync('ip', [
-        '-n',
-        NETNS,
-        'addr',
-        'add',
-        prefix,
-        'dev',
-        'lo',
-        ...(family === 6 ? ['nodad'] : []),
-      ]);
+      addAddress(NETNS_PATH, ip);
     }
-    connection = await connectInside(family);
+    connection = await connectInside(NETNS_PATH, POD[family], FAR[family]);
   });
 
   afterAll(() => connection?.close());
@@ -548,18 +482,7 @@ describe.each([4, 6] as const)('with a listener, a packet of IPv%i', (family) =>
       bridgeIndex: bridged ? ifindex : 0,
     };
     tables.write(row, { ...plan, ips: [POD[4], POD[6]] });
-    const wanted = { host: '::', port: connection.port, family: 6 } as const;
-    const instances = [{ name: 'default', number: 0, outbound: [wanted], inbound: [], owner: { uid: 0 } }];
-    const log = { info: () => undefined, warn: () => undefined };
-    const { slots } = layouts;
-    const listeners = new Listeners({
-      map: object.map('listeners'),
-      slots,
-      instances,
-      log,
-      referred: () => new Set(),
-    });
-    await withNetns(netns, () => ({ look: listeners.refresh() })).look;
+    await adopt(object, layouts, netns, connection.port, 'outbound');
     return row;
   }
 
@@ -705,14 +628,9 @@ describe.each([4, 6] as const)('at the bridge, a packet of IPv%i', (family) => {
     try {
       steering.reuseMap('counters', object.map('counters'));
       steering.load();
-      const context = Buffer.alloc(192);
-      context.writeUInt32LE(mark, 8);
-      context.writeUInt32LE(ifindex, 40);
-      const program = steering.program('bridge_steer');
-      const { retval } = withNetns(netns, () => program.testRun({ data: bytes, context }));
-      program.close();
+      const { action } = testRun(steering, 'bridge_steer', netns, bytes, { mark, ifindex });
       const [nobody] = (await tables.counters()).filter(({ endpointId }) => endpointId === 0);
-      return { action: retval >>> 0, lost: nobody?.packets.STEER_LOST };
+      return { action, lost: nobody?.packets.STEER_LOST };
     } finally {
       steering.close();
     }
