@@ -17,7 +17,12 @@ import type { RouteSocket } from '../kernel/netlink.js';
 import { NotrackTable } from '../kernel/notrack-table.js';
 import { ensurePolicyRoutes, marksAreDelivered } from '../kernel/policy-routes.js';
 import { SocketLookup } from '../kernel/socket-lookup.js';
-import { ensureSteeringLink, removeSteeringLink, STEERING_PEER } from '../kernel/steering-link.js';
+import {
+  ensureSteeringLink,
+  removeSteeringLink,
+  STEERING_LINK,
+  STEERING_PEER,
+} from '../kernel/steering-link.js';
 import { InterfaceSysctls } from '../kernel/sysctls.js';
 import { TcxLinks } from '../kernel/tcx.js';
 import { tcxSupported } from '../native/bpf.js';
@@ -70,12 +75,14 @@ export function createReconciler(parts: {
   const redirects = parts.opened.add(new Redirects(), (held) => held.close());
   const settings = { mark, table, rulePriority };
   const notrack = new NotrackTable(netfilter, mark);
+  const sysctls = new InterfaceSysctls(options.runDir, options.procSys);
   const inbound = new InboundSteering({
     link: {
       ensure: () => ensureSteeringLink(socket, options.procSys),
       remove: () => removeSteeringLink(socket),
       outside: { netns: '/proc/self/ns/net', name: STEERING_PEER },
     },
+    entrances: () => acceptLocalEverywhere(sysctls, socket),
     attachments,
     program: programs.programs.inbound_steer,
     map: programs.maps.steering,
@@ -130,7 +137,7 @@ export function createReconciler(parts: {
     programs,
     tables,
     attachments,
-    sysctls: new InterfaceSysctls(options.runDir, options.procSys),
+    sysctls,
     proofs: new Proofs(canaries, () => performance.now()),
     repairs,
     defaults: { enrol, failure, other },
@@ -153,4 +160,18 @@ export function createReconciler(parts: {
     rememberMs: config.identity.rememberSeconds * 1_000,
     nowMs: steadyUnixMs,
   });
+}
+
+/** What a proxy has open with a client of a pod arrives by whatever interface the client's packets come in by. */
+async function acceptLocalEverywhere(
+  sysctls: Pick<InterfaceSysctls, 'ensure' | 'isNodeWide'>,
+  socket: Pick<RouteSocket, 'links'>,
+): Promise<string[]> {
+  if (!sysctls.isNodeWide()) {
+    return [];
+  }
+  const links = (await socket.links()).filter(({ loopback, name }) => !loopback && name !== STEERING_LINK);
+  return links
+    .filter(({ name, index }) => sysctls.ensure(name, index))
+    .map(({ name }) => `net.ipv4.conf.${name}.accept_local was 0`);
 }

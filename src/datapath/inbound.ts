@@ -21,6 +21,8 @@ export interface InboundSteeringOptions {
   /** The map `steering`. */
   readonly map: BpfMap;
   readonly layouts: Pick<Layouts, 'steering'>;
+  /** Settings of the interfaces by which connections to pods come in. Returns what was changed, in words. */
+  readonly entrances: () => Promise<readonly string[]>;
   /** Some instance has an inbound listener, or an endpoint is still intercepted inbound. */
   readonly wanted: () => boolean;
 }
@@ -54,7 +56,7 @@ export class InboundSteering {
       return [];
     }
     const { ifindex, repaired } = await link.ensure();
-    const changes = [...repaired];
+    const changes = [...repaired, ...(await this.#options.entrances())];
     const done = await attachments.attachAsync({ role: 'inbound-steer', ifindex }, program);
     if (done !== 'kept') {
       changes.push(`inbound steering ${done}`);

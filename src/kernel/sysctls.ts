@@ -4,7 +4,7 @@
  *
  * The one case: with `src_valid_mark` on (WireGuard and some clouds set it) the reverse-path check looks a packet
  * up under its mark, finds our local route and drops it as a martian. `accept_local` on the pod's interface makes
- * that check pass (Documentation/networking/ip-sysctl.rst).
+ * that check pass (Documentation/networking/ip-sysctl.rst); for what pods are sent, on every interface of the node.
  */
 
 import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
@@ -52,6 +52,12 @@ export class InterfaceSysctls {
     this.#store([...records, { interface: interfaceName, ifindex, name: 'accept_local', before: '0' }]);
     this.#write(interfaceName, 'accept_local', '1');
     return true;
+  }
+
+  /** Whether every interface by which a connection comes in has to be asked for. */
+  isNodeWide(): boolean {
+    const { srcValidMark, acceptLocal } = this.#nodeWide();
+    return srcValidMark && !acceptLocal;
   }
 
   #nodeWide(): NodeWide {
