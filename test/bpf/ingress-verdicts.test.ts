@@ -317,7 +317,7 @@ describe.each([4, 6] as const)('to a pod, a packet of IPv%i', (family) => {
   ])('is reset where the instance has an %s', async (which) => {
     const { port } = connectionOf(6);
     enrol();
-    const [direction, number] = which.startsWith('outbound')
+    const [direction, number] = which.includes('outbound')
       ? (['outbound', 0] as const)
       : (['inbound', which.includes('instance') ? 1 : 0] as const);
     await adopt(object, layouts, node.fd, port, direction, number);
