@@ -19,8 +19,8 @@ static __always_inline int pass_canary(struct __sk_buff *skb, const struct packe
         return TC_ACT_SHOT;
     key.ifindex = bpf_ntohl(numbers[1]);
     canary = bpf_map_lookup_elem(&ingress_canaries, &key);
-    if (!canary || bpf_ntohl(numbers[0]) != canary->nonce)
-        return TC_ACT_SHOT;
+    if (!canary || bpf_ntohl(numbers[0]) != canary->nonce) /* somebody's own, to port 0 */
+        return is_marked(skb) ? steer(skb, DIRECTION_INGRESS) : TC_ACT_SHOT;
     if (!is_marked(skb))
         return bpf_redirect(key.ifindex, 0);
     endpoint = bpf_map_lookup_elem(&endpoints, &key.ifindex);

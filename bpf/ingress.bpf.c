@@ -31,10 +31,14 @@ static __always_inline int send_to_proxy(struct __sk_buff *skb, const struct end
 }
 
 static __always_inline int start(struct __sk_buff *skb, const struct packet *packet, const struct endpoint *endpoint) {
+    int action;
+
     if (!has_listener(endpoint, packet->family))
         return no_listener(skb, packet, endpoint);
-    record(skb, packet, endpoint, skb->ifindex);
-    return send_to_proxy(skb, endpoint, VERDICT_FLOW_STARTED);
+    action = send_to_proxy(skb, endpoint, VERDICT_FLOW_STARTED);
+    if (action != TC_ACT_SHOT)
+        record(skb, packet, endpoint, skb->ifindex);
+    return action;
 }
 
 /* As in pod_egress: of a flow of ours it ends a SYN-cookie handshake, or its proxy is gone; any other is older than the
@@ -70,15 +74,21 @@ static __always_inline int not_tcp(const struct packet *packet, const struct end
                                    int parsed) {
     if (parsed == VERDICT_NOT_TCP || parsed == VERDICT_NOT_IP)
         return pass(endpoint, parsed);
-    if (parsed != VERDICT_MALFORMED && parsed != VERDICT_EXTENSION_HEADERS && !destination_belongs(ifindex, packet))
+    /* Behind too many tags nobody has looked for an address. */
+    if ((parsed == VERDICT_FRAGMENT || parsed == VERDICT_VLAN) && packet->family &&
+        !destination_belongs(ifindex, packet))
         return pass(endpoint, VERDICT_NOT_OURS);
     return drop(endpoint, parsed);
 }
 
 /* As in pod_egress. */
-static __always_inline int leave(struct __sk_buff *skb, const struct packet *packet, const struct endpoint *endpoint) {
-    struct bpf_sock *sk = connection_socket(skb, &packet->key, packet->family);
+static __always_inline int leave(struct __sk_buff *skb, const struct packet *packet, const struct endpoint *endpoint,
+                                 int parsed) {
+    struct bpf_sock *sk;
 
+    if (parsed != PARSED_TCP || !destination_belongs(skb->ifindex, packet))
+        return pass(endpoint, VERDICT_LEAVING);
+    sk = connection_socket(skb, &packet->key, packet->family);
     if (!sk)
         return pass(endpoint, VERDICT_LEAVING);
     bpf_sk_release(sk);
@@ -100,11 +110,11 @@ int pod_ingress(struct __sk_buff *skb) {
     if (is_from_node(skb))
         return pass(endpoint, VERDICT_FROM_NODE);
     parsed = parse(skb, &packet);
+    if (endpoint->flags & ENDPOINT_LEAVING)
+        return leave(skb, &packet, endpoint, parsed);
     if (parsed != PARSED_TCP)
         return not_tcp(&packet, endpoint, ifindex, parsed);
 
-    if (endpoint->flags & ENDPOINT_LEAVING)
-        return leave(skb, &packet, endpoint);
     starts = (packet.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
     if (starts && packet.key.dport == 0 && answers_canary(skb, &packet, endpoint))
         return send_to_proxy(skb, endpoint, VERDICT_CANARY);

@@ -97,7 +97,9 @@ describe.each(PODS)('to a %s pod', (name) => {
     await runIn(scene.lab.node, 'nft', ['-f', '-'], {
       input: `table inet of-the-cni { chain forward { type filter hook forward priority filter;
         ip daddr ${ips()[4]} tcp dport 80 reject with tcp reset
-        ip6 daddr ${ips()[6]} tcp dport 80 reject with tcp reset } }`,
+        ip6 daddr ${ips()[6]} tcp dport 80 reject with tcp reset
+        }
+      }`,
     });
     try {
       for (const family of FAMILIES) {
