@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { BpfLink, tcxSupported } from '../../src/native/bpf.js';
 import { attachedOn } from '../lab/attached.js';
-import { Capture, POD_TCP } from '../lab/capture.js';
+import { Capture, POD_DIALS } from '../lab/capture.js';
 import { Containerd } from '../lab/containerd.js';
 import { inNetns, runIn, tryRun, waitFor } from '../lab/exec.js';
 import { Lab, REMOTE } from '../lab/lab.js';
@@ -14,6 +14,7 @@ import { NamespacePods } from '../lab/namespaces.js';
 import { patient } from '../lab/patience.js';
 import { type LabPod, reply } from '../lab/pod.js';
 import { enrolled, TestAgent, TestProxy } from './agent.js';
+import { BOTH_WAYS, INBOUND_WORDS } from './scene.js';
 
 describe('an agent that is killed', () => {
   let lab: Lab;
@@ -25,14 +26,18 @@ describe('an agent that is killed', () => {
     lab = await Lab.create();
     await lab.serve();
     const containerd = await Containerd.start(lab, 'ptp');
-    agent = new TestAgent(lab, { sources: { cri: { endpoint: `unix://${containerd.socket}` } } });
+    agent = new TestAgent(lab, {
+      sources: { cri: { endpoint: `unix://${containerd.socket}` } },
+      instances: [BOTH_WAYS],
+    });
     pod = await containerd.runPod({ name: 'web', runtime: 'runc', labels: enrolled('web') });
+    expect(reply(await pod.app(['server', '80']))).toMatchObject({ serving: true });
     await agent.start();
     // As long as an agent may take to start here.
-    await new TestProxy(lab, agent).start('--resolve-timeout-ms', String(patient(5_000)));
-    await agent.adopted(2);
+    await new TestProxy(lab, agent).start(...INBOUND_WORDS, '--resolve-timeout-ms', String(patient(5_000)));
+    await agent.adopted(4);
     await agent.reaches('web', 'INTERCEPTED');
-    uplink = await Capture.start(lab, lab.node, 'uplink', POD_TCP);
+    uplink = await Capture.start(lab, lab.node, 'uplink', POD_DIALS);
   });
 
   afterAll(async () => {
@@ -68,6 +73,9 @@ describe('an agent that is killed', () => {
       { pod, kind: 'keepalive', family: 4, everyMs: 4 },
       { pod, kind: 'handshakes', family: 6, everyMs: 5 },
       { pod, kind: 'connects', family: 4, everyMs: 20 },
+      { pod, kind: 'keepalive', family: 6, everyMs: 4, inbound: true },
+      { pod, kind: 'handshakes', family: 4, everyMs: 5, inbound: true },
+      { pod, kind: 'connects', family: 6, everyMs: 20, inbound: true },
     ]);
     const pauses = await Pauses.undisturbed(flowing, async () => {
       for (let n = 0; n < 4; n++) {

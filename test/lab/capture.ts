@@ -15,6 +15,9 @@ const MARKER_PORT = 9;
 /** TCP of the lab's pods: on the uplink, what has passed the proxy by. */
 export const POD_TCP = 'tcp and (src net 10.66.0.0/16 or src net fd00:66::/32)';
 
+/** The same of pods that serve at port 80: without the answers of a proxy in their name. */
+export const POD_DIALS = `(${POD_TCP}) and not src port 80`;
+
 let captures = 0;
 
 export class Capture {

@@ -32,6 +32,8 @@ export interface LoadSpec {
   readonly kind: LoadKind;
   readonly family: 4 | 6;
   readonly everyMs: number;
+  /** From the remote to the pod, which serves at port 80. */
+  readonly inbound?: true;
 }
 
 let loads = 0;
@@ -58,9 +60,10 @@ export class Load {
     const control = join(lab.directory, `load-${loads}`);
     writeFileSync(control, '');
     const app = await buildApp();
-    const streams = specs.map(({ pod, kind, family, everyMs }, index) => {
-      const words = ['load', kind, REMOTE[family], '80', String(everyMs * 1_000), control];
-      return { kind, daemon: lab.daemon(basename(pod.netns), `load-${loads}-${index}`, app, words) };
+    const streams = specs.map(({ pod, kind, family, everyMs, inbound }, index) => {
+      const [from, to] = inbound ? [lab.remote, pod.ips[family]] : [basename(pod.netns), REMOTE[family]];
+      const words = ['load', kind, to, '80', String(everyMs * 1_000), control];
+      return { kind, daemon: lab.daemon(from, `load-${loads}-${index}`, app, words) };
     });
     const load = new Load(control, streams);
     await load.told();
