@@ -12,6 +12,7 @@ import { Lab, REMOTE } from '../lab/lab.js';
 import { pinnedIds, stillThere } from '../lab/pinned.js';
 import { type LabPod, reply } from '../lab/pod.js';
 import { enrolled, TestAgent, TestProxy } from './agent.js';
+import { BOTH_WAYS, INBOUND_WORDS } from './scene.js';
 
 let lab: Lab;
 let agent: TestAgent;
@@ -38,6 +39,7 @@ beforeAll(async () => {
       cni: { install: true, confDir, binDir, stateDir: join(lab.directory, 'cni-state'), timeoutMs: 2_000 },
     },
     interception: { mark: '0x40/0x40', table: 7340 },
+    instances: [BOTH_WAYS],
   });
   const described = pods.map((pod) => ({
     namespace: pod.namespace,
@@ -65,6 +67,7 @@ async function callsUs(): Promise<boolean> {
 async function node(): Promise<Record<string, string>> {
   const show = (command: string, ...args: string[]) => runIn(lab.node, command, args);
   return {
+    links: (await show('ip', '-o', 'link')).replaceAll(/^\d+: /gm, ''),
     rules4: await show('ip', 'rule'),
     rules6: await show('ip', '-6', 'rule'),
     routes4: await show('ip', 'route', 'show', 'table', 'all'),
@@ -99,8 +102,8 @@ it('leaves rules, routes, qdiscs, nftables, the chain of plugins and sysctls as 
 
   await agent.start();
   const proxy = new TestProxy(lab, agent);
-  await proxy.start();
-  await agent.adopted(2);
+  await proxy.start(...INBOUND_WORDS);
+  await agent.adopted(4);
   for (const pod of pods) {
     await agent.reaches(pod.name, 'INTERCEPTED');
     expect(reply(await pod.app(['dial', REMOTE[4], '80']))).toMatchObject({ ok: true });
@@ -113,8 +116,8 @@ it('leaves rules, routes, qdiscs, nftables, the chain of plugins and sysctls as 
   const pinned = Object.entries(MANIFEST.maps).filter(([, map]) => !('neverShared' in map));
   expect([...ids.prog].length).toBeGreaterThanOrEqual(Object.keys(MANIFEST.programs).length);
   expect([...ids.map].length).toBeGreaterThanOrEqual(pinned.length);
-  // Each pod's interface and the bridge of one, where they are not filters, and the node's namespace.
-  expect([...ids.link].length).toBe((tcxSupported() ? pods.length + 1 : 0) + 1);
+  // Each pod's interface twice, the bridge of one and our own, where they are not filters, and the node's namespace.
+  expect([...ids.link].length).toBe((tcxSupported() ? 2 * pods.length + 2 : 0) + 1);
   expect(await stillThere(ids)).toHaveLength(ids.prog.size + ids.map.size + ids.link.size);
 
   const refused = await agent.cli('cleanup');

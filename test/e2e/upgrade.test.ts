@@ -7,13 +7,14 @@ import { existsSync, mkdirSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, it } from 'vitest';
 import { BpfLink, BpfMap, programInfo } from '../../src/native/bpf.js';
-import { Capture, POD_TCP } from '../lab/capture.js';
+import { Capture, POD_DIALS, POD_TCP } from '../lab/capture.js';
 import { Containerd } from '../lab/containerd.js';
 import { runIn, tryRun, waitFor } from '../lab/exec.js';
 import { Lab, REMOTE } from '../lab/lab.js';
 import { Load, Pauses } from '../lab/load.js';
 import { type LabPod, reply } from '../lab/pod.js';
 import { enrolled, staticPod, TestAgent, TestProxy } from './agent.js';
+import { BOTH_WAYS, INBOUND_WORDS } from './scene.js';
 
 const BUILD = join(import.meta.dirname, '../../build');
 const V1 = join(BUILD, 'bpf');
@@ -35,21 +36,24 @@ beforeAll(async () => {
     await ptp.runPod({ name: 'web', runtime: 'runc', labels: enrolled('web') }),
     await bridge.runPod({ name: 'api', runtime: 'runc', labels: enrolled('api') }),
   ];
+  for (const pod of pods) {
+    expect(reply(await pod.app(['server', '80']))).toMatchObject({ serving: true });
+  }
   // Whoever reads the capture must be able to see a pod that does escape.
   const before = await Capture.start(lab, lab.node, 'uplink', POD_TCP);
   expect(reply(await pods[0].app(['dial', REMOTE[4], '80']))).toMatchObject({ ok: true });
   expect(await escaped(before)).not.toEqual([]);
   await before.stop();
 
-  agent = new TestAgent(lab, { sources: { static: { file: 'pods.yaml' } } });
+  agent = new TestAgent(lab, { sources: { static: { file: 'pods.yaml' } }, instances: [BOTH_WAYS] });
   agent.writePods(pods.map((pod) => staticPod(pod)));
   await agent.start();
   proxy = new TestProxy(lab, agent);
   // It waits for an answer about each new connection: on a busy machine an agent needs its time to start.
-  await proxy.start('--resolve-timeout-ms', '30000');
-  await agent.adopted(2);
+  await proxy.start(...INBOUND_WORDS, '--resolve-timeout-ms', '30000');
+  await agent.adopted(4);
   await intercepted();
-  uplink = await Capture.start(lab, lab.node, 'uplink', POD_TCP);
+  uplink = await Capture.start(lab, lab.node, 'uplink', POD_DIALS);
   const flowing = await load();
   pauses = await Pauses.undisturbed(flowing, busy);
   await flowing.stop();
@@ -80,7 +84,7 @@ async function generations(): Promise<unknown[]> {
   return workloads.map((workload) => [workload?.uid, workload?.generation]);
 }
 
-/** Requests and new connections of both pods, in both families. */
+/** Requests and new connections of both pods, and to them, in both families. */
 function load(): Promise<Load> {
   const [web, api] = pods;
   return Load.start(lab, [
@@ -90,6 +94,10 @@ function load(): Promise<Load> {
     { pod: api, kind: 'handshakes', family: 4, everyMs: 5 },
     { pod: web, kind: 'connects', family: 4, everyMs: 20 },
     { pod: api, kind: 'connects', family: 6, everyMs: 20 },
+    { pod: web, kind: 'keepalive', family: 6, everyMs: 8, inbound: true },
+    { pod: api, kind: 'handshakes', family: 4, everyMs: 10, inbound: true },
+    { pod: web, kind: 'connects', family: 4, everyMs: 40, inbound: true },
+    { pod: api, kind: 'connects', family: 6, everyMs: 40, inbound: true },
   ]);
 }
 
@@ -201,7 +209,7 @@ it('an older agent refuses the newer layout in one line, and all goes on until t
   await underLoad('v1 refused', async () => {
     await agent.stop();
     const before = running();
-    expect(before).toHaveLength(4); // both pods, the bridge, socket lookup
+    expect(before).toHaveLength(7); // both pods twice, the bridge, our own interface, socket lookup
     agent.objects = V1;
     for (const command of ['agent', 'cleanup']) {
       const refused = await agent.cli(command);
@@ -241,10 +249,10 @@ it('cleanup of the newer version takes away every layout up to its own', async (
 it('a newer agent that is killed in the middle of it, twice, is followed by one that completes it', async () => {
   agent.objects = V1;
   await agent.start();
-  await agent.adopted(2);
+  await agent.adopted(4);
   await intercepted();
   await uplink.stop();
-  uplink = await Capture.start(lab, lab.node, 'uplink', POD_TCP);
+  uplink = await Capture.start(lab, lab.node, 'uplink', POD_DIALS);
   const before = await generations();
   await underLoad('v1 to v2, killed twice', async () => {
     await agent.stop();
