@@ -165,8 +165,10 @@ export class Canaries {
   /** Takes the questions of an interface away. */
   remove(ifindex: number): void {
     for (const family of FAMILIES) {
-      for (const map of Object.values(this.#maps)) {
-        map.delete(this.#key(ifindex, family));
+      for (const direction of ['EGRESS', 'INGRESS'] as const) {
+        const { canaries, deliveries } = this.#mapsOf(direction);
+        canaries.delete(this.#key(ifindex, family));
+        deliveries.delete(this.#key(ifindex, family));
       }
     }
   }

@@ -17,6 +17,10 @@ export const FEATURES: readonly Feature[] = [
   { name: 'bridges know where a pod is', files: ['test/e2e/bridge-mac.test.ts'] },
   { name: 'beside the CNI bandwidth plugin', files: ['test/e2e/bandwidth.test.ts'] },
   { name: 'beside IPVS', files: ['test/e2e/ipvs.test.ts'] },
+  {
+    name: 'what pods receive, from each kind of client',
+    files: ['test/e2e/ingress.test.ts', 'test/e2e/inbound-traffic.test.ts'],
+  },
   { name: 'nothing gets round the proxy', files: ['test/e2e/escape.test.ts'] },
   { name: 'what is taken away is put back', files: ['test/e2e/drift.test.ts'] },
   { name: 'the agent killed, restarted', files: ['test/e2e/restart.test.ts'] },
