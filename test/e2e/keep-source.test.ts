@@ -3,7 +3,7 @@
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { Containerd } from '../lab/containerd.js';
-import { type Daemon, inNetns, tryRun, waitFor } from '../lab/exec.js';
+import { type Daemon, inNetns, runIn, tryRun, waitFor } from '../lab/exec.js';
 import { buildApp } from '../lab/image.js';
 import { Lab, REMOTE } from '../lab/lab.js';
 import { MicroVms } from '../lab/microvm.js';
@@ -18,9 +18,17 @@ const FAMILIES = [4, 6] as const;
 const FAR = { 4: '10.199.0.2', 6: 'fd00:199::2' } as const;
 const PORT = 80;
 const BYTES = 4 * 1024 * 1024;
+/** From which a connection takes its port: the node's are none that a client has, unless a test says so. */
+const CLIENT_PORTS = [32_768, 60_999] as const;
+const NODE_PORTS = [20_000, 29_999] as const;
 
 const PROXIES = [
-  { name: 'HAProxy', command: 'haproxy', words: ['-f', join(EXAMPLES, 'haproxy-inbound.cfg')] },
+  {
+    name: 'HAProxy',
+    command: 'haproxy',
+    words: ['-f', join(EXAMPLES, 'haproxy-inbound.cfg')],
+    sharedPort: 40_000,
+  },
   {
     name: 'Envoy',
     command: ENVOY,
@@ -32,11 +40,18 @@ const PROXIES = [
       '--file-flush-interval-msec',
       '50',
     ],
+    sharedPort: 40_010,
   },
 ] as const;
 
 const at = (ip: string, port: unknown) => (ip.includes(':') ? `[${ip}]:${port}` : `${ip}:${port}`);
 const isFrom = (peer: string, ip: string) => peer.startsWith(ip.includes(':') ? `[${ip}]:` : `${ip}:`);
+const isNodePort = (peer: string) => {
+  const port = Number(peer.slice(peer.lastIndexOf(':') + 1));
+  return port >= NODE_PORTS[0] && port <= NODE_PORTS[1];
+};
+const setPorts = (netns: string, [first, last]: readonly [number, number]) =>
+  runIn(netns, 'sysctl', ['-qw', `net.ipv4.ip_local_port_range=${first} ${last}`]);
 const endsOf = (dialled: Record<string, unknown>) => dialled.server as { peer: string; local: string };
 
 describe.each(['ptp', 'bridge'] as const)('%s pods', (topology: Topology) => {
@@ -47,6 +62,7 @@ describe.each(['ptp', 'bridge'] as const)('%s pods', (topology: Topology) => {
 
   beforeAll(async () => {
     lab = await Lab.create();
+    await setPorts(lab.node, NODE_PORTS);
     await lab.serve();
     const containerd = await Containerd.start(lab, topology);
     const microvms = new MicroVms(lab, topology, containerd.network);
@@ -77,16 +93,37 @@ describe.each(['ptp', 'bridge'] as const)('%s pods', (topology: Topology) => {
     const { peer, local } = endsOf(dialled);
     expect(isFrom(peer, FAR[family])).toBe(true);
     // The address only: the connection is the proxy's own.
-    expect(peer).not.toBe(at(FAR[family], dialled.localPort));
+    expect(isNodePort(peer)).toBe(true);
     expect(local).toBe(at(ips[family], PORT));
-    expect(await far('fetch', ips[family], String(PORT), String(BYTES))).toMatchObject({
-      ok: true,
-      bytes: BYTES,
-    });
+    await fetches(name, family);
     return at(FAR[family], dialled.localPort);
   }
 
-  describe.each(PROXIES)('$name', ({ name, command, words }) => {
+  async function fetches(name: string, family: 4 | 6): Promise<void> {
+    const fetched = await far('fetch', pod(name).ips[family], String(PORT), String(BYTES));
+    expect(fetched).toMatchObject({ ok: true, bytes: BYTES });
+  }
+
+  /** Of two ports to choose from, Linux takes the even one first: at the client, and at the proxy. */
+  async function sharesPort(name: string, family: 4 | 6, port: number): Promise<void> {
+    const choice = async (first: number) => {
+      await setPorts(lab.node, [first, first + 1]);
+      await setPorts(lab.remote, [first, first + 1]);
+    };
+    try {
+      await choice(port);
+      const dialled = await far('dial', pod(name).ips[family], String(PORT));
+      expect(dialled).toMatchObject({ ok: true, localPort: port });
+      expect(endsOf(dialled).peer).toBe(at(FAR[family], port));
+      await choice(port + 2);
+      await fetches(name, family);
+    } finally {
+      await setPorts(lab.node, NODE_PORTS);
+      await setPorts(lab.remote, CLIENT_PORTS);
+    }
+  }
+
+  describe.each(PROXIES)('$name', ({ name, command, words, sharedPort }) => {
     let proxy: Daemon;
 
     beforeAll(async () => {
@@ -108,6 +145,10 @@ describe.each(['ptp', 'bridge'] as const)('%s pods', (topology: Topology) => {
           proxy.log().replaceAll(/[[\]]/g, '').includes(line.replaceAll(/[[\]]/g, '')),
         );
       });
+
+      it.each(FAMILIES)("IPv%i: the proxy may happen to take the client's own port", (family) =>
+        sharesPort(runtime, family, sharedPort),
+      );
     });
   });
 
@@ -134,10 +175,18 @@ describe.each(['ptp', 'bridge'] as const)('%s pods', (topology: Topology) => {
         expect(dialled).toMatchObject({ ok: true });
         const { peer } = endsOf(dialled);
         expect(isFrom(peer, pod(runtime).ips[family])).toBe(true);
+        expect(isNodePort(peer)).toBe(true);
         expect(await proxy.flowFrom(at(pod(runtime).ips[family], dialled.localPort))).toMatchObject({
           direction: 'EGRESS',
+          originalDst: at(REMOTE[family], PORT),
         });
+        const fetch = ['fetch', REMOTE[family], String(PORT), String(BYTES)];
+        expect(reply(await pod(runtime).app(fetch))).toMatchObject({ ok: true, bytes: BYTES });
       });
+
+      it.each(FAMILIES)("IPv%i: the proxy may happen to take the client's own port", (family) =>
+        sharesPort(runtime, family, 40_020),
+      );
     });
   });
 });
