@@ -18,7 +18,7 @@ import { sized } from '../lab/size.js';
 import { enrolled, TestAgent, TestProxy } from './agent.js';
 import { BOTH_WAYS, INBOUND_WORDS } from './scene.js';
 
-const PODS = sized({ runc: 10, runsc: 10, rund: 2 }, { runc: 200, runsc: 200, rund: 50 });
+const PODS = sized({ runc: 4, runsc: 4, rund: 1 }, { runc: 200, runsc: 200, rund: 50 });
 const PORT = '80';
 const ENROLLED = { annotations: { 'nodesentry.io/intercept': 'enabled' }, labels: enrolled('web') };
 const FAR = { 4: '10.199.0.2', 6: 'fd00:199::2' } as const;
