@@ -19,7 +19,7 @@ export const FEATURES: readonly Feature[] = [
   { name: 'beside IPVS', files: ['test/e2e/ipvs.test.ts'] },
   {
     name: 'what pods receive, from each kind of client',
-    files: ['test/e2e/ingress.test.ts', 'test/e2e/inbound-traffic.test.ts'],
+    files: ['test/e2e/ingress.test.ts'],
   },
   { name: 'nothing gets round the proxy', files: ['test/e2e/escape.test.ts'] },
   { name: 'what is taken away is put back', files: ['test/e2e/drift.test.ts'] },
