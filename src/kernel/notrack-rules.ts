@@ -127,6 +127,11 @@ export function notrackRules(mark: Mark): readonly Rule[] {
     ...FROM_PODS.map(({ family, isFromPod }) =>
       rule('input', `past IPVS ${family}`, [isMarked, isFromPod, UNTRACKED, setWholeMark]),
     ),
+    // But not what is for a pod: routed by now, it needs its mark no more, and IPVS would take the proxy's answer out of
+    // connection tracking, which has to translate it where the client dialled a port of the node.
+    ...TO_PODS.map(({ family, isToPod }) =>
+      rule('input', `inbound past IPVS ${family}`, [isMarked, isToPod, IS_TCP, clearMark]),
+    ),
     // Should IPVS take one all the same, it goes nowhere.
     ...FROM_PODS.map(({ family, isFromPod }) =>
       rule('output', `taken by IPVS ${family}`, [isMarked, isFromPod, { text: 'drop', expr: [DROP] }]),

@@ -144,6 +144,9 @@ describe('the table', () => {
     ] as const) {
       expect(text).toContain(`${marked(family, set)} ct state untracked meta mark set 0x00000040`);
       expect(text).toContain(`${marked(family, set)} drop`);
+      // What is for a pod, IPVS must not know by its mark.
+      const sent = marked(family, set).replace('saddr', 'daddr');
+      expect(text).toContain(`${sent} meta mark set meta mark & 0xffffff0f`);
     }
   });
 

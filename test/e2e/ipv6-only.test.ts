@@ -141,7 +141,9 @@ it('fails no check of doctor; of IPv4 it and status say only that no proxy is co
   expect(stdout).toMatch(/^Ready: +yes$/m);
   expect(stdout).toMatch(/default +outbound +IPv6 +\[::1\]:15001 +yes +reach /);
   expect(stdout).toMatch(/default +outbound +IPv4 +not configured +NO +are reset/);
-  expect((await agent.cli('pods')).stdout).toMatch(/web +runc +INTERCEPTED +outbound only +veth-web +routed +fd00:66:6::2 /);
+  expect((await agent.cli('pods')).stdout).toMatch(
+    /web +runc +INTERCEPTED +outbound only +veth-web +routed +fd00:66:6::2 /,
+  );
   const checks = JSON.parse((await agent.cli('doctor', '--json')).stdout) as CheckResult[];
   expect(checks.filter(({ status }) => status !== 'ok')).toMatchObject([
     { name: 'listeners', status: 'warn', found: 'default: outbound: no IPv4 address' },
