@@ -33,8 +33,8 @@ describe('an agent that is killed', () => {
     pod = await containerd.runPod({ name: 'web', runtime: 'runc', labels: enrolled('web') });
     expect(reply(await pod.app(['server', '80']))).toMatchObject({ serving: true });
     await agent.start();
-    // As long as an agent may take to start here.
-    await new TestProxy(lab, agent).start(...INBOUND_WORDS, '--resolve-timeout-ms', String(patient(5_000)));
+    // As long as an agent may take to start here, under load.
+    await new TestProxy(lab, agent).start(...INBOUND_WORDS, '--resolve-timeout-ms', String(patient(10_000)));
     await agent.adopted(4);
     await agent.reaches('web', 'INTERCEPTED');
     uplink = await Capture.start(lab, lab.node, 'uplink', POD_DIALS);
