@@ -90,10 +90,9 @@ static __always_inline bool is_loopback(const struct packet *packet) {
 }
 
 static __always_inline int start(struct __sk_buff *skb, const struct packet *packet, const struct endpoint *endpoint) {
+    __u16 port = packet->key.dport;
     struct bpf_sock *listener;
     int action;
-
-    __u16 port = packet->key.dport;
 
     if (is_loopback(packet))
         return drop(endpoint, VERDICT_LOOPBACK);

@@ -81,8 +81,7 @@ export interface StatusMessage {
   readonly repairs: Readonly<Record<RepairKind, number>>;
   /** Pods that the CNI plugin did not announce, since the agent started; left out where it is not a source. */
   readonly podsLate?: number;
-  /** By verdict, over all pods. */
-  /** What pods have sent, and what they were sent, by verdict. */
+  /** What pods have sent, and what they were sent, by verdict, over all of them. */
   readonly packets: Readonly<Record<string, number>>;
   readonly packetsReceived: Readonly<Record<string, number>>;
   readonly eventsLost: { readonly kernel: number; readonly agent: number };

@@ -41,7 +41,7 @@ export function proxyCommand(): Command {
     .option('--listen <address:port>', 'and here; may be repeated', repeatedAddress, [])
     .option(
       '--keep-source',
-      "connect from the client's address, on a port of its own; needs CAP_NET_RAW, and answers that are routed back here",
+      "connect from the client's address, on a port of its own; needs CAP_NET_RAW or CAP_NET_ADMIN, and answers that are routed back here",
     )
     .option('--allow-unidentified', 'pass flows on whose pod is not known, instead of resetting them')
     .option('--connect-timeout-ms <ms>', 'for reaching the original destination', milliseconds, 5_000)

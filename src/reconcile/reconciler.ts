@@ -270,12 +270,9 @@ export class Reconciler {
       }
       if (this.#options.synced()) {
         const { endpoints } = before.decision;
-        if (decision !== undefined && this.#removal.leave(endpoints)) {
-          this.#installer.forget(uid);
-        } else {
-          this.#remove(isDropped ? endpoints : []);
-          this.#installer.forget(uid);
-        }
+        const stays = decision !== undefined && this.#removal.leave(endpoints);
+        this.#remove(isDropped && !stays ? endpoints : []);
+        this.#installer.forget(uid);
       }
     }
     this.#options.proofs.forget(uid);
@@ -289,10 +286,10 @@ export class Reconciler {
   }
 
   async #removeUnwanted(): Promise<void> {
-    const unnamed = await this.#removal.kept();
+    const kept = await this.#removal.kept();
     const wanted = this.#decisions.toIntercept();
     this.#installer.forgetAllBut(new Set(wanted.map(({ pod }) => pod.uid)));
-    if (this.#removal.removeUnwanted(wanted, unnamed)) {
+    if (this.#removal.removeUnwanted(wanted, kept)) {
       this.#addressesOld = true;
     }
     this.#removal.forgetGone();
