@@ -10,8 +10,8 @@ import { u32 } from '../kernel/struct.js';
 import type { BpfMap } from '../native/bpf.js';
 import { bytesToIp, ipToBytes } from '../net/ip.js';
 import type { PodUid } from '../pods/pod.js';
-import type { FlowDirection } from './flows.js';
 import type { Layouts } from './layouts.js';
+import { type Counted, type CounterMaps, PacketCounters } from './packet-counters.js';
 import { type ShareMaps, Shares } from './shares.js';
 
 const UID_BYTES = 64;
@@ -40,21 +40,15 @@ export interface EndpointPlan {
   readonly ips: readonly string[];
 }
 
-export interface EndpointMaps extends ShareMaps {
+export interface EndpointMaps extends ShareMaps, CounterMaps {
   readonly endpoints: BpfMap;
   readonly sources: BpfMap;
   readonly workloads: BpfMap;
-  readonly counters: BpfMap;
-  readonly ingress_counters: BpfMap;
   readonly inbound: BpfMap;
 }
 
-export interface EndpointCounters {
-  readonly endpointId: number;
+export interface EndpointCounters extends Counted {
   readonly podUid: PodUid | undefined;
-  /** What the pod sends, or what it is sent. */
-  readonly direction: FlowDirection;
-  readonly packets: Readonly<Record<string, number>>;
 }
 
 export class EndpointTables {
@@ -67,19 +61,14 @@ export class EndpointTables {
   #endpoints = new Map<number, Buffer>();
   /** Addresses by ifindex, of endpoints that are intercepted inbound. */
   #inbound = new Map<number, Set<string>>();
-  /** Ids whose counters are known to be there. */
-  readonly #counted = new Set<number>();
-  readonly #counterMaps: readonly { readonly direction: FlowDirection; readonly map: BpfMap }[];
   #lastId = 0;
+  readonly #counters: PacketCounters;
   readonly #shares: Shares;
 
   constructor(maps: EndpointMaps, layouts: Layouts) {
     this.#maps = maps;
     this.#layouts = layouts;
-    this.#counterMaps = [
-      { direction: 'EGRESS', map: maps.counters },
-      { direction: 'INGRESS', map: maps.ingress_counters },
-    ];
+    this.#counters = new PacketCounters(maps, layouts);
     this.#shares = new Shares(maps, layouts);
     const { workload } = layouts;
     for (const [key, value] of maps.workloads.entries()) {
@@ -93,7 +82,7 @@ export class EndpointTables {
       const uid = workload.bytes(value, 'uid').toString('utf8').replace(/\0+$/, '') as PodUid;
       this.#remember({ uid, id, generation, ifindex: workload.number(value, 'ifindex'), sinceBirth: false });
     }
-    this.#ensureCounters(ID_ROW);
+    this.#counters.ensure(ID_ROW);
     this.#shares.forgetAllBut((id) => this.#byId.has(id));
     this.refresh();
     for (const row of this.rows().filter((candidate) => this.#isSinceBirth(candidate))) {
@@ -141,7 +130,7 @@ export class EndpointTables {
   enrol(uid: PodUid, ifindex: number, wasEnrolled: boolean, isStarting = false): EndpointRow {
     const before = this.#rows.get(uid);
     if (before !== undefined && before.ifindex === ifindex && (wasEnrolled || this.isLive(before))) {
-      this.#ensureCounters(before.id);
+      this.#counters.ensure(before.id);
       return before;
     }
     if (Buffer.byteLength(uid) > UID_BYTES) {
@@ -155,7 +144,7 @@ export class EndpointTables {
     }
     const row = { uid, id, generation: (before?.generation ?? 0) + 1, ifindex, sinceBirth: isStarting };
     this.#writeWorkload(id, uid, row.generation, ifindex);
-    this.#ensureCounters(id);
+    this.#counters.ensure(id);
     this.#remember(row);
     return row;
   }
@@ -315,42 +304,20 @@ export class EndpointTables {
       this.#rows.delete(uid);
       this.#byId.delete(row.id);
       this.#maps.workloads.delete(u32(row.id));
-      this.#counterMaps.forEach(({ map }) => {
-        map.delete(u32(row.id));
-      });
-      this.#counted.delete(row.id);
+      this.#counters.forget(row.id);
       this.#shares.forget(row.id);
     }
   }
 
   /** Summed up over the CPUs, off the event loop. */
   async counters(): Promise<EndpointCounters[]> {
-    const { verdicts } = this.#layouts;
-    const all: EndpointCounters[] = [];
-    for (const { direction, map } of this.#counterMaps) {
-      const { count, keys, values } = await map.sums();
-      const stride = values.length / count;
-      for (let entry = 0; entry < count; entry++) {
-        const endpointId = keys.readUInt32LE(entry * 4);
-        const packets: Record<string, number> = {};
-        verdicts.forEach((name, index) => {
-          packets[name] = number64(values, entry * stride + index * 8);
-        });
-        all.push({ endpointId, podUid: this.#byId.get(endpointId)?.uid, direction, packets });
-      }
-    }
-    return all;
+    const read = await this.#counters.read();
+    return read.map((counted) => ({ ...counted, podUid: this.#byId.get(counted.endpointId)?.uid }));
   }
 
   /** Looks which counters are there, off the event loop: a row that has gone is made anew by the next `enrol`. */
-  async recount(): Promise<void> {
-    for (const { map } of this.#counterMaps) {
-      const { count, keys } = await map.sums();
-      const present = new Set(Array.from({ length: count }, (_, entry) => keys.readUInt32LE(entry * 4)));
-      for (const id of [...this.#counted].filter((counted) => !present.has(counted))) {
-        this.#counted.delete(id);
-      }
-    }
+  recount(): Promise<void> {
+    return this.#counters.recount();
   }
 
   #writeInbound(ifindex: number, ips: readonly string[]): string[] {
@@ -423,16 +390,6 @@ export class EndpointTables {
     return this.#layouts.workload.encode({ uid: Buffer.from(uid), generation, ifindex });
   }
 
-  #ensureCounters(id: number): void {
-    if (this.#counted.has(id)) {
-      return;
-    }
-    for (const { map } of this.#counterMaps.filter((each) => each.map.get(u32(id)) === undefined)) {
-      map.set(u32(id), Buffer.alloc(map.valueSize));
-    }
-    this.#counted.add(id);
-  }
-
   #encode(row: EndpointRow, plan: EndpointPlan): Buffer {
     const { endpoint, flags } = this.#layouts;
     return endpoint.encode({
@@ -467,9 +424,4 @@ function setOf(sets: Map<number, Set<string>>, ifindex: number): Set<string> {
   const fresh = new Set<string>();
   sets.set(ifindex, fresh);
   return fresh;
-}
-
-/** As a number of JavaScript: exact up to 2^53. */
-function number64(bytes: Buffer, offset: number): number {
-  return bytes.readUInt32LE(offset) + bytes.readUInt32LE(offset + 4) * 0x1_0000_0000;
 }
