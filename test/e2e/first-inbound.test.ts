@@ -22,8 +22,10 @@ const PODS = sized({ runc: 4, runsc: 4, rund: 1 }, { runc: 200, runsc: 200, rund
 const PORT = '80';
 const ENROLLED = { annotations: { 'nodesentry.io/intercept': 'enabled' }, labels: enrolled('web') };
 const FAR = { 4: '10.199.0.2', 6: 'fd00:199::2' } as const;
-/** Addresses that pods get, one after the other, from the first one's on. */
-const AHEAD = 250;
+/** Pods that start at once. */
+const AT_ONCE = 4;
+/** Pods in whose turn the same client dials. */
+const PER_CLIENT = 40;
 
 let lab: Lab;
 let agent: TestAgent;
@@ -58,6 +60,53 @@ beforeAll(async () => {
 afterAll(async () => {
   await lab?.close();
 }, 300_000);
+
+type Ips = LabPod['ips'];
+
+/** Of the pod whose addresses were given out last: IPv6's go on and on, IPv4's round and round. */
+let latest: Ips;
+
+const lastWord = (ips: Ips) => Number.parseInt(ips[6].split(':').at(-1) ?? '', 16);
+
+/** Dials the addresses that pods get next. */
+async function knock(): Promise<Daemon> {
+  const lastByte = Number(latest[4].split('.').at(-1));
+  const ahead = Array.from({ length: PER_CLIENT + AT_ONCE }, (_, n) => n + 1);
+  const ips = [
+    ...ahead.map((n) => latest[4].replace(/\d+$/, String(((lastByte - 2 + n) % 253) + 2))),
+    ...ahead.map((n) => latest[6].replace(/[^:]+$/, (lastWord(latest) + n).toString(16))),
+  ];
+  const client = lab.daemon(lab.remote, 'knock', await buildApp(), ['knock', PORT, ...ips]);
+  await client.logged(/"ok":true/);
+  return client;
+}
+
+/** A pod that is dialled from before it is there, until connections to it have been intercepted. */
+async function dialled(starting: Promise<LabPod>): Promise<LabPod> {
+  const pod = await starting;
+  if (lastWord(pod.ips) > lastWord(latest)) {
+    latest = pod.ips;
+  }
+  await waitFor(
+    `a connection to ${pod.name}`,
+    async () => ((await agent.received(pod.name)).FLOW_STARTED ?? 0) > 1,
+    60_000,
+  );
+  return pod;
+}
+
+/** So many of them, some at once, each batch with a client of its own. */
+async function batches(count: number, atOnce: number, one: (index: number) => Promise<void>): Promise<void> {
+  for (let first = 0; first < count; first += PER_CLIENT) {
+    const client = await knock();
+    const end = Math.min(count, first + PER_CLIENT);
+    for (let next = first; next < end; next += atOnce) {
+      const indices = Array.from({ length: Math.min(atOnce, end - next) }, (_, n) => next + n);
+      await Promise.all(indices.map(one));
+    }
+    await client.stop();
+  }
+}
 
 /** Until when pods of the test before were still being taken down. */
 let ended = 0;
@@ -96,46 +145,30 @@ const segments = () =>
     .split('\n')
     .filter((line) => line.includes(' > '));
 
-async function started(pod: LabPod): Promise<void> {
-  await waitFor(
-    `a connection to ${pod.name}`,
-    async () => ((await agent.received(pod.name)).FLOW_STARTED ?? 0) > 1,
-    60_000,
-  );
-}
-
 it('the capture sees what reaches a pod that is not enrolled, in both families', async () => {
   const plain = await containerd.runPod({ name: 'plain', runtime: 'runc', sandboxOnly: true });
-  const first = Number(plain.ips[4].split('.').at(-1));
-  const ahead = Array.from({ length: AHEAD }, (_, n) => first + n);
-  const v4 = plain.ips[4].replace(/\.\d+$/, '.');
-  const v6 = plain.ips[6].replace(/::.*$/, '::');
-  const ips = [
-    ...ahead.filter((last) => last < 255).map((last) => `${v4}${last}`),
-    ...ahead.map((last) => `${v6}${last.toString(16)}`),
-  ];
-  const client = lab.daemon(lab.remote, 'knock', await buildApp(), ['knock', PORT, ...ips]);
-  await client.logged(/"ok":true/);
+  // As if it had been the one after this one.
+  latest = {
+    4: plain.ips[4].replace(/\d+$/, (last) => String(Number(last) - 1)),
+    6: plain.ips[6].replace(/[^:]+$/, (last) => (Number.parseInt(last, 16) - 1).toString(16)),
+  };
+  const client = await knock();
   await waitFor('its segments', () =>
     [plain.ips[4], plain.ips[6]].every((ip) => segments().some((line) => line.includes(`> ${ip}.${PORT}`))),
   );
+  await client.stop();
   await plain.stop();
+  latest = plain.ips;
 });
 
 it.each(['runc', 'runsc'] as const)(
   `no segment reaches one of ${PODS.runc} %s pods past the proxy`,
   async (runtime) => {
     const pods: LabPod[] = [];
-    for (let index = 0; index < PODS[runtime]; index++) {
-      const pod = await containerd.runPod({
-        name: `${runtime}-${index}`,
-        runtime,
-        sandboxOnly: true,
-        ...ENROLLED,
-      });
-      await started(pod);
-      pods.push(pod);
-    }
+    await batches(PODS[runtime], AT_ONCE, async (index) => {
+      const name = `${runtime}-${index}`;
+      pods.push(await dialled(containerd.runPod({ name, runtime, sandboxOnly: true, ...ENROLLED })));
+    });
     expect(late()).toEqual([]);
     await Promise.all(pods.map((pod) => pod.stop()));
   },
@@ -143,11 +176,13 @@ it.each(['runc', 'runsc'] as const)(
 );
 
 it(`no segment reaches one of ${PODS.rund} microVMs past the proxy`, async () => {
-  for (let index = 0; index < PODS.rund; index++) {
-    const pod = await microvms.runPod({ name: `vm-${index}`, ...ENROLLED });
-    expect(await pod.app(['server', PORT])).toMatchObject({ code: 0 });
-    await started(pod);
-    await pod.stop();
-  }
+  await batches(PODS.rund, 1, async (index) => {
+    const serving = async () => {
+      const pod = await microvms.runPod({ name: `vm-${index}`, ...ENROLLED });
+      expect(await pod.app(['server', PORT])).toMatchObject({ code: 0 });
+      return pod;
+    };
+    await (await dialled(serving())).stop();
+  });
   expect(late()).toEqual([]);
 }, 900_000);
