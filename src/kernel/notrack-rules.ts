@@ -109,6 +109,11 @@ export function notrackRules(mark: Mark): readonly Rule[] {
       rule('before_routing', `inbound ${family}, first`, [isToPod, STARTS, NOT_LISTENING, RETURN]),
       rule('before_routing', `inbound ${family}`, [isToPod, IS_TAKEN, setMark]),
     ]),
+    // What a router says of a packet that the proxy has sent from a pod's address, too large for the path or to nobody, is
+    // for the proxy's socket: the pod knows nothing of that connection.
+    ...ERRORS_TO_PODS.map(({ family, isError }) =>
+      rule('before_routing', `error to the proxy ${family}`, [isError, setMark]),
+    ),
     // Delivered without a socket it reaches a transparent one, by its connection or by what socket_lookup names, or none.
     {
       chain: 'input',
@@ -212,6 +217,25 @@ const TO_PODS: readonly { readonly family: string; readonly isToPod: Part }[] = 
   { family: 'IPv4', isToPod: toPod('ip', 'pods4') },
   { family: 'IPv6', isToPod: toPod('ip6', 'pods6') },
 ];
+
+const ERRORS_TO_PODS: readonly { readonly family: string; readonly isError: Part }[] = [
+  { family: 'IPv4', isError: errorToPod('ip', 'icmp', 'destination-unreachable') },
+  { family: 'IPv6', isError: errorToPod('ip6', 'icmpv6', 'destination-unreachable') },
+  { family: 'IPv6, of size', isError: errorToPod('ip6', 'icmpv6', 'packet-too-big') },
+];
+
+/** The socket is that of the packet which the error quotes. */
+function errorToPod(protocol: 'ip' | 'ip6', errors: 'icmp' | 'icmpv6', type: string): Part {
+  const set = protocol === 'ip' ? 'pods4' : 'pods6';
+  return {
+    text: `${protocol} daddr @${set} ${errors} type ${type} socket transparent 1`,
+    expr: [
+      address(protocol, 'daddr', set),
+      equals({ payload: { protocol: errors, field: 'type' } }, type),
+      TRANSPARENT,
+    ],
+  };
+}
 
 function toPod(protocol: 'ip' | 'ip6', set: string): Part {
   return { text: `${protocol} daddr @${set}`, expr: [address(protocol, 'daddr', set)] };

@@ -1,22 +1,40 @@
 /** Connections to pods that are out of the ordinary, and what stands in their way: filters of the node, its settings. */
 
+import { writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { beforeAll, describe, expect, it } from 'vitest';
-import { inNetns, runIn, tryRun } from '../lab/exec.js';
+import { inNetns, runIn, tryRun, waitFor } from '../lab/exec.js';
 import { buildApp } from '../lab/image.js';
 import { patient } from '../lab/patience.js';
 import { hostIndexOf, type PlainPod } from '../lab/plain.js';
 import { reply } from '../lab/pod.js';
+import { sized } from '../lab/size.js';
 import { useScene } from './scene.js';
 
 const PORT = '80';
 const FAR = { 4: '10.199.0.2', 6: 'fd00:199::2' } as const;
 const FAMILIES = [4, 6] as const;
+const OPEN = sized(1_000, 10_000);
+const TCP_ESTABLISHED = 1;
 const BYTES = 4 * 1024 * 1024;
 
 const scene = useScene({
   pods: [{ name: 'routed' }, { name: 'bridged', topology: 'bridge' }],
   inbound: true,
 });
+/** From nobody to nobody, on the client's side. */
+const NO_END_ARRIVES = `table inet no-end-arrives {
+  chain input {
+    type filter hook input priority filter
+    tcp flags & fin == fin drop
+  }
+  chain output {
+    type filter hook output priority filter
+    tcp flags & fin == fin drop
+  }
+}`;
+
 const PODS = ['routed', 'bridged'] as const;
 
 const far = async (...words: readonly string[]) =>
@@ -29,7 +47,34 @@ async function setting(netns: string, name: string, value: string): Promise<() =
   return () => runIn(netns, 'sysctl', ['-qw', `${name}=${before}`]);
 }
 
+const node = (...words: readonly [string, ...string[]]) => runIn(scene.lab.node, words[0], words.slice(1));
+
+/** Connections that the node tracks to this pod's server. */
+const tracked = async (ip: string) =>
+  (await node('cat', '/proc/net/nf_conntrack'))
+    .split('\n')
+    .filter(
+      (line) =>
+        line.includes('ESTABLISHED') && line.includes(` dst=${ip} `) && line.includes(` dport=${PORT} `),
+    );
+
+/** The pod's own. */
+const connections = async (name: string) =>
+  (
+    await runIn((scene.pod(name) as PlainPod).netnsName, 'ss', [
+      '-Htn',
+      'state',
+      'connected',
+      `sport = :${PORT}`,
+    ])
+  )
+    .split('\n')
+    .filter((line) => line !== '' && !line.startsWith('TIME-WAIT'));
+
+let beyond: string;
+
 beforeAll(async () => {
+  beyond = await scene.lab.narrowPath(1_300);
   for (const name of PODS) {
     expect(reply(await scene.pod(name).app(['server', PORT]))).toMatchObject({ serving: true });
   }
@@ -74,6 +119,66 @@ describe.each(PODS)('to a %s pod', (name) => {
       expect(await far('push', ips()[family], PORT, String(BYTES))).toMatchObject({ ok: true });
     }
   });
+
+  it.each(FAMILIES)('IPv%i: by a path that carries less than the links at its ends', async (family) => {
+    const ip = ips()[family];
+    const words = ['fetch', ip, PORT, String(BYTES)];
+    expect(
+      reply(await tryRun(...inNetns(beyond, await buildApp(), words), { timeoutMs: patient(60_000) })),
+    ).toMatchObject({
+      ok: true,
+      bytes: BYTES,
+    });
+  });
+
+  it('a connection that its client resets is reset at the pod', async () => {
+    expect(await far('abort', ips()[4], PORT, 'client')).toMatchObject({ ok: true });
+    await waitFor('the pod to have no connection', async () => (await connections(name)).length === 0);
+  });
+
+  it('a connection that the pod resets is reset at its client', async () => {
+    expect(await far('abort', ips()[6], PORT, 'server')).toMatchObject({ got: -1, error: 'ECONNRESET' });
+  });
+
+  it('a connection that both end at the same time has ended in order', async () => {
+    await runIn(scene.lab.remote, 'nft', ['-f', '-'], { input: NO_END_ARRIVES });
+    // Each says so before the other's word has come.
+    const ended = far('end', ips()[4], PORT, '0', '200');
+    await sleep(500);
+    await runIn(scene.lab.remote, 'nft', ['delete', 'table', 'inet', 'no-end-arrives']);
+    expect(await ended).toMatchObject({ ok: true, stateBefore: TCP_ESTABLISHED });
+    await waitFor('the pod to have no connection', async () => (await connections(name)).length === 0);
+  });
+
+  it('a connection that is idle for longer than connection tracking remembers it goes on', async () => {
+    const back = await setting(scene.lab.node, 'net.netfilter.nf_conntrack_tcp_timeout_established', '1');
+    const control = join(scene.lab.directory, `${name}-idle`);
+    try {
+      const idle = scene.lab.daemon(scene.lab.remote, `${name}-idle`, await buildApp(), [
+        'hold',
+        ips()[4],
+        PORT,
+        control,
+      ]);
+      await idle.logged(/"localPort"/);
+      expect(await tracked(ips()[4])).not.toEqual([]);
+      await sleep(4_000);
+      expect(await tracked(ips()[4])).toEqual([]);
+      writeFileSync(control, '.');
+      await idle.logged(/"ok":true,"request":0/);
+      await idle.stop();
+    } finally {
+      await back();
+    }
+  });
+
+  it(
+    `${OPEN} connections at once`,
+    async () => {
+      expect(await far('many', ips()[4], PORT, String(OPEN))).toMatchObject({ ok: true, open: OPEN });
+    },
+    patient(300_000),
+  );
 
   it('with src_valid_mark, which WireGuard sets, and a reverse-path check', async () => {
     const undo = [

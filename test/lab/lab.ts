@@ -96,6 +96,55 @@ export class Lab {
     return server;
   }
 
+  /**
+   * A namespace two routers behind the node, with links of the usual size but for the one between them: what is larger than
+   * `mtu` the first one refuses.
+   */
+  async narrowPath(mtu: number): Promise<string> {
+    const [middle, beyond] = [`nsl-${this.id}-mid`, `nsl-${this.id}-beyond`];
+    for (const netns of [middle, beyond]) {
+      await run('ip', ['netns', 'add', netns]);
+      this.cleanup.add(`netns ${netns}`, () => run('ip', ['netns', 'del', netns]));
+    }
+    await script(
+      this.remote,
+      `sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
+       ip link add narrow mtu ${mtu} type veth peer name narrow mtu ${mtu} netns ${middle}
+       ip addr add 10.198.0.1/24 dev narrow
+       ip addr add fd00:198::1/64 dev narrow nodad
+       ip link set narrow up
+       ip route add 10.197.0.0/24 via 10.198.0.2
+       ip route add fd00:197::/64 via fd00:198::2`,
+    );
+    await script(
+      middle,
+      `sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
+       ip addr add 10.198.0.2/24 dev narrow
+       ip addr add fd00:198::2/64 dev narrow nodad
+       ip link set narrow up
+       ip link add wide type veth peer name eth0 netns ${beyond}
+       ip addr add 10.197.0.1/24 dev wide
+       ip addr add fd00:197::1/64 dev wide nodad
+       ip link set wide up
+       ip route add default via 10.198.0.1
+       ip route add default via fd00:198::1`,
+    );
+    await script(
+      beyond,
+      `ip addr add 10.197.0.2/24 dev eth0
+       ip addr add fd00:197::2/64 dev eth0 nodad
+       ip link set eth0 up
+       ip route add default via 10.197.0.1
+       ip route add default via fd00:197::1`,
+    );
+    await script(
+      this.node,
+      `ip route add 10.197.0.0/24 via 10.199.0.2
+       ip route add fd00:197::/64 via fd00:199::2`,
+    );
+    return beyond;
+  }
+
   async close(): Promise<void> {
     await this.cleanup.run();
   }

@@ -193,6 +193,14 @@ static void address_text(const struct sockaddr_storage *address, char *text, siz
     }
 }
 
+/* With a reset. */
+static void abort_connection(int fd) {
+    struct linger at_once = {.l_onoff = 1};
+
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
+    close(fd);
+}
+
 static void *serve_one(void *argument) {
     int fd = (int)(intptr_t)argument;
     struct sockaddr_storage peer, local;
@@ -216,6 +224,14 @@ static void *serve_one(void *argument) {
             uint64_t got = receive_stream(fd, &sum);
             snprintf(reply, sizeof(reply), "{\"bytes\":%lu,\"sum\":\"%016lx\"}\n", got, sum);
             send_all(fd, reply, strlen(reply));
+            break;
+        } else if (strcmp(line, "abort") == 0) {
+            abort_connection(fd);
+            return NULL;
+        } else if (sscanf(line, "end %lu", &bytes) == 1) {
+            usleep(bytes * 1000);
+            shutdown(fd, SHUT_WR);
+            receive_stream(fd, &sum);
             break;
         } else {
             size_t length = strlen(line);
@@ -465,6 +481,70 @@ static int load(const char *kind, const char *ip, const char *port, int interval
         clearerr(file);
         usleep(interval_us);
     }
+    return 0;
+}
+
+/* Is answered once, and then ends the connection by a reset, or asks the server for one. */
+static int abort_one(const char *ip, const char *port, int by_server) {
+    struct target target = parse_target(ip, port);
+    double started = now_ms();
+    char byte;
+    int fd = dial(&target);
+
+    if (fd < 0)
+        return failed("connect", errno, started);
+    if (one_request(fd, 0))
+        return failed("request", errno, started);
+    if (!by_server) {
+        abort_connection(fd);
+        puts("{\"ok\":true}");
+        return 0;
+    }
+    errno = 0;
+    ssize_t got = send_all(fd, "abort\n", 6) ? -1 : recv(fd, &byte, 1, 0);
+    printf("{\"ok\":true,\"got\":%zd,\"error\":\"%s\"}\n", got, error_name(errno));
+    return 0;
+}
+
+/* Both ends say that they have no more, each at its own time; the state tells who was first (tcp_states.h). */
+static int end_both(const char *ip, const char *port, int server_ms, int own_ms) {
+    struct target target = parse_target(ip, port);
+    double started = now_ms();
+    struct tcp_info info = {};
+    socklen_t length = sizeof(info);
+    char line[32], byte;
+    int fd = dial(&target);
+
+    if (fd < 0)
+        return failed("connect", errno, started);
+    snprintf(line, sizeof(line), "end %d\n", server_ms);
+    if (send_all(fd, line, strlen(line)))
+        return failed("send", errno, started);
+    usleep(own_ms * 1000);
+    getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length);
+    shutdown(fd, SHUT_WR);
+    errno = 0;
+    ssize_t got = recv(fd, &byte, 1, 0);
+    printf("{\"ok\":%s,\"got\":%zd,\"error\":\"%s\",\"stateBefore\":%d}\n", got == 0 ? "true" : "false", got,
+           error_name(errno), info.tcpi_state);
+    return got != 0;
+}
+
+/* So many connections at once, each of which is answered when it is new and again once all are there. */
+static int many(const char *ip, const char *port, int count) {
+    struct target target = parse_target(ip, port);
+    double started = now_ms();
+    int *open = calloc(count, sizeof(*open));
+
+    for (int i = 0; i < count; i++) {
+        open[i] = dial(&target);
+        if (open[i] < 0 || one_request(open[i], i))
+            return failed("a new one", errno, started);
+    }
+    for (int i = 0; i < count; i++)
+        if (one_request(open[i], i))
+            return failed("an old one", errno, started);
+    printf("{\"ok\":true,\"open\":%d,\"ms\":%.1f}\n", count, now_ms() - started);
     return 0;
 }
 
@@ -733,6 +813,12 @@ int main(int count, char **words) {
         return load(words[2], words[3], words[4], atoi(words[5]), words[6]);
     if (strcmp(command, "reuse") == 0 && count == 6)
         return reuse(words[2], words[3], atoi(words[4]), atoi(words[5]));
+    if (strcmp(command, "abort") == 0 && count == 5)
+        return abort_one(words[2], words[3], strcmp(words[4], "server") == 0);
+    if (strcmp(command, "end") == 0 && count == 6)
+        return end_both(words[2], words[3], atoi(words[4]), atoi(words[5]));
+    if (strcmp(command, "many") == 0 && count == 5)
+        return many(words[2], words[3], atoi(words[4]));
     if (strcmp(command, "hold") == 0 && count == 5)
         return hold(words[2], words[3], words[4]);
     if (strcmp(command, "knock") == 0 && count > 3)
@@ -743,11 +829,13 @@ int main(int count, char **words) {
         return flood(words[2], atoi(words[3]));
     if (strcmp(command, "spoof") == 0 && count == 6)
         return spoof(words[2], words[3], words[4], atoi(words[5]));
-    fprintf(stderr,
-            "usage: app pause | serve|server PORT... | first {IP PORT}... | dial IP PORT | fetch|push IP PORT BYTES |\n"
-            "           keepalive|connects IP PORT COUNT INTERVAL_US | reuse IP PORT LOCALPORT COUNT |\n"
-            "           load KIND IP PORT INTERVAL_US FILE | hold IP PORT FILE | knock PORT IP... | spoof SRC IP PORT "
-            "COUNT "
-            "| frames LINK | flood LINK COUNT\n");
+    fprintf(
+        stderr,
+        "usage: app pause | serve|server PORT... | first {IP PORT}... | dial IP PORT | fetch|push IP PORT BYTES |\n"
+        "           keepalive|connects IP PORT COUNT INTERVAL_US | reuse IP PORT LOCALPORT COUNT |\n"
+        "           load KIND IP PORT INTERVAL_US FILE | hold IP PORT FILE | many IP PORT COUNT |\n"
+        "           abort IP PORT client|server | end IP PORT SERVER_MS OWN_MS | knock PORT IP... | spoof SRC IP PORT "
+        "COUNT "
+        "| frames LINK | flood LINK COUNT\n");
     return 2;
 }
