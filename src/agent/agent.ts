@@ -13,6 +13,7 @@ import { InstanceSlots } from '../datapath/instance-slots.js';
 import { Listeners } from '../datapath/listeners.js';
 import { MANIFEST } from '../datapath/manifest.js';
 import { IdentityService } from '../identity/resolve.js';
+import { IdentityWatch } from '../identity/watch.js';
 import { missingCapabilities } from '../kernel/capabilities.js';
 import { RouteSocket } from '../kernel/netlink.js';
 import { openPrograms } from '../kernel/programs.js';
@@ -236,6 +237,9 @@ async function start(
     synced,
     sources,
   });
+  const watch = opened.own(
+    new IdentityWatch({ store, identity, onEndpoint: (listener) => reconciler.onStatus(listener) }),
+  );
   const metrics = opened.add(new Metrics({ store, datapath, sources, version: packageVersion() }), (handle) =>
     handle.close(),
   );
@@ -246,6 +250,7 @@ async function start(
       store,
       datapath,
       identity,
+      watch,
       sources,
       blockers,
       metrics,

@@ -3,12 +3,14 @@
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { performance } from 'node:perf_hooks';
+import type { Writable } from 'node:stream';
 import fastify, { type FastifyInstance, type FastifyReply } from 'fastify';
 import type { Logger } from 'pino';
 import { steadyUnixMs } from '../base/clock.js';
 import type { Config } from '../config/config.js';
 import { IdentityError } from '../identity/errors.js';
 import type { IdentityService, Resolution } from '../identity/resolve.js';
+import type { IdentityWatch } from '../identity/watch.js';
 import type { PodUid } from '../pods/pod.js';
 import type { PodStore } from '../pods/pod-store.js';
 import type { PodSource } from '../pods/source.js';
@@ -16,9 +18,10 @@ import type { DatapathView } from '../reconcile/datapath-view.js';
 import type { Metrics } from '../telemetry/metrics.js';
 import { Callers, type PeerCredentials } from './callers.js';
 import { FlowWatch } from './flow-watch.js';
+import { IdentityStreams } from './identity-streams.js';
 import type { BatchItem, BatchMessage, FlowsMessage } from './messages.js';
 import { ApiProblem, PROBLEM_TYPE, type Problem, problem, problemOf } from './problem.js';
-import { batchQueries, parseLimit, parseResolveQuery, refuseKeys } from './query.js';
+import { batchQueries, parseLimit, parseResolveQuery, parseWatchFrom, refuseKeys } from './query.js';
 import { applyAccess, removeStaleSocket } from './unix-socket.js';
 import { Views } from './views.js';
 
@@ -28,6 +31,7 @@ export interface HttpApiOptions {
   readonly store: PodStore;
   readonly datapath: DatapathView;
   readonly identity: IdentityService;
+  readonly watch: IdentityWatch;
   readonly sources: readonly Pick<PodSource, 'name' | 'lastError'>[];
   /** What keeps the agent from being ready, in words; empty: it is. */
   readonly blockers: () => readonly string[];
@@ -63,10 +67,11 @@ export async function startHttpApi(options: HttpApiOptions): Promise<HttpApi> {
     node: config.node,
     uptimeMs: () => performance.now() - startedMs,
   });
-  const watch = new FlowWatch({
+  const flowWatch = new FlowWatch({
     onFlowEvent: (listener) => options.datapath.onFlowEvent(listener),
     describe: (event) => views.flow(event),
   });
+  const streams = new IdentityStreams(options.watch);
   const app = fastify({
     bodyLimit: BODY_LIMIT,
     forceCloseConnections: true,
@@ -75,7 +80,8 @@ export async function startHttpApi(options: HttpApiOptions): Promise<HttpApi> {
   });
   guard(app, options);
   identityRoutes(app, options, views);
-  flowRoutes(app, views, watch);
+  watchRoute(app, streams);
+  flowRoutes(app, views, flowWatch);
   operationRoutes(app, options, views);
   try {
     await app.listen({ path });
@@ -87,7 +93,8 @@ export async function startHttpApi(options: HttpApiOptions): Promise<HttpApi> {
   return {
     path,
     close: async () => {
-      watch.close();
+      flowWatch.close();
+      streams.close();
       await app.close();
     },
   };
@@ -176,6 +183,16 @@ function identityRoutes(app: FastifyInstance, { identity, metrics }: HttpApiOpti
   });
 }
 
+function watchRoute(app: FastifyInstance, streams: IdentityStreams): void {
+  app.get('/v1/watch', { exposeHeadRoute: false }, (request, reply) => {
+    const from = parseWatchFrom(request.query);
+    if (streams.full) {
+      throw new ApiProblem(429, 'RATE_LIMITED', 'as many others watch as are allowed to: try again later');
+    }
+    streams.follow(from, ndjson(reply));
+  });
+}
+
 function flowRoutes(app: FastifyInstance, views: Views, watch: FlowWatch): void {
   app.get(
     '/v1/flows',
@@ -192,11 +209,16 @@ function flowRoutes(app: FastifyInstance, views: Views, watch: FlowWatch): void 
         'as many others follow the flows as are allowed to: try again later',
       );
     }
-    reply.hijack();
-    reply.raw.writeHead(200, { 'content-type': 'application/x-ndjson' });
-    reply.raw.flushHeaders();
-    watch.follow(reply.raw);
+    watch.follow(ndjson(reply));
   });
+}
+
+/** The stream of lines that the answer is from now on. */
+function ndjson(reply: FastifyReply): Writable {
+  reply.hijack();
+  reply.raw.writeHead(200, { 'content-type': 'application/x-ndjson' });
+  reply.raw.flushHeaders();
+  return reply.raw;
 }
 
 function operationRoutes(app: FastifyInstance, { blockers, metrics }: HttpApiOptions, views: Views): void {

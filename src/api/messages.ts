@@ -51,6 +51,29 @@ export interface FlowsMessage {
 /** A line of `/v1/flows/watch`: an event, or how many were dropped here because the reader was slow. */
 export type WatchLine = FlowMessage | { readonly lost: number };
 
+/**
+ * A line of `/v1/watch`: see `WatchEvent`. The reader has all up to `revision`, and can resume from any line's.
+ */
+export type IdentityLine =
+  | {
+      readonly type: 'SNAPSHOT' | 'SNAPSHOT_DONE' | 'HEARTBEAT' | 'LOST';
+      readonly epoch: string;
+      readonly revision: number;
+    }
+  | {
+      readonly type: 'UPSERT';
+      readonly epoch: string;
+      readonly revision: number;
+      readonly workload: Workload;
+    }
+  | {
+      readonly type: 'REMOVED';
+      readonly epoch: string;
+      readonly revision: number;
+      readonly uid: string;
+      readonly generation: number;
+    };
+
 export interface SourceMessage {
   readonly name: SourceName;
   readonly synced: boolean;

@@ -2,10 +2,12 @@
 
 import { IdentityError } from '../identity/errors.js';
 import { ASSURANCES, type ResolveQuery } from '../identity/resolve.js';
+import type { WatchFrom } from '../identity/watch.js';
 import { parseSocketAddress, type SocketAddress } from '../net/socket-address.js';
 
 /** `[` 45 characters of IPv6 `]:65535`, and some room. */
 const MAX_TEXT = 64;
+const EPOCH = /^[\w-]{1,64}$/;
 export const MAX_BATCH = 256;
 export const MAX_FLOWS = 10_000;
 const DEFAULT_FLOWS = 100;
@@ -49,6 +51,18 @@ export function parseLimit(given: unknown): number {
     throw invalid('limit', `a number from 1 to ${MAX_FLOWS}`, limit);
   }
   return value;
+}
+
+/** Throws IdentityError KEY_INVALID, which names the parameter. */
+export function parseWatchFrom(given: unknown): WatchFrom {
+  const { epoch, since } = checkedKeys(given, ['epoch', 'since'], '');
+  if (epoch !== undefined && !(typeof epoch === 'string' && EPOCH.test(epoch))) {
+    throw invalid('epoch', 'the epoch of an earlier line', epoch);
+  }
+  if (since !== undefined && !(typeof since === 'string' && /^\d{1,15}$/.test(since))) {
+    throw invalid('since', 'the revision of an earlier line', since);
+  }
+  return { epoch, since: since === undefined ? undefined : Number(since) };
 }
 
 /** For what takes no parameters. Throws ApiProblem KEY_INVALID. */

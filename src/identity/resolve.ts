@@ -120,12 +120,27 @@ export class IdentityService {
     if (found === undefined) {
       throw this.#unknown(`no pod of this node has the UID ${uid}`);
     }
-    const generation = this.#options.datapath.endpointOf(uid)?.generation ?? 0;
-    const workload = workloadOf(found.pod, generation, found.state, this.#options);
-    return {
-      pod: found.pod,
-      workload: this.#isConfirmed(found.pod) ? workload : { ...workload, spiffeId: '', serviceAccount: '' },
-    };
+    return { pod: found.pod, workload: this.#shown(found.pod, found.state) };
+  }
+
+  /**
+   * A pod that a source names now, as its addresses name it: a pod on the host's network has none of its own, and one that
+   * only a source without authority still names has no name. Undefined where there is none.
+   */
+  live(uid: PodUid): Workload | undefined {
+    const pod = this.#options.store.get(uid);
+    if (pod === undefined) {
+      return undefined;
+    }
+    const workload = this.#shown(pod, 'LIVE');
+    return pod.hostNetwork ? { ...workload, ips: [] } : workload;
+  }
+
+  /** Without SPIFFE ID and service account while no authority has told of the pod. */
+  #shown(pod: Pod, state: WorkloadState): Workload {
+    const generation = this.#options.datapath.endpointOf(pod.uid)?.generation ?? 0;
+    const workload = workloadOf(pod, generation, state, this.#options);
+    return this.#isConfirmed(pod) ? workload : { ...workload, spiffeId: '', serviceAccount: '' };
   }
 
   /**

@@ -10,6 +10,7 @@ import type { EndpointCounters } from '../../src/datapath/endpoints.js';
 import type { FlowEvent, FlowRecord } from '../../src/datapath/flows.js';
 import type { ListenerStatus } from '../../src/datapath/listeners.js';
 import { type IdentityOptions, IdentityService } from '../../src/identity/resolve.js';
+import { IdentityWatch, type IdentityWatchOptions } from '../../src/identity/watch.js';
 import type { FamilyOff } from '../../src/kernel/families.js';
 import { formatSocketAddress, type SocketAddress } from '../../src/net/socket-address.js';
 import type { Pod, PodUid } from '../../src/pods/pod.js';
@@ -157,6 +158,7 @@ export interface Fixture {
   readonly api: HttpApi;
   readonly store: PodStore;
   readonly datapath: FakeDatapath;
+  readonly identity: IdentityService;
   readonly warnings: object[];
   readonly state: { synced: boolean; blockers: string[]; nowMs: number };
   close(): Promise<void>;
@@ -167,6 +169,7 @@ export interface FixtureOptions {
   readonly credentials?: (fd: number) => PeerCredentials;
   /** Default: one pod `web-0`, enrolled and intercepted, with one recorded flow from SRC to DST. */
   readonly empty?: boolean;
+  readonly watch?: Partial<IdentityWatchOptions>;
 }
 
 /** An identity service over a fake datapath, as the agent builds it. */
@@ -206,6 +209,7 @@ export async function startFixture(options: FixtureOptions = {}): Promise<Fixtur
   const remember = (fields: object): void => {
     warnings.push(fields);
   };
+  const watch = new IdentityWatch({ store, identity, ...options.watch });
   const api = await startHttpApi({
     runDir: folder,
     config: parseConfig(
@@ -215,6 +219,7 @@ export async function startFixture(options: FixtureOptions = {}): Promise<Fixtur
     store,
     datapath,
     identity,
+    watch,
     sources: [{ name: 'static', lastError: undefined }],
     blockers: () => state.blockers,
     metrics: new Metrics({ store, datapath, version: '1.2.3' }),
@@ -230,10 +235,12 @@ export async function startFixture(options: FixtureOptions = {}): Promise<Fixtur
     api,
     store,
     datapath,
+    identity,
     warnings,
     state,
     close: async () => {
       await api.close();
+      watch.close();
       rmSync(folder, { recursive: true, force: true });
     },
   };
