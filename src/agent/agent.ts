@@ -1,6 +1,6 @@
 /** Wires the stages together; the only place that builds things. */
 
-import { dirname } from 'node:path';
+import { dirname, join } from 'node:path';
 import type { Logger } from 'pino';
 import { startHttpApi } from '../api/http.js';
 import { steadyUnixMs } from '../base/clock.js';
@@ -12,6 +12,8 @@ import { Flows } from '../datapath/flows.js';
 import { InstanceSlots } from '../datapath/instance-slots.js';
 import { Listeners } from '../datapath/listeners.js';
 import { MANIFEST } from '../datapath/manifest.js';
+import { AddressHistory } from '../identity/history.js';
+import { PastIdentity } from '../identity/past.js';
 import { IdentityService } from '../identity/resolve.js';
 import { IdentityWatch } from '../identity/watch.js';
 import { missingCapabilities } from '../kernel/capabilities.js';
@@ -237,8 +239,18 @@ async function start(
     synced,
     sources,
   });
-  const watch = opened.own(
-    new IdentityWatch({ store, identity, onEndpoint: (listener) => reconciler.onStatus(listener) }),
+  const onEndpoint = (listener: (uid: PodUid) => void) => reconciler.onStatus(listener);
+  const watch = opened.own(new IdentityWatch({ store, identity, onEndpoint }));
+  const history = opened.own(
+    new AddressHistory({
+      store,
+      identity,
+      synced,
+      onEndpoint,
+      ...config.identity.history,
+      path: join(options.runDir, 'addresses.ndjson'),
+      log: log.child({ part: 'identity' }),
+    }),
   );
   const metrics = opened.add(new Metrics({ store, datapath, sources, version: packageVersion() }), (handle) =>
     handle.close(),
@@ -250,6 +262,7 @@ async function start(
       store,
       datapath,
       identity,
+      past: new PastIdentity({ store, history, synced }),
       watch,
       sources,
       blockers,

@@ -9,6 +9,7 @@ import type { Logger } from 'pino';
 import { steadyUnixMs } from '../base/clock.js';
 import type { Config } from '../config/config.js';
 import { IdentityError } from '../identity/errors.js';
+import type { PastIdentity, PastResolution } from '../identity/past.js';
 import type { IdentityService, Resolution } from '../identity/resolve.js';
 import type { IdentityWatch } from '../identity/watch.js';
 import type { PodUid } from '../pods/pod.js';
@@ -21,7 +22,15 @@ import { FlowWatch } from './flow-watch.js';
 import { IdentityStreams } from './identity-streams.js';
 import type { BatchItem, BatchMessage, FlowsMessage } from './messages.js';
 import { ApiProblem, PROBLEM_TYPE, type Problem, problem, problemOf } from './problem.js';
-import { batchQueries, parseLimit, parseResolveQuery, parseWatchFrom, refuseKeys } from './query.js';
+import {
+  batchQueries,
+  isPast,
+  parseLimit,
+  parsePastQuery,
+  parseResolveQuery,
+  parseWatchFrom,
+  refuseKeys,
+} from './query.js';
 import { applyAccess, removeStaleSocket } from './unix-socket.js';
 import { Views } from './views.js';
 
@@ -31,6 +40,7 @@ export interface HttpApiOptions {
   readonly store: PodStore;
   readonly datapath: DatapathView;
   readonly identity: IdentityService;
+  readonly past: PastIdentity;
   readonly watch: IdentityWatch;
   readonly sources: readonly Pick<PodSource, 'name' | 'lastError'>[];
   /** What keeps the agent from being ready, in words; empty: it is. */
@@ -142,12 +152,16 @@ function answerProblem(reply: FastifyReply, body: Problem): FastifyReply {
     .send(Buffer.from(JSON.stringify(body)));
 }
 
-function identityRoutes(app: FastifyInstance, { identity, metrics }: HttpApiOptions, views: Views): void {
-  const resolve = (given: unknown, place?: string): Resolution => {
+function identityRoutes(
+  app: FastifyInstance,
+  { identity, past, metrics }: HttpApiOptions,
+  views: Views,
+): void {
+  const measured = <R extends Resolution | PastResolution>(step: () => R): R => {
     const startedMs = performance.now();
     let result = 'INTERNAL';
     try {
-      const resolution = identity.resolve(parseResolveQuery(given, place));
+      const resolution = step();
       result = resolution.assurance;
       return resolution;
     } catch (error) {
@@ -157,7 +171,11 @@ function identityRoutes(app: FastifyInstance, { identity, metrics }: HttpApiOpti
       metrics.observeResolve(result, (performance.now() - startedMs) / 1_000);
     }
   };
-  app.get('/v1/resolve', async (request) => resolve(request.query));
+  const resolve = (given: unknown, place?: string) =>
+    measured(() => identity.resolve(parseResolveQuery(given, place)));
+  app.get('/v1/resolve', async ({ query }) =>
+    isPast(query) ? measured(() => past.resolve(parsePastQuery(query))) : resolve(query),
+  );
   app.post('/v1/resolve::batch', async (request): Promise<BatchMessage> => {
     refuseKeys(request.query);
     const results = batchQueries(request.body).map((query, index): BatchItem => {

@@ -1,8 +1,11 @@
 /** What callers send, checked key by key. */
 
+import { z } from 'zod';
 import { IdentityError } from '../identity/errors.js';
-import { ASSURANCES, type ResolveQuery } from '../identity/resolve.js';
+import type { PastQuery } from '../identity/past.js';
+import { ASSURANCES, type Assurance, type ResolveQuery } from '../identity/resolve.js';
 import type { WatchFrom } from '../identity/watch.js';
+import { parseIp } from '../net/ip.js';
 import { parseSocketAddress, type SocketAddress } from '../net/socket-address.js';
 
 /** `[` 45 characters of IPv6 `]:65535`, and some room. */
@@ -15,20 +18,69 @@ const DEFAULT_FLOWS = 100;
 /** Throws IdentityError KEY_INVALID, which names the key. */
 export function parseResolveQuery(given: unknown, place = ''): ResolveQuery {
   const fields = checkedKeys(given, ['proto', 'src', 'dst', 'minAssurance'], place);
-  const { proto, minAssurance } = fields;
+  const { proto } = fields;
   if (proto !== 'tcp') {
     throw invalid(`${place}proto`, 'tcp', proto);
   }
-  const assurance = ASSURANCES.find((candidate) => candidate === minAssurance);
-  if (minAssurance !== undefined && assurance === undefined) {
-    throw invalid(`${place}minAssurance`, `one of ${ASSURANCES.join(', ')}`, minAssurance);
-  }
+  const assurance = assuranceOf(fields.minAssurance, place);
   return {
     proto,
     src: socketAddress(fields.src, `${place}src`),
     dst: socketAddress(fields.dst, `${place}dst`),
     ...(assurance === undefined ? {} : { minAssurance: assurance }),
   };
+}
+
+/** Whether the question is about the past, for which `parsePastQuery` is. */
+export function isPast(given: unknown): boolean {
+  return typeof given === 'object' && given !== null && ('at' in given || 'address' in given);
+}
+
+/** Throws IdentityError KEY_INVALID, which names the key. */
+export function parsePastQuery(given: unknown): PastQuery {
+  const fields = checkedKeys(given, ['address', 'proto', 'src', 'dst', 'at', 'minAssurance'], '');
+  const at = timeOf(fields.at);
+  const minAssurance = assuranceOf(fields.minAssurance, '');
+  const rest = { at, ...(minAssurance === undefined ? {} : { minAssurance }) };
+  const { address, proto } = fields;
+  if (address === undefined) {
+    if (proto !== undefined && proto !== 'tcp') {
+      throw invalid('proto', 'tcp', proto);
+    }
+    const flow = { src: socketAddress(fields.src, 'src'), dst: socketAddress(fields.dst, 'dst') };
+    return { address: flow.src.ip, flow, ...rest };
+  }
+  for (const key of ['proto', 'src', 'dst']) {
+    if (fields[key] !== undefined) {
+      throw new IdentityError('KEY_INVALID', `${key}: either address or src and dst`);
+    }
+  }
+  const short = typeof address === 'string' && address.length <= MAX_TEXT ? address : '';
+  const ip = parseIp(short) ?? parseSocketAddress(short)?.ip;
+  if (ip === undefined) {
+    throw invalid('address', 'an address such as 10.66.0.3, with or without a port', address);
+  }
+  return { address: ip, ...rest };
+}
+
+/** Unix time, milliseconds. */
+function timeOf(given: unknown): number {
+  const text = typeof given === 'string' && given.length <= MAX_TEXT ? given : '';
+  if (/^\d{1,15}$/.test(text)) {
+    return Number(text);
+  }
+  if (!z.iso.datetime({ offset: true }).safeParse(text).success) {
+    throw invalid('at', 'milliseconds of Unix time, or a time such as 2026-11-28T14:03:07Z', given);
+  }
+  return Date.parse(text);
+}
+
+function assuranceOf(given: unknown, place: string): Assurance | undefined {
+  const assurance = ASSURANCES.find((candidate) => candidate === given);
+  if (given !== undefined && assurance === undefined) {
+    throw invalid(`${place}minAssurance`, `one of ${ASSURANCES.join(', ')}`, given);
+  }
+  return assurance;
 }
 
 /** The queries of a batch, unchecked: each is answered for itself. Throws ApiProblem KEY_INVALID. */

@@ -29,8 +29,12 @@ export interface Config {
   };
   /** In order of precedence. */
   readonly instances: readonly Instance[];
-  /** For how long a pod that has gone is remembered. */
-  readonly identity: { readonly rememberSeconds: number };
+  readonly identity: {
+    /** For how long a pod that has gone is remembered. */
+    readonly rememberSeconds: number;
+    /** For how long, and of how many, it is kept who had an address. */
+    readonly history: { readonly seconds: number; readonly entries: number };
+  };
   /** What the file adds; `runtimeKindOf` knows the built-in names. */
   readonly runtimes: { readonly handlers: Readonly<Record<string, RuntimeKind>> };
   readonly api: { readonly allow: readonly AllowedCaller[] };

@@ -188,6 +188,12 @@ export function configSchema(hostname: string) {
         .describe(
           'For how long the flows of a pod that has gone are still answered, as those of a pod that ends.',
         ),
+      history: section({
+        seconds: integer(1, 86_400).default(3_600),
+        entries: integer(1_000, 1_000_000).default(100_000),
+      })
+        .prefault({})
+        .describe('For how long it is kept which pod had which address, and of how many addresses at most.'),
     }).prefault({}),
     runtimes: section({
       handlers: z

@@ -9,6 +9,8 @@ import { parseConfig } from '../../src/config/load.js';
 import type { EndpointCounters } from '../../src/datapath/endpoints.js';
 import type { FlowEvent, FlowRecord } from '../../src/datapath/flows.js';
 import type { ListenerStatus } from '../../src/datapath/listeners.js';
+import { AddressHistory } from '../../src/identity/history.js';
+import { PastIdentity } from '../../src/identity/past.js';
 import { type IdentityOptions, IdentityService } from '../../src/identity/resolve.js';
 import { IdentityWatch, type IdentityWatchOptions } from '../../src/identity/watch.js';
 import type { FamilyOff } from '../../src/kernel/families.js';
@@ -209,6 +211,17 @@ export async function startFixture(options: FixtureOptions = {}): Promise<Fixtur
   const remember = (fields: object): void => {
     warnings.push(fields);
   };
+  const nowMs = () => state.nowMs;
+  const history = new AddressHistory({
+    store,
+    identity,
+    synced: () => state.synced,
+    seconds: 3_600,
+    entries: 1_000,
+    path: join(folder, 'addresses.ndjson'),
+    log: { warn: remember, info: remember },
+    nowMs,
+  });
   const watch = new IdentityWatch({ store, identity, ...options.watch });
   const api = await startHttpApi({
     runDir: folder,
@@ -219,6 +232,7 @@ export async function startFixture(options: FixtureOptions = {}): Promise<Fixtur
     store,
     datapath,
     identity,
+    past: new PastIdentity({ store, history, synced: () => state.synced, nowMs }),
     watch,
     sources: [{ name: 'static', lastError: undefined }],
     blockers: () => state.blockers,
@@ -241,6 +255,7 @@ export async function startFixture(options: FixtureOptions = {}): Promise<Fixtur
     close: async () => {
       await api.close();
       watch.close();
+      history.close();
       rmSync(folder, { recursive: true, force: true });
     },
   };

@@ -79,7 +79,7 @@ describe('a configuration', () => {
           owner: { uid: 0 },
         },
       ],
-      identity: { rememberSeconds: 60 },
+      identity: { rememberSeconds: 60, history: { seconds: 3_600, entries: 100_000 } },
       runtimes: { handlers: { 'my-gvisor': 'runsc' } },
       api: { allow: [{ uid: 0 }] },
       log: { level: 'info' },
@@ -197,6 +197,14 @@ describe('a mistake is told with its line and field', () => {
     [
       'identity: {rememberSeconds: 0}',
       '2: identity.rememberSeconds: expected a whole number from 1 to 3600, got 0',
+    ],
+    [
+      'identity: {history: {seconds: 0}}',
+      '2: identity.history.seconds: expected a whole number from 1 to 86400, got 0',
+    ],
+    [
+      'identity: {history: {entries: 999}}',
+      '2: identity.history.entries: expected a whole number from 1000 to 1000000, got 999',
     ],
     [
       'identity: {rememberSeconds: 3601}',
