@@ -94,7 +94,8 @@ export async function startHttpApi(options: HttpApiOptions): Promise<HttpApi> {
   flowRoutes(app, views, flowWatch);
   operationRoutes(app, options, views);
   try {
-    await app.listen({ path });
+    // Who watches comes back all at once when the agent has been away.
+    await app.listen({ path, backlog: 4_096 });
     applyAccess(path, config.api.allow);
   } catch (error) {
     await app.close();
