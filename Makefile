@@ -11,10 +11,11 @@
 #   make bench-enrolment   how long a starting pod waits for us, at 10 and at 1,000 pods
 #   make bench-loop        for how long the agent's event loop is held, with 1,000 pods and a full flow table
 #   make bench-run-times   what a packet costs in the program, beside another build
+#   make proto   after a change under proto/: compiles what gRPC clients are told; refuses what would break them
 #   make build | lint | format | clean
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: bench-enrolment bench-loop bench-run-times build check image demo test test-kernels test-long test-full test-k8s lint format packages-build packages-lab packages-k8s go-tools envoy native typescript clean
+.PHONY: bench-enrolment bench-loop bench-run-times build check image demo test test-kernels test-long test-full test-k8s lint format packages-build packages-lab packages-k8s go-tools envoy native typescript proto clean
 
 # A clone without history cannot build the release before this one; said aloud, below.
 HAS_PREVIOUS := $(shell scripts/build-previous --check && echo yes)
@@ -94,14 +95,27 @@ test-k8s: packages-k8s build
 	@echo "test-k8s: against a real kube-apiserver and etcd"
 	@npx --no-install vitest run --config test/k8s/vitest.config.ts $(FILES) $(call reports,test-k8s)
 
+# The compiled files are both what reflection hands out and what a change is compared with: they only ever grow.
+DESCRIPTORS := proto/descriptors.binpb
+compile_protos = npx --no-install buf build --as-file-descriptor-set --exclude-source-info -o $(1)
+
+proto: node_modules/.package-lock.json
+	@npx --no-install buf breaking --against $(DESCRIPTORS)
+	@$(call compile_protos,$(DESCRIPTORS))
+
 lint: packages-build node_modules/.package-lock.json
-	@echo "lint: biome, tsc, clang-format"
+	@echo "lint: biome, tsc, buf, clang-format"
 	@npx --no-install biome ci --colors=off .
 	@npx --no-install tsc --noEmit -p tsconfig.json
+	@npx --no-install buf lint
+	@npx --no-install buf format --diff --exit-code --path proto/nodesentry
+	@npx --no-install buf breaking --against $(DESCRIPTORS)
+	@$(call compile_protos,-#format=binpb) | cmp - $(DESCRIPTORS) || { echo "lint: proto/ has changed: run make proto" >&2; exit 1; }
 	@git ls-files 'bpf/*.[ch]' 'native/*.[ch]' 'native/*.cc' 'native/*.hh' 'native/*.cpp' 'native/*.hpp' 'test/*.c' | xargs -r clang-format --dry-run --Werror
 
 format: packages-build node_modules/.package-lock.json
 	@npx --no-install biome check --write .
+	@npx --no-install buf format --write --path proto/nodesentry
 	@git ls-files 'bpf/*.[ch]' 'native/*.[ch]' 'native/*.cc' 'native/*.hh' 'native/*.cpp' 'native/*.hpp' 'test/*.c' | xargs -r clang-format -i
 
 clean:

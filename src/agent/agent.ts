@@ -2,6 +2,7 @@
 
 import { dirname, join } from 'node:path';
 import type { Logger } from 'pino';
+import { startGrpcApi } from '../api/grpc.js';
 import { startHttpApi } from '../api/http.js';
 import { steadyUnixMs } from '../base/clock.js';
 import { Opened } from '../base/opened.js';
@@ -255,24 +256,23 @@ async function start(
   const metrics = opened.add(new Metrics({ store, datapath, sources, version: packageVersion() }), (handle) =>
     handle.close(),
   );
-  opened.add(
-    await startHttpApi({
-      runDir: options.runDir,
-      config,
-      store,
-      datapath,
-      identity,
-      past: new PastIdentity({ store, history, synced }),
-      watch,
-      sources,
-      blockers,
-      metrics,
-      version: packageVersion(),
-      credentials: peerCredentials,
-      log: log.child({ part: 'api' }),
-    }),
-    (api) => api.close(),
-  );
+  const api = {
+    runDir: options.runDir,
+    config,
+    store,
+    datapath,
+    identity,
+    past: new PastIdentity({ store, history, synced }),
+    watch,
+    sources,
+    blockers,
+    metrics,
+    version: packageVersion(),
+    credentials: peerCredentials,
+    log: log.child({ part: 'api' }),
+  };
+  opened.own(await startHttpApi(api));
+  opened.own(await startGrpcApi(api));
   await Promise.all(sources.map((source) => source.start(signal)));
   const cniSource = sources.find((source) => source instanceof CniSource);
   if (cniSource !== undefined) {

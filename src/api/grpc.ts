@@ -1,0 +1,146 @@
+/** The gRPC API on its Unix socket. Each connection's credentials are read before gRPC gets to see it. */
+
+import { mkdirSync } from 'node:fs';
+import { constants, performServerHandshake } from 'node:http2';
+import { createServer, type Server as NetServer, type Socket } from 'node:net';
+import { join } from 'node:path';
+import { performance } from 'node:perf_hooks';
+import { Server, ServerCredentials, type StatusObject } from '@grpc/grpc-js';
+import { ReflectionService } from '@grpc/reflection';
+import { steadyUnixMs } from '../base/clock.js';
+import { Callers } from './callers.js';
+import { healthHandlers } from './grpc-health.js';
+import { compiledProtos, HEALTH_SERVICE, IDENTITY_SERVICE, loadService } from './grpc-protos.js';
+import { identityHandlers } from './grpc-service.js';
+import { GrpcStatuses } from './grpc-status.js';
+import type { HttpApiOptions } from './http.js';
+import { applyAccess, removeStaleSocket } from './unix-socket.js';
+import { Views } from './views.js';
+
+export type GrpcApiOptions = Omit<HttpApiOptions, 'past' | 'watch'>;
+
+export interface GrpcApi {
+  readonly path: string;
+  close(): Promise<void>;
+}
+
+export const GRPC_SOCKET_NAME = 'identity.sock';
+
+const LIMITS = {
+  /** 256 requests with room, as over HTTP. */
+  'grpc.max_receive_message_length': 128 * 1024,
+  /** What a client takes that was told nothing. */
+  'grpc.max_send_message_length': 4 << 20,
+  'grpc.max_concurrent_streams': 128,
+};
+/** How long a caller that may not ask has to hear so. */
+const REFUSE_MS = 5_000;
+
+/** Listens on `<runDir>/identity.sock`. Throws SocketInUseError where somebody else does. */
+export async function startGrpcApi(options: GrpcApiOptions): Promise<GrpcApi> {
+  const { runDir, config } = options;
+  const path = join(runDir, GRPC_SOCKET_NAME);
+  mkdirSync(runDir, { recursive: true, mode: 0o755 });
+  await removeStaleSocket(path);
+  const statuses = new GrpcStatuses(options.log);
+  const grpc = grpcServer(options, statuses);
+  const injector = grpc.createConnectionInjector(ServerCredentials.createInsecure());
+  const open = new Set<Socket>();
+  const refusals = refusalsOf(options, statuses);
+  const server = createServer((socket) => {
+    open.add(socket);
+    socket.once('close', () => open.delete(socket));
+    const refusal = refusals(socket);
+    if (refusal === undefined) {
+      injector.injectConnection(socket);
+    } else {
+      refuse(socket, refusal);
+    }
+  });
+  const close = async () => {
+    grpc.forceShutdown();
+    const closed = new Promise<void>((resolve) => server.close(() => resolve()));
+    for (const socket of open) {
+      socket.destroy();
+    }
+    await closed;
+  };
+  try {
+    await listen(server, path);
+    applyAccess(path, config.api.allow);
+  } catch (error) {
+    await close();
+    throw error;
+  }
+  return { path, close };
+}
+
+function grpcServer(options: GrpcApiOptions, statuses: GrpcStatuses): Server {
+  const startedMs = performance.now();
+  const views = new Views({
+    ...options,
+    interception: options.config.interception,
+    node: options.config.node,
+    uptimeMs: () => performance.now() - startedMs,
+  });
+  const server = new Server(LIMITS);
+  server.addService(
+    loadService('nodesentry/identity/v1/identity.proto', IDENTITY_SERVICE),
+    identityHandlers({ ...options, views, statuses }),
+  );
+  server.addService(
+    loadService('grpc/health/v1/health.proto', HEALTH_SERVICE),
+    healthHandlers(options.blockers, [IDENTITY_SERVICE]),
+  );
+  new ReflectionService(compiledProtos()).addToServer(server);
+  return server;
+}
+
+/** What each call of a connection is refused with; undefined: its caller may ask. */
+function refusalsOf(
+  { config, credentials, log }: GrpcApiOptions,
+  statuses: GrpcStatuses,
+): (socket: Socket) => StatusObject | undefined {
+  const callers = new Callers({ allow: config.api.allow, credentials, log, nowMs: steadyUnixMs });
+  return (socket) => {
+    try {
+      const detail = callers.refusal(socket);
+      return detail === undefined ? undefined : statuses.ofProblem({ reason: 'CALLER_NOT_ALLOWED', detail });
+    } catch (error) {
+      return statuses.of(error, 'connection');
+    }
+  };
+}
+
+/** Answers whatever is called, without a look at it: "Trailers-Only" of gRPC over HTTP/2. */
+function refuse(socket: Socket, { code, details, metadata }: StatusObject): void {
+  const session = performServerHandshake(socket, { settings: { maxConcurrentStreams: 1 } });
+  const end = setTimeout(() => session.destroy(), REFUSE_MS);
+  session.once('close', () => clearTimeout(end));
+  session.on('error', () => socket.destroy());
+  session.on('stream', (stream) => {
+    stream.on('error', () => session.destroy());
+    stream.resume();
+    stream.respond(
+      {
+        [constants.HTTP2_HEADER_STATUS]: constants.HTTP_STATUS_OK,
+        [constants.HTTP2_HEADER_CONTENT_TYPE]: 'application/grpc+proto',
+        'grpc-status': code,
+        'grpc-message': encodeURI(details),
+        ...metadata.toHttp2Headers(),
+      },
+      { endStream: true },
+    );
+    session.close();
+  });
+}
+
+function listen(server: NetServer, path: string): Promise<void> {
+  return new Promise((resolve, reject) => {
+    server.once('error', reject);
+    server.listen(path, () => {
+      server.off('error', reject);
+      resolve();
+    });
+  });
+}
