@@ -43,6 +43,11 @@ export function socketFrom(source: string): number {
   return addon.socketFrom(source);
 }
 
+/** The number that BPF programs know the current network namespace by; 0 where the kernel does not tell (before 5.14). */
+export function netnsCookie(): bigint {
+  return addon.netnsCookie();
+}
+
 /** KernelError ENOTSOCK for what is no socket. */
 export function socketInfo(fd: number): SocketInfo {
   checkFd(fd);
