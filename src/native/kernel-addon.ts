@@ -86,6 +86,7 @@ interface KernelAddon {
   pidfdGetfd(pidfd: number, fd: number): number;
   setTransparent(fd: number): void;
   socketFrom(source: string): number;
+  socketOption(fd: number, level: number, name: number, value: Uint8Array): number;
   netnsCookie(): bigint;
   socketInfo(fd: number): SocketInfo;
   peerCredentials(fd: number): PeerCredentials;
