@@ -10,6 +10,7 @@ import type {
   BatchMessage,
   FlowMessage,
   FlowsMessage,
+  IdentityLine,
   StatusMessage,
   WatchLine,
   WorkloadMessage,
@@ -36,12 +37,20 @@ export class ApiError extends Error {
   }
 }
 
-export interface ApiClientOptions {
-  readonly runDir: string;
+/** Where the socket is: by itself, or as `http.sock` in the agent's run directory. */
+export type ApiPlace = { readonly socketPath: string } | { readonly runDir: string };
+
+export type ApiClientOptions = ApiPlace & {
   /** Default 5000. */
   readonly timeoutMs?: number;
   /** Open at once; requests beyond it wait. Default 8. */
   readonly connections?: number;
+};
+
+/** The line of a watch that was read last. */
+export interface WatchPosition {
+  readonly epoch: string;
+  readonly revision: number;
 }
 
 interface Ask {
@@ -56,8 +65,9 @@ export class ApiClient {
   readonly socketPath: string;
   readonly #pool: Pool;
 
-  constructor({ runDir, timeoutMs = 5_000, connections = 8 }: ApiClientOptions) {
-    this.socketPath = join(runDir, 'http.sock');
+  constructor(options: ApiClientOptions) {
+    const { timeoutMs = 5_000, connections = 8 } = options;
+    this.socketPath = 'socketPath' in options ? options.socketPath : join(options.runDir, 'http.sock');
     this.#pool = new Pool('http://localhost', {
       socketPath: this.socketPath,
       connections,
@@ -103,10 +113,31 @@ export class ApiClient {
   }
 
   /** Events from the call on, until `signal` aborts; throws when the agent ends the stream. */
-  async *followFlows(signal: AbortSignal, onOpen?: () => void): AsyncGenerator<WatchLine, void> {
+  followFlows(signal: AbortSignal, onOpen?: () => void): AsyncGenerator<WatchLine, void> {
+    return this.#lines('/v1/flows/watch', signal, onOpen);
+  }
+
+  /**
+   * The live pods and what changes of them, until `signal` aborts; throws when the agent ends the stream. From where the
+   * reader was, where the agent still knows what has changed since, else all anew.
+   */
+  watchIdentities(
+    from: WatchPosition | undefined,
+    signal: AbortSignal,
+    onOpen?: () => void,
+  ): AsyncGenerator<IdentityLine, void> {
+    const query = from === undefined ? '' : `?epoch=${encodeURIComponent(from.epoch)}&since=${from.revision}`;
+    return this.#lines(`/v1/watch${query}`, signal, onOpen);
+  }
+
+  close(): Promise<void> {
+    return this.#pool.destroy();
+  }
+
+  async *#lines<T>(path: string, signal: AbortSignal, onOpen?: () => void): AsyncGenerator<T, void> {
     try {
       const { statusCode, body } = await this.#pool.request({
-        path: '/v1/flows/watch',
+        path,
         method: 'GET',
         headers: HEADERS,
         bodyTimeout: 0,
@@ -122,7 +153,7 @@ export class ApiClient {
         failure = error;
       });
       for await (const line of createInterface({ input: body, crlfDelay: Number.POSITIVE_INFINITY })) {
-        yield JSON.parse(line) as WatchLine;
+        yield JSON.parse(line) as T;
       }
       throw failure ?? new Error('the agent ended the stream');
     } catch (error) {
@@ -130,10 +161,6 @@ export class ApiClient {
         throw this.#failure(error);
       }
     }
-  }
-
-  close(): Promise<void> {
-    return this.#pool.destroy();
   }
 
   async #json<T>(path: string, { method = 'GET', body, signal }: Ask = {}): Promise<T> {

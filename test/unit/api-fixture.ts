@@ -172,6 +172,8 @@ export interface FixtureOptions {
   /** Default: one pod `web-0`, enrolled and intercepted, with one recorded flow from SRC to DST. */
   readonly empty?: boolean;
   readonly watch?: Partial<IdentityWatchOptions>;
+  /** Default `epoch-1`. */
+  readonly epoch?: string | undefined;
 }
 
 /** An identity service over a fake datapath, as the agent builds it. */
@@ -179,8 +181,9 @@ export function identityParts(
   state: Fixture['state'],
   sources: IdentityOptions['sources'] = [{ name: 'static', lastError: undefined }],
   criServiceAccount?: string,
+  epoch = 'epoch-1',
 ) {
-  const store = new PodStore({ nowMs: () => state.nowMs, epoch: 'epoch-1', criServiceAccount });
+  const store = new PodStore({ nowMs: () => state.nowMs, epoch, criServiceAccount });
   const datapath = new FakeDatapath();
   const identity = new IdentityService({
     store,
@@ -203,7 +206,7 @@ export function addWeb(store: PodStore, datapath: FakeDatapath): void {
 export async function startFixture(options: FixtureOptions = {}): Promise<Fixture> {
   const folder = mkdtempSync(join(tmpdir(), 'nodesentry-api-'));
   const state = { synced: true, blockers: [] as string[], nowMs: 1_700_000_000_000 };
-  const { store, datapath, identity } = identityParts(state);
+  const { store, datapath, identity } = identityParts(state, undefined, undefined, options.epoch);
   if (options.empty !== true) {
     addWeb(store, datapath);
   }
