@@ -1,13 +1,7 @@
 /** The rpcs of nodesentry.identity.v1.Identity: thin, every answer comes from the service that HTTP asks too. */
 
 import { performance } from 'node:perf_hooks';
-import {
-  type ServerUnaryCall,
-  type ServerWritableStream,
-  type sendUnaryData,
-  status,
-  type UntypedServiceImplementation,
-} from '@grpc/grpc-js';
+import type { ServerUnaryCall, sendUnaryData, UntypedServiceImplementation } from '@grpc/grpc-js';
 import { IdentityError } from '../identity/errors.js';
 import { ASSURANCES, type Assurance, type IdentityService, TTL_MS } from '../identity/resolve.js';
 import type { PodUid } from '../pods/pod.js';
@@ -23,6 +17,7 @@ import {
   resolutionMessage,
 } from './grpc-messages.js';
 import type { GrpcStatuses } from './grpc-status.js';
+import type { IdentityCalls, WatchCall } from './grpc-watch.js';
 import { problemOf } from './problem.js';
 import { MAX_BATCH, parseResolveQuery } from './query.js';
 import type { Views } from './views.js';
@@ -46,6 +41,7 @@ export interface IdentityHandlersOptions {
   readonly metrics: Pick<Metrics, 'observeResolve'>;
   readonly views: Pick<Views, 'status'>;
   readonly statuses: GrpcStatuses;
+  readonly calls: Pick<IdentityCalls, 'follow'>;
 }
 
 export function identityHandlers(options: IdentityHandlersOptions): UntypedServiceImplementation {
@@ -64,11 +60,12 @@ export function identityHandlers(options: IdentityHandlersOptions): UntypedServi
       resolution: resolutionMessage(resolve(options, request, '')),
     })),
     BatchResolve: unary(({ requests }: BatchResolveRequest) => batch(options, requests)),
-    Watch: (call: ServerWritableStream<unknown, unknown>) => {
-      call.emit('error', {
-        code: status.UNIMPLEMENTED,
-        details: 'Watch is not served yet: ask by Resolve, and again after ttl_ms',
-      });
+    Watch: (call: WatchCall) => {
+      try {
+        options.calls.follow(call);
+      } catch (error) {
+        call.emit('error', statuses.of(error, call.getPath()));
+      }
     },
     GetStatus: unary(() => options.views.status()),
   };

@@ -13,11 +13,12 @@ import { healthHandlers } from './grpc-health.js';
 import { compiledProtos, HEALTH_SERVICE, IDENTITY_SERVICE, loadService } from './grpc-protos.js';
 import { identityHandlers } from './grpc-service.js';
 import { GrpcStatuses } from './grpc-status.js';
+import { IdentityCalls, withSerializedWatch } from './grpc-watch.js';
 import type { HttpApiOptions } from './http.js';
 import { applyAccess, removeStaleSocket } from './unix-socket.js';
 import { Views } from './views.js';
 
-export type GrpcApiOptions = Omit<HttpApiOptions, 'past' | 'watch'>;
+export type GrpcApiOptions = Omit<HttpApiOptions, 'past'>;
 
 export interface GrpcApi {
   readonly path: string;
@@ -84,9 +85,10 @@ function grpcServer(options: GrpcApiOptions, statuses: GrpcStatuses): Server {
     uptimeMs: () => performance.now() - startedMs,
   });
   const server = new Server(LIMITS);
+  const service = loadService('nodesentry/identity/v1/identity.proto', IDENTITY_SERVICE);
   server.addService(
-    loadService('nodesentry/identity/v1/identity.proto', IDENTITY_SERVICE),
-    identityHandlers({ ...options, views, statuses }),
+    withSerializedWatch(service),
+    identityHandlers({ ...options, views, statuses, calls: new IdentityCalls(options.watch, service) }),
   );
   server.addService(
     loadService('grpc/health/v1/health.proto', HEALTH_SERVICE),

@@ -1,133 +1,31 @@
 import { execFile } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, mkdtempSync, rmSync, statSync } from 'node:fs';
+import { existsSync, statSync } from 'node:fs';
 import { connect } from 'node:net';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { promisify } from 'node:util';
-import {
-  type Client,
-  type ClientReadableStream,
-  credentials as channelCredentials,
-  type GrpcObject,
-  loadPackageDefinition,
-  type Metadata,
-  type ServiceClientConstructor,
-  type ServiceError,
-  status,
-} from '@grpc/grpc-js';
+import { type Client, type ClientReadableStream, type ServiceError, status } from '@grpc/grpc-js';
 import { type EnumTypeDefinition, loadSync } from '@grpc/proto-loader';
 import { afterEach, describe, expect, test, vi } from 'vitest';
-import type { PeerCredentials } from '../../src/api/callers.js';
 import { startGrpcApi } from '../../src/api/grpc.js';
-import { parseConfig } from '../../src/config/load.js';
 import { type IdentityReason, STATUS_OF_REASON } from '../../src/identity/errors.js';
 import { peerCredentials } from '../../src/native/sockets.js';
-import { Metrics } from '../../src/telemetry/metrics.js';
-import { addWeb, flowRecord, identityParts, pod } from './api-fixture.js';
+import { flowRecord, pod } from './api-fixture.js';
 
-const OPTIONS = { longs: Number, enums: String, defaults: true, oneofs: true, includeDirs: ['proto'] };
-const IDENTITY = 'nodesentry.identity.v1.Identity';
-const FLOW = { proto: 'tcp', src: '10.66.0.3:41886', dst: '10.200.1.1:80' };
-const opened: (() => Promise<unknown> | unknown)[] = [];
+import {
+  type Answer,
+  afterwards,
+  ask,
+  clientOf,
+  closeAll,
+  FLOW,
+  IDENTITY,
+  identityClient,
+  OPTIONS,
+  refusal,
+  start,
+} from './grpc-fixture.js';
 
-afterEach(async () => {
-  for (const close of opened.splice(0).reverse()) {
-    await close();
-  }
-});
-
-interface Setting {
-  readonly api?: string;
-  readonly credentials?: (fd: number) => PeerCredentials;
-}
-
-/** The API over one pod `web-0` with one recorded flow, FLOW. */
-async function start({ api: access = '{allow: [{uid: 0}]}', credentials }: Setting = {}) {
-  const runDir = mkdtempSync(join(tmpdir(), 'nodesentry-grpc-'));
-  opened.push(() => rmSync(runDir, { recursive: true, force: true }));
-  const state = { synced: true, blockers: [] as string[], nowMs: 1_700_000_000_000 };
-  const { store, datapath, identity } = identityParts(state);
-  addWeb(store, datapath);
-  const logged: object[] = [];
-  const log = {
-    warn: (fields: object) => logged.push(fields),
-    error: (fields: object) => logged.push(fields),
-  };
-  const metrics = new Metrics({ store, datapath, version: '1.2.3' });
-  const api = await startGrpcApi({
-    runDir,
-    config: parseConfig(`node: node-a\nsources: {static: {file: pods.yaml}}\napi: ${access}`, 'config.yaml'),
-    store,
-    datapath,
-    identity,
-    sources: [{ name: 'static', lastError: undefined }],
-    blockers: () => state.blockers,
-    metrics,
-    version: '1.2.3',
-    credentials: credentials ?? peerCredentials,
-    log: log as never,
-  });
-  opened.push(() => api.close());
-  return { api, runDir, state, store, datapath, logged, metrics };
-}
-
-function clientOf(path: string, service: string, file: string, includeDirs = OPTIONS.includeDirs) {
-  const root = loadPackageDefinition(loadSync(file, { ...OPTIONS, includeDirs }));
-  const Service = service
-    .split('.')
-    .reduce<GrpcObject>((at, name) => at[name] as GrpcObject, root) as unknown as ServiceClientConstructor;
-  const client = new Service(`unix:${path}`, channelCredentials.createInsecure());
-  opened.push(() => client.close());
-  return client;
-}
-
-type Answer = Record<string, unknown>;
-
-function ask(client: Client, method: string, request: object): Promise<Answer> {
-  return new Promise((resolve, reject) => {
-    (client as unknown as Record<string, (...args: unknown[]) => void>)[method]?.(
-      request,
-      { deadline: Date.now() + 5_000 },
-      (error: ServiceError | null, answer: Answer) => (error === null ? resolve(answer) : reject(error)),
-    );
-  });
-}
-
-const identityClient = (path: string) => clientOf(path, IDENTITY, 'nodesentry/identity/v1/identity.proto');
-
-/** Code, text, and the reason both as the trailer and as google.rpc.ErrorInfo say it. */
-async function refusal(call: Promise<unknown>) {
-  const error = (await call.then(
-    (answer) => expect.fail(`answered: ${JSON.stringify(answer)}`),
-    (reason: unknown) => reason,
-  )) as ServiceError;
-  return { code: error.code, details: error.details, ...reasonsIn(error.metadata) };
-}
-
-function reasonsIn(metadata: Metadata) {
-  const types = loadSync('google/rpc/status.proto', OPTIONS);
-  const decode = (name: string, bytes: Buffer): Record<string, unknown> => {
-    const type = types[name];
-    return type !== undefined && 'deserialize' in type && typeof type.deserialize === 'function'
-      ? (type.deserialize as (given: Buffer) => Record<string, unknown>)(bytes)
-      : expect.fail(`no type ${name}`);
-  };
-  const [bytes] = metadata.get('grpc-status-details-bin');
-  if (bytes === undefined) {
-    return { reason: undefined };
-  }
-  const { code, details } = decode('google.rpc.Status', bytes as Buffer) as {
-    code: number;
-    details: { type_url: string; value: Buffer }[];
-  };
-  const infos = details.map(({ type_url: url, value }) => {
-    expect(url).toBe('type.googleapis.com/google.rpc.ErrorInfo');
-    return decode('google.rpc.ErrorInfo', value);
-  });
-  expect(infos).toMatchObject([{ domain: 'nodesentry.io', reason: metadata.get('nodesentry-reason')[0] }]);
-  return { reason: infos[0]?.reason, statusCode: code };
-}
+afterEach(closeAll);
 
 describe('Resolve', () => {
   test('names the pod of a flow, field for field as over HTTP', async () => {
@@ -383,23 +281,13 @@ describe('the rest of the service', () => {
     });
   });
 
-  test('Watch says that it is not served yet', async () => {
-    const { api } = await start();
-    const call = identityClient(api.path).Watch?.({}) as ClientReadableStream<unknown>;
-    const [error] = (await once(call.resume(), 'error')) as [ServiceError];
-    expect([error.code, error.details]).toEqual([
-      status.UNIMPLEMENTED,
-      'Watch is not served yet: ask by Resolve, and again after ttl_ms',
-    ]);
-  });
-
   test('health is that of the agent, for those who ask and those who watch', async () => {
     const { api, state } = await start();
     state.blockers = ['source static has not synced'];
     const client = clientOf(api.path, 'grpc.health.v1.Health', 'grpc/health/v1/health.proto');
     const seen: unknown[] = [];
     const watch = client.Watch?.({ service: IDENTITY }) as ClientReadableStream<{ status: string }>;
-    opened.push(() => watch.cancel());
+    afterwards(() => watch.cancel());
     watch.on('data', (answer: { status: string }) => seen.push(answer.status));
     watch.on('error', () => undefined);
     for (const service of ['', IDENTITY]) {
