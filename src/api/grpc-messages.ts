@@ -2,6 +2,7 @@
 
 import type { Assurance, Party, Resolution } from '../identity/resolve.js';
 import type { Workload } from '../identity/workload.js';
+import type { Answer } from './answers.js';
 import type { Problem } from './problem.js';
 
 /** A field that was not sent has its type's default: an empty text, `"0"`, the enum's first value. */
@@ -10,6 +11,9 @@ export interface ResolveRequest {
   readonly key?: string;
   readonly flow?: { readonly proto: string; readonly src: string; readonly dst: string };
   readonly podUid?: string;
+  readonly address?: string;
+  readonly hostInterface?: string;
+  readonly process?: { readonly pid: number; readonly startTime: string };
   /** A number where the caller's enum knows a value that ours does not. */
   readonly minAssurance: string | number;
   readonly minRevision: object | null;
@@ -21,12 +25,9 @@ export interface BatchResolveRequest {
   readonly requests: readonly ResolveRequest[];
 }
 
-/** What is left out is not known of a question by pod. */
-export type ResolutionAnswer = Pick<Resolution, 'workload' | 'instance' | 'epoch' | 'revision' | 'ttlMs'> &
-  Partial<Resolution>;
-
-export function resolutionMessage(answer: ResolutionAnswer): object {
-  const { workload, direction, assurance, source, destination } = answer;
+/** What is left out was not asked about. */
+export function resolutionMessage(answer: Answer): object {
+  const { workload, direction, assurance, source, destination }: Answer & Partial<Resolution> = answer;
   return {
     ...answer,
     workload: workloadMessage(workload),

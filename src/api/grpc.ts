@@ -8,6 +8,7 @@ import { performance } from 'node:perf_hooks';
 import { Server, ServerCredentials, type StatusObject } from '@grpc/grpc-js';
 import { ReflectionService } from '@grpc/reflection';
 import { steadyUnixMs } from '../base/clock.js';
+import { Answers } from './answers.js';
 import { Callers } from './callers.js';
 import { healthHandlers } from './grpc-health.js';
 import { compiledProtos, HEALTH_SERVICE, IDENTITY_SERVICE, loadService } from './grpc-protos.js';
@@ -18,7 +19,7 @@ import type { HttpApiOptions } from './http.js';
 import { applyAccess, removeStaleSocket } from './unix-socket.js';
 import { Views } from './views.js';
 
-export type GrpcApiOptions = Omit<HttpApiOptions, 'past'>;
+export type GrpcApiOptions = HttpApiOptions;
 
 export interface GrpcApi {
   readonly path: string;
@@ -88,7 +89,12 @@ function grpcServer(options: GrpcApiOptions, statuses: GrpcStatuses): Server {
   const service = loadService('nodesentry/identity/v1/identity.proto', IDENTITY_SERVICE);
   server.addService(
     withSerializedWatch(service),
-    identityHandlers({ ...options, views, statuses, calls: new IdentityCalls(options.watch, service) }),
+    identityHandlers({
+      answers: new Answers(options),
+      views,
+      statuses,
+      calls: new IdentityCalls(options.watch, service),
+    }),
   );
   server.addService(
     loadService('grpc/health/v1/health.proto', HEALTH_SERVICE),

@@ -9,7 +9,7 @@ import { afterEach, describe, expect, test, vi } from 'vitest';
 import { startGrpcApi } from '../../src/api/grpc.js';
 import { type IdentityReason, STATUS_OF_REASON } from '../../src/identity/errors.js';
 import { peerCredentials } from '../../src/native/sockets.js';
-import { flowRecord, pod } from './api-fixture.js';
+import { endpoint, flowRecord, pod, uid } from './api-fixture.js';
 
 import {
   type Answer,
@@ -24,6 +24,7 @@ import {
   refusal,
   start,
 } from './grpc-fixture.js';
+import { ownNamespace } from './own-namespace.js';
 
 afterEach(closeAll);
 
@@ -111,8 +112,47 @@ describe('Resolve', () => {
     });
   });
 
+  test('names a pod by its address, the name of its interface and a process in its namespace', async () => {
+    const { api, store, datapath, metrics } = await start();
+    const other = await ownNamespace();
+    afterwards(other.end);
+    datapath.statuses.push(
+      endpoint(uid('uid-other'), {
+        endpointId: 2,
+        interfaces: [{ name: 'veth1', ifindex: 8, topology: 'routed', podInterface: 'eth0' }],
+      }),
+    );
+    store.replaceSource('static', [pod('web-0'), pod('other', { ips: ['fd00:66::4'], netns: other.path })]);
+    const client = identityClient(api.path);
+    const byAddress = { address: 'fd00:66::4', minAssurance: 'ASSURANCE_IP_ONLY' };
+    expect(await ask(client, 'Resolve', byAddress)).toMatchObject({
+      resolution: { workload: { podName: 'other' }, assurance: 'ASSURANCE_IP_ONLY', original: null },
+    });
+    for (const request of [{ hostInterface: 'veth1' }, { process: other.process }]) {
+      expect(await ask(client, 'Resolve', request)).toMatchObject({
+        resolution: {
+          workload: { podName: 'other', generation: 3 },
+          instance: 'default',
+          assurance: 'ASSURANCE_UNSPECIFIED',
+          direction: 'DIRECTION_UNSPECIFIED',
+          original: null,
+          source: null,
+        },
+      });
+    }
+    expect(await metrics.text()).toContain('nodesentry_resolves_total{result="POD"} 2');
+    const late = { pid: other.process.pid, startTime: other.process.startTime + 1 };
+    expect(await refusal(ask(client, 'Resolve', { process: late }))).toMatchObject({
+      code: status.NOT_FOUND,
+      reason: 'WORKLOAD_NOT_FOUND',
+    });
+    expect(await refusal(ask(client, 'Resolve', { address: 'fd00:66::4' }))).toMatchObject({
+      reason: 'ASSURANCE_TOO_LOW',
+    });
+  });
+
   test.each([
-    [{}, 'key: expected flow or pod_uid, got nothing'],
+    [{}, 'key: expected one of the keys, got nothing'],
     [{ flow: { ...FLOW, proto: 'udp' } }, 'flow.proto: expected tcp, got "udp"'],
     [{ flow: { proto: 'tcp', dst: FLOW.dst } }, 'flow.src: expected an address and port'],
     [{ flow: { ...FLOW, dst: '10.0.0.1:65536' } }, 'flow.dst: expected an address and port'],
@@ -121,12 +161,18 @@ describe('Resolve', () => {
     [{ flow: FLOW, minAssurance: 7 }, 'min_assurance: expected one of ASSURANCE_IP_ONLY, '],
     [{ podUid: '' }, 'pod_uid: expected 1 to 253 characters, got 0'],
     [{ podUid: 'x'.repeat(254) }, 'pod_uid: expected 1 to 253 characters, got 254'],
-    [{ podUid: 'uid-web-0', minAssurance: 'ASSURANCE_IP_ONLY' }, 'min_assurance: only a flow has'],
-    [{ socketCookie: 0 }, 'socket_cookie: not served yet'],
-    [{ netnsCookie: 4 }, 'netns_cookie: not served yet'],
-    [{ hostInterface: 'veth0' }, 'host_interface: not served yet'],
-    [{ process: { pid: 1 } }, 'process: not served yet'],
-    [{ address: '10.66.0.3' }, 'address: not served yet'],
+    [
+      { podUid: 'uid-web-0', minAssurance: 'ASSURANCE_IP_ONLY' },
+      'min_assurance: only a flow or an address has',
+    ],
+    [{ socketCookie: 0 }, 'socket_cookie: not served'],
+    [{ netnsCookie: 4 }, 'netns_cookie: not served'],
+    [{ hostInterface: 'eth0/../x' }, 'host_interface: expected the name of a network interface'],
+    [{ hostInterface: '' }, 'host_interface: expected the name of a network interface'],
+    [{ process: { startTime: 1 } }, 'process.pid: expected the number of a process, got 0'],
+    [{ process: { pid: 1 } }, 'process.start_time: expected when the process started'],
+    [{ process: { pid: 1, startTime: 2 }, minAssurance: 'ASSURANCE_IP_ONLY' }, 'min_assurance: only a flow'],
+    [{ address: 'web-0' }, 'address: expected an address such as 10.66.0.3'],
     [{ flow: FLOW, minRevision: { epoch: 'e' } }, 'min_revision: not served yet'],
     [{ flow: FLOW, waitMs: 1 }, 'wait_ms: not served yet'],
     [{ podUid: 'uid-web-0', atMs: 1 }, 'at_ms: not served yet'],

@@ -17,6 +17,8 @@ import { expect } from 'vitest';
 import type { PeerCredentials } from '../../src/api/callers.js';
 import { startGrpcApi } from '../../src/api/grpc.js';
 import { parseConfig } from '../../src/config/load.js';
+import { AddressHistory } from '../../src/identity/history.js';
+import { PastIdentity } from '../../src/identity/past.js';
 import { IdentityWatch, type IdentityWatchOptions } from '../../src/identity/watch.js';
 import { peerCredentials } from '../../src/native/sockets.js';
 import { Metrics } from '../../src/telemetry/metrics.js';
@@ -63,12 +65,26 @@ export async function start({
   const metrics = new Metrics({ store, datapath, version: '1.2.3' });
   const watch = new IdentityWatch({ store, identity, ...limits });
   opened.push(() => watch.close());
+  const nowMs = () => state.nowMs;
+  const synced = () => state.synced;
+  const history = new AddressHistory({
+    store,
+    identity,
+    synced,
+    seconds: 3_600,
+    entries: 1_000,
+    path: join(runDir, 'addresses.ndjson'),
+    log: { ...log, info: log.warn },
+    nowMs,
+  });
+  opened.push(() => history.close());
   const api = await startGrpcApi({
     runDir,
     config: parseConfig(`node: node-a\nsources: {static: {file: pods.yaml}}\napi: ${access}`, 'config.yaml'),
     store,
     datapath,
     identity,
+    past: new PastIdentity({ store, history, synced, nowMs }),
     watch,
     sources: [{ name: 'static', lastError: undefined }],
     blockers: () => state.blockers,

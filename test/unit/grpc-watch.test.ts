@@ -109,7 +109,7 @@ describe('Watch', () => {
 
   test.each([
     [{ since: 1 }, 'since: 1 is a revision of which epoch?'],
-    [{ epoch: 'no epoch', since: 1 }, 'epoch: expected the epoch of an earlier line, got "no epoch"'],
+    [{ epoch: 'no epoch', since: 1 }, 'epoch: expected the epoch of an earlier answer, got "no epoch"'],
   ])('a malformed request is told which key is wrong (%#)', async (request, details) => {
     const { api } = await start();
     const call = identityClient(api.path).Watch?.(request) as ClientReadableStream<Told>;
