@@ -13,6 +13,7 @@ const EPOCH = /^[\w-]{1,64}$/;
 const MAX_UID = 253;
 /** IFNAMSIZ without the end: netdevice(7); dev_valid_name() of the kernel. */
 const INTERFACE_NAME = /^[^\s/:]{1,15}$/;
+const MAX_WAIT_MS = 5_000n;
 const MAX_U32 = 2n ** 32n - 1n;
 const MAX_U64 = 2n ** 64n - 1n;
 
@@ -106,6 +107,14 @@ export function epochOf(given: unknown, key: string): string {
     throw invalid(key, 'the epoch of an earlier answer', given);
   }
   return given;
+}
+
+export function waitMsOf(given: unknown, key: string): number {
+  const waitMs = wholeNumber(given, MAX_WAIT_MS);
+  if (waitMs === undefined) {
+    throw invalid(key, `milliseconds, at most ${MAX_WAIT_MS}`, given);
+  }
+  return Number(waitMs);
 }
 
 /** Below 10^15: no agent gets that far. */

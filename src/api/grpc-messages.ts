@@ -1,5 +1,6 @@
 /** What goes over gRPC, as proto/nodesentry/identity/v1/identity.proto says it: the JSON of HTTP but for its enums. */
 
+import type { PastResolution } from '../identity/past.js';
 import type { Assurance, Party, Resolution } from '../identity/resolve.js';
 import type { Workload } from '../identity/workload.js';
 import type { Answer } from './answers.js';
@@ -16,7 +17,7 @@ export interface ResolveRequest {
   readonly process?: { readonly pid: number; readonly startTime: string };
   /** A number where the caller's enum knows a value that ours does not. */
   readonly minAssurance: string | number;
-  readonly minRevision: object | null;
+  readonly minRevision: { readonly epoch: string; readonly revision: string } | null;
   readonly waitMs: number;
   readonly atMs: string;
 }
@@ -35,6 +36,7 @@ export function resolutionMessage(answer: Answer): object {
     assurance: assurance && assuranceName(assurance),
     source: source && partyMessage(source),
     destination: destination && partyMessage(destination),
+    past: 'at' in answer ? pastMessage(answer) : undefined,
   };
 }
 
@@ -48,6 +50,10 @@ export function problemMessage(problem: Problem): object {
 
 export function assuranceName(assurance: Assurance): string {
   return `ASSURANCE_${assurance}`;
+}
+
+function pastMessage({ at, from, until }: PastResolution): object {
+  return { at, from, ...(until === null ? {} : { until }) };
 }
 
 function partyMessage(party: Party): object {

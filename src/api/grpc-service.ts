@@ -26,19 +26,26 @@ export interface IdentityHandlersOptions {
 export function identityHandlers(options: IdentityHandlersOptions): UntypedServiceImplementation {
   const { answers, statuses } = options;
   const unary =
-    <Request>(answer: (request: Request) => object | Promise<object>) =>
+    <Request>(answer: (request: Request, signal: AbortSignal) => object | Promise<object>) =>
     async (call: ServerUnaryCall<Request, object>, callback: sendUnaryData<object>): Promise<void> => {
+      const gone = new AbortController();
+      call.once('cancelled', () => gone.abort());
       try {
-        callback(null, await answer(call.request));
+        callback(null, await answer(call.request, gone.signal));
       } catch (error) {
         callback(statuses.of(error, call.getPath()));
       }
     };
   return {
-    Resolve: unary((request: ResolveRequest) => ({
-      resolution: resolutionMessage(answers.to(() => questionOf(request, ''))),
+    Resolve: unary(async (request: ResolveRequest, signal) => ({
+      resolution: resolutionMessage(
+        await answers.to(
+          () => questionOf(request, ''),
+          () => signal,
+        ),
+      ),
     })),
-    BatchResolve: unary(({ requests }: BatchResolveRequest) => batch(answers, requests)),
+    BatchResolve: unary(({ requests }: BatchResolveRequest, signal) => batch(answers, requests, signal)),
     Watch: (call: WatchCall) => {
       try {
         options.calls.follow(call);
@@ -50,13 +57,24 @@ export function identityHandlers(options: IdentityHandlersOptions): UntypedServi
   };
 }
 
-function batch(answers: Answers, requests: readonly ResolveRequest[]): object {
+async function batch(
+  answers: Answers,
+  requests: readonly ResolveRequest[],
+  signal: AbortSignal,
+): Promise<object> {
   if (requests.length > MAX_BATCH) {
     throw refused('requests', `expected a list of at most ${MAX_BATCH} requests, got ${requests.length}`);
   }
-  const results = requests.map((request, index) => {
+  const answered = async (request: ResolveRequest, place: string): Promise<object> => {
     try {
-      return { resolution: resolutionMessage(answers.to(() => questionOf(request, `requests[${index}].`))) };
+      return {
+        resolution: resolutionMessage(
+          await answers.to(
+            () => questionOf(request, place),
+            () => signal,
+          ),
+        ),
+      };
     } catch (error) {
       const known = problemOf(error);
       if (known === undefined) {
@@ -64,6 +82,8 @@ function batch(answers: Answers, requests: readonly ResolveRequest[]): object {
       }
       return { problem: problemMessage(known) };
     }
-  });
-  return { results };
+  };
+  return {
+    results: await Promise.all(requests.map((request, index) => answered(request, `requests[${index}].`))),
+  };
 }

@@ -148,12 +148,23 @@ function answerProblem(reply: FastifyReply, body: Problem): FastifyReply {
 }
 
 function identityRoutes(app: FastifyInstance, answers: Answers, views: Views): void {
-  app.get('/v1/resolve', async ({ query }) => answers.to(() => parseQuestion(query)));
-  app.post('/v1/resolve::batch', async (request): Promise<BatchMessage> => {
+  app.get('/v1/resolve', async ({ query }, reply) =>
+    answers.to(
+      () => parseQuestion(query),
+      () => goneSignal(reply),
+    ),
+  );
+  app.post('/v1/resolve::batch', async (request, reply): Promise<BatchMessage> => {
     refuseKeys(request.query);
-    const results = batchQueries(request.body).map((query, index): BatchItem => {
+    const signal = goneSignal(reply);
+    const answered = async (query: unknown, place: string): Promise<BatchItem> => {
       try {
-        return { resolution: answers.to(() => parseQuestion(query, `queries[${index}].`)) };
+        return {
+          resolution: await answers.to(
+            () => parseQuestion(query, place),
+            () => signal,
+          ),
+        };
       } catch (error) {
         const known = problemOf(error);
         if (known === undefined) {
@@ -161,7 +172,9 @@ function identityRoutes(app: FastifyInstance, answers: Answers, views: Views): v
         }
         return { problem: known };
       }
-    });
+    };
+    const queries = batchQueries(request.body);
+    const results = await Promise.all(queries.map((query, index) => answered(query, `queries[${index}].`)));
     return { results };
   });
   app.get('/v1/workloads', async (request) => {
@@ -172,6 +185,13 @@ function identityRoutes(app: FastifyInstance, answers: Answers, views: Views): v
     refuseKeys(request.query);
     return views.workload(request.params.uid as PodUid);
   });
+}
+
+/** Aborts when the caller has gone before its answer. */
+function goneSignal(reply: FastifyReply): AbortSignal {
+  const gone = new AbortController();
+  reply.raw.once('close', () => gone.abort());
+  return gone.signal;
 }
 
 function watchRoute(app: FastifyInstance, streams: IdentityStreams): void {

@@ -2,21 +2,31 @@
 
 import type { PastQuery } from '../identity/past.js';
 import { ASSURANCES, type Assurance, type ResolveQuery } from '../identity/resolve.js';
+import type { AtLeast } from '../identity/revisions.js';
 import {
   addressOf,
   checkedKeys,
+  epochOf,
   interfaceName,
   invalid,
   pidOf,
   podUidOf,
   refused,
+  revisionOf,
   socketAddress,
   startTimeOf,
   tcpOnly,
   timeOf,
+  waitMsOf,
 } from './checks.js';
 
-export type Question = { readonly now: ResolveQuery } | { readonly past: PastQuery };
+export type Question =
+  | {
+      readonly now: ResolveQuery;
+      /** Undefined: whatever is known now. */
+      readonly atLeast: AtLeast | undefined;
+    }
+  | { readonly past: PastQuery };
 
 /** Each key with the parameters that it consists of. */
 const KEYS = {
@@ -32,17 +42,19 @@ const KEYS = {
 type Key = keyof typeof KEYS;
 type Fields = Readonly<Record<string, unknown>>;
 
+const WAIT = ['minEpoch', 'minRevision', 'waitMs'] as const;
 const KEY_NAMES = Object.keys(KEYS) as readonly Key[];
 const KNOWN = ['proto', 'src', 'dst', ...KEY_NAMES.flatMap((key) => KEYS[key].slice(key === 'flow' ? 3 : 0))];
 
 /** Throws IdentityError KEY_INVALID, which names the key. */
 export function parseQuestion(given: unknown, place = ''): Question {
-  const fields = checkedKeys(given, [...KNOWN, 'minAssurance', 'at'], place);
+  const fields = checkedKeys(given, [...KNOWN, 'minAssurance', 'at', ...WAIT], place);
   const key = onlyKey(fields, place);
   const minAssurance = assuranceOf(fields.minAssurance, place);
   const assured = minAssurance === undefined ? {} : { minAssurance };
+  const atLeast = atLeastOf(fields, place);
   return fields.at === undefined
-    ? { now: queryOf(key, fields, place, assured) }
+    ? { now: queryOf(key, fields, place, assured), atLeast }
     : { past: pastOf(key, fields, place, assured) };
 }
 
@@ -97,6 +109,22 @@ function pastOf(key: Key, fields: Fields, place: string, assured: Assured): Past
   }
   const flow = endsOf(fields, place);
   return { address: flow.src.ip, flow, at, ...assured };
+}
+
+function atLeastOf(fields: Fields, place: string): AtLeast | undefined {
+  const { minEpoch, minRevision, waitMs } = fields;
+  const given = WAIT.find((name) => fields[name] !== undefined);
+  if (given === undefined) {
+    return undefined;
+  }
+  if (fields.at !== undefined) {
+    throw refused(`${place}${given}`, 'not with at: what was is known, or is not');
+  }
+  return {
+    epoch: epochOf(minEpoch, `${place}minEpoch`),
+    revision: revisionOf(minRevision, `${place}minRevision`),
+    waitMs: waitMs === undefined ? 0 : waitMsOf(waitMs, `${place}waitMs`),
+  };
 }
 
 interface Assured {

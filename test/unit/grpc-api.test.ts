@@ -67,6 +67,7 @@ describe('Resolve', () => {
         assurance: 'ASSURANCE_UNSPECIFIED',
         reason: 'REASON_WORKLOAD_NOT_FOUND',
       },
+      past: null,
     });
     expect(await metrics.text()).toContain('nodesentry_resolves_total{result="DATAPATH_RECORDED"} 1');
   });
@@ -151,6 +152,54 @@ describe('Resolve', () => {
     });
   });
 
+  test('waits for a revision that a caller has seen, and no longer than it wants to', async () => {
+    const { api, store } = await start();
+    const client = identityClient(api.path);
+    const ofOther = (revision: number, waitMs: number, epoch = 'epoch-1') =>
+      ask(client, 'Resolve', { podUid: 'uid-other', minRevision: { epoch, revision }, waitMs });
+    const waiting = ofOther(2, 5_000);
+    const batched = ask(client, 'BatchResolve', {
+      requests: [{ podUid: 'uid-other', minRevision: { epoch: 'epoch-1', revision: 2 }, waitMs: 5_000 }],
+    });
+    expect(await refusal(ofOther(1, 0))).toMatchObject({ reason: 'WORKLOAD_NOT_FOUND' });
+    store.replaceSource('static', [pod('web-0'), pod('other', { ips: ['10.66.0.4'] })]);
+    expect(await waiting).toMatchObject({ resolution: { workload: { podName: 'other' }, revision: 2 } });
+    expect(await batched).toMatchObject({ results: [{ resolution: { workload: { podName: 'other' } } }] });
+    expect(await refusal(ofOther(3, 20))).toMatchObject({
+      code: status.UNAVAILABLE,
+      reason: 'NOT_SYNCED',
+      details: 'revision 3 is not reached yet, 2 is, after 20 ms',
+    });
+    expect(await refusal(ofOther(1, 5_000, 'epoch-0'))).toMatchObject({ reason: 'NOT_SYNCED' });
+  });
+
+  test('says who had an address at a time', async () => {
+    const { api, store, state } = await start();
+    const client = identityClient(api.path);
+    const from = state.nowMs;
+    store.replaceSource('static', [pod('other', { ips: ['10.66.0.4'] })]);
+    state.nowMs += 1_000;
+    store.replaceSource('static', []);
+    const until = state.nowMs;
+    state.nowMs += 1_000;
+    const weak = { minAssurance: 'ASSURANCE_IP_ONLY', atMs: from + 500 };
+    const flow = { proto: 'tcp', src: '10.66.0.4:1', dst: '10.0.0.1:80' };
+    expect(await ask(client, 'Resolve', { address: '10.66.0.4', ...weak })).toMatchObject({
+      resolution: {
+        workload: { podName: 'other', state: 'WORKLOAD_STATE_TERMINATING' },
+        past: { at: from + 500, from, until },
+        direction: 'DIRECTION_UNSPECIFIED',
+        assurance: 'ASSURANCE_IP_ONLY',
+      },
+    });
+    expect(await ask(client, 'Resolve', { flow, ...weak })).toMatchObject({
+      resolution: { direction: 'DIRECTION_EGRESS', original: { src: flow.src }, past: { from } },
+    });
+    expect(await refusal(ask(client, 'Resolve', { flow, atMs: until + 500 }))).toMatchObject({
+      reason: 'WORKLOAD_NOT_FOUND',
+    });
+  });
+
   test.each([
     [{}, 'key: expected one of the keys, got nothing'],
     [{ flow: { ...FLOW, proto: 'udp' } }, 'flow.proto: expected tcp, got "udp"'],
@@ -173,9 +222,15 @@ describe('Resolve', () => {
     [{ process: { pid: 1 } }, 'process.start_time: expected when the process started'],
     [{ process: { pid: 1, startTime: 2 }, minAssurance: 'ASSURANCE_IP_ONLY' }, 'min_assurance: only a flow'],
     [{ address: 'web-0' }, 'address: expected an address such as 10.66.0.3'],
-    [{ flow: FLOW, minRevision: { epoch: 'e' } }, 'min_revision: not served yet'],
-    [{ flow: FLOW, waitMs: 1 }, 'wait_ms: not served yet'],
-    [{ podUid: 'uid-web-0', atMs: 1 }, 'at_ms: not served yet'],
+    [{ flow: FLOW, minRevision: { revision: 1 } }, 'min_revision.epoch: expected the epoch'],
+    [
+      { flow: FLOW, minRevision: { epoch: 'e' }, waitMs: 5_001 },
+      'wait_ms: expected milliseconds, at most 5000',
+    ],
+    [{ flow: FLOW, waitMs: 1 }, 'wait_ms: for which min_revision?'],
+    [{ flow: FLOW, minRevision: { epoch: 'e' }, atMs: 1 }, 'min_revision: not with at_ms'],
+    [{ podUid: 'uid-web-0', atMs: 1 }, 'at_ms: only of a flow or an address'],
+    [{ flow: FLOW, atMs: 2_000_000_000_000 }, 'at: 2033-05-18T03:33:20.000Z is yet to come'],
   ])('a malformed request is told which key is wrong (%#)', async (request, details) => {
     const { api } = await start();
     const refused = await refusal(ask(identityClient(api.path), 'Resolve', request));

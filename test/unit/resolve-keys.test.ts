@@ -4,6 +4,7 @@ import { request } from 'node:http';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { Revisions } from '../../src/identity/revisions.js';
 import { endpoint, type Fixture, pod, startFixture, uid } from './api-fixture.js';
 import { type OwnNamespace, ownNamespace, startTimeOf } from './own-namespace.js';
 
@@ -151,6 +152,50 @@ describe('a pod by a process', () => {
   });
 });
 
+describe('a revision that the answer has to rest on', () => {
+  const at = (revision: number, waitMs = 0, epoch = 'epoch-1') =>
+    ask(`podUid=uid-web-1&minEpoch=${epoch}&minRevision=${revision}&waitMs=${waitMs}`);
+  const more = () =>
+    fixture.store.replaceSource('static', [pod('web-0'), pod('web-1', { ips: ['10.66.0.4'] })]);
+
+  test('is waited for', async () => {
+    const waiting = at(2, 5_000);
+    expect(await at(1)).toMatchObject(refused(404, 'WORKLOAD_NOT_FOUND'));
+    more();
+    expect(await waiting).toMatchObject({ ...named('web-1'), body: { revision: 2 } });
+  });
+
+  test('is waited for as long as the caller wants to, and not where it will never come', async () => {
+    const startedMs = performance.now();
+    const late = await at(2, 50);
+    expect(late).toMatchObject(refused(503, 'NOT_SYNCED'));
+    expect(late.body.detail).toBe('revision 2 is not reached yet, 1 is, after 50 ms');
+    expect(performance.now() - startedMs).toBeGreaterThanOrEqual(45);
+    const other = await at(1, 5_000, 'epoch-0');
+    expect(other).toMatchObject(refused(503, 'NOT_SYNCED'));
+    expect(other.body.detail).toContain('the epoch epoch-0 is another agent');
+    expect(performance.now() - startedMs).toBeLessThan(4_000);
+  });
+
+  test('costs nothing once it was reached, the time is over or the caller has gone, and not all may wait', async () => {
+    const { store } = fixture;
+    const revisions = new Revisions(store, 2);
+    const gone = new AbortController();
+    const wait = (revision: number, waitMs: number) =>
+      revisions.reached({ epoch: 'epoch-1', revision, waitMs }, gone.signal);
+    const [reached, left] = [wait(2, 5_000), wait(9, 5_000)];
+    expect(revisions.waiting).toBe(2);
+    await expect(wait(9, 5_000)).rejects.toMatchObject({ code: 'NOT_SYNCED' });
+    more();
+    await reached;
+    expect(revisions.waiting).toBe(1);
+    gone.abort();
+    await expect(left).rejects.toMatchObject({ code: 'NOT_SYNCED' });
+    await expect(wait(9, 5_000)).rejects.toMatchObject({ code: 'NOT_SYNCED' });
+    expect(revisions.waiting).toBe(0);
+  });
+});
+
 test.each([
   ['podUid=a&address=10.66.0.3', 'address: only one key at a time, and podUid is another'],
   ['proto=tcp&podUid=a', 'podUid: only one key at a time, and proto is another'],
@@ -167,6 +212,11 @@ test.each([
   ['address=web-0', 'address: expected an address such as 10.66.0.3'],
   ['socketCookie=1', 'socketCookie: not served'],
   ['netnsCookie=1', 'netnsCookie: not served'],
+  ['podUid=a&minRevision=1', 'minEpoch: expected the epoch of an earlier answer, got nothing'],
+  ['podUid=a&minEpoch=e', 'minRevision: expected the revision of an earlier answer, got nothing'],
+  ['podUid=a&waitMs=5', 'minEpoch: expected'],
+  ['podUid=a&minEpoch=e&minRevision=1&waitMs=5001', 'waitMs: expected milliseconds, at most 5000'],
+  ['address=10.66.0.3&at=1&minEpoch=e&minRevision=1', 'minEpoch: not with at'],
 ])('a malformed question is told which key is wrong: %s', async (query, detail) => {
   const { status, body } = await ask(query);
   expect([status, body.reason]).toEqual([400, 'KEY_INVALID']);
