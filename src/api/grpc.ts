@@ -8,16 +8,18 @@ import { performance } from 'node:perf_hooks';
 import { Server, ServerCredentials, type StatusObject } from '@grpc/grpc-js';
 import { ReflectionService } from '@grpc/reflection';
 import { steadyUnixMs } from '../base/clock.js';
+import { Answers } from './answers.js';
 import { Callers } from './callers.js';
 import { healthHandlers } from './grpc-health.js';
 import { compiledProtos, HEALTH_SERVICE, IDENTITY_SERVICE, loadService } from './grpc-protos.js';
 import { identityHandlers } from './grpc-service.js';
 import { GrpcStatuses } from './grpc-status.js';
+import { IdentityCalls, withSerializedWatch } from './grpc-watch.js';
 import type { HttpApiOptions } from './http.js';
 import { applyAccess, removeStaleSocket } from './unix-socket.js';
 import { Views } from './views.js';
 
-export type GrpcApiOptions = Omit<HttpApiOptions, 'past' | 'watch'>;
+export type GrpcApiOptions = HttpApiOptions;
 
 export interface GrpcApi {
   readonly path: string;
@@ -84,9 +86,15 @@ function grpcServer(options: GrpcApiOptions, statuses: GrpcStatuses): Server {
     uptimeMs: () => performance.now() - startedMs,
   });
   const server = new Server(LIMITS);
+  const service = loadService('nodesentry/identity/v1/identity.proto', IDENTITY_SERVICE);
   server.addService(
-    loadService('nodesentry/identity/v1/identity.proto', IDENTITY_SERVICE),
-    identityHandlers({ ...options, views, statuses }),
+    withSerializedWatch(service),
+    identityHandlers({
+      answers: new Answers(options),
+      views,
+      statuses,
+      calls: new IdentityCalls(options.watch, service),
+    }),
   );
   server.addService(
     loadService('grpc/health/v1/health.proto', HEALTH_SERVICE),

@@ -9,28 +9,22 @@ import type { Logger } from 'pino';
 import { steadyUnixMs } from '../base/clock.js';
 import type { Config } from '../config/config.js';
 import { IdentityError } from '../identity/errors.js';
-import type { PastIdentity, PastResolution } from '../identity/past.js';
-import type { IdentityService, Resolution } from '../identity/resolve.js';
+import type { PastIdentity } from '../identity/past.js';
+import type { IdentityService } from '../identity/resolve.js';
 import type { IdentityWatch } from '../identity/watch.js';
 import type { PodUid } from '../pods/pod.js';
 import type { PodStore } from '../pods/pod-store.js';
 import type { PodSource } from '../pods/source.js';
 import type { DatapathView } from '../reconcile/datapath-view.js';
 import type { Metrics } from '../telemetry/metrics.js';
+import { Answers } from './answers.js';
 import { Callers, type PeerCredentials } from './callers.js';
 import { FlowWatch } from './flow-watch.js';
 import { IdentityStreams } from './identity-streams.js';
 import type { BatchItem, BatchMessage, FlowsMessage } from './messages.js';
 import { ApiProblem, PROBLEM_TYPE, type Problem, problem, problemOf } from './problem.js';
-import {
-  batchQueries,
-  isPast,
-  parseLimit,
-  parsePastQuery,
-  parseResolveQuery,
-  parseWatchFrom,
-  refuseKeys,
-} from './query.js';
+import { batchQueries, parseLimit, parseWatchFrom, refuseKeys } from './query.js';
+import { parseQuestion } from './question.js';
 import { applyAccess, removeStaleSocket } from './unix-socket.js';
 import { Views } from './views.js';
 
@@ -89,7 +83,7 @@ export async function startHttpApi(options: HttpApiOptions): Promise<HttpApi> {
     frameworkErrors: (error, _request, reply) => void sendProblem(reply, error, options.log),
   });
   guard(app, options);
-  identityRoutes(app, options, views);
+  identityRoutes(app, new Answers(options), views);
   watchRoute(app, streams);
   flowRoutes(app, views, flowWatch);
   operationRoutes(app, options, views);
@@ -153,35 +147,24 @@ function answerProblem(reply: FastifyReply, body: Problem): FastifyReply {
     .send(Buffer.from(JSON.stringify(body)));
 }
 
-function identityRoutes(
-  app: FastifyInstance,
-  { identity, past, metrics }: HttpApiOptions,
-  views: Views,
-): void {
-  const measured = <R extends Resolution | PastResolution>(step: () => R): R => {
-    const startedMs = performance.now();
-    let result = 'INTERNAL';
-    try {
-      const resolution = step();
-      result = resolution.assurance;
-      return resolution;
-    } catch (error) {
-      result = error instanceof IdentityError ? error.code : result;
-      throw error;
-    } finally {
-      metrics.observeResolve(result, (performance.now() - startedMs) / 1_000);
-    }
-  };
-  const resolve = (given: unknown, place?: string) =>
-    measured(() => identity.resolve(parseResolveQuery(given, place)));
-  app.get('/v1/resolve', async ({ query }) =>
-    isPast(query) ? measured(() => past.resolve(parsePastQuery(query))) : resolve(query),
+function identityRoutes(app: FastifyInstance, answers: Answers, views: Views): void {
+  app.get('/v1/resolve', async ({ query }, reply) =>
+    answers.to(
+      () => parseQuestion(query),
+      () => goneSignal(reply),
+    ),
   );
-  app.post('/v1/resolve::batch', async (request): Promise<BatchMessage> => {
+  app.post('/v1/resolve::batch', async (request, reply): Promise<BatchMessage> => {
     refuseKeys(request.query);
-    const results = batchQueries(request.body).map((query, index): BatchItem => {
+    const signal = goneSignal(reply);
+    const answered = async (query: unknown, place: string): Promise<BatchItem> => {
       try {
-        return { resolution: resolve(query, `queries[${index}].`) };
+        return {
+          resolution: await answers.to(
+            () => parseQuestion(query, place),
+            () => signal,
+          ),
+        };
       } catch (error) {
         const known = problemOf(error);
         if (known === undefined) {
@@ -189,7 +172,9 @@ function identityRoutes(
         }
         return { problem: known };
       }
-    });
+    };
+    const queries = batchQueries(request.body);
+    const results = await Promise.all(queries.map((query, index) => answered(query, `queries[${index}].`)));
     return { results };
   });
   app.get('/v1/workloads', async (request) => {
@@ -200,6 +185,13 @@ function identityRoutes(
     refuseKeys(request.query);
     return views.workload(request.params.uid as PodUid);
   });
+}
+
+/** Aborts when the caller has gone before its answer. */
+function goneSignal(reply: FastifyReply): AbortSignal {
+  const gone = new AbortController();
+  reply.raw.once('close', () => gone.abort());
+  return gone.signal;
 }
 
 function watchRoute(app: FastifyInstance, streams: IdentityStreams): void {

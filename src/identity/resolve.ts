@@ -1,4 +1,7 @@
-/** Whose flow is this? Answered from what the datapath recorded, else from the source address, never by a guess. */
+/**
+ * Whose flow is this, or: which pod is this? A flow is answered from what the datapath recorded, else from the source
+ * address, never by a guess.
+ */
 
 import type { FlowDirection, FlowRecord } from '../datapath/flows.js';
 import { formatSocketAddress, type SocketAddress } from '../net/socket-address.js';
@@ -8,6 +11,7 @@ import type { PodStore } from '../pods/pod-store.js';
 import type { PodSource } from '../pods/source.js';
 import type { DatapathView } from '../reconcile/datapath-view.js';
 import { IdentityError, type IdentityReason } from './errors.js';
+import { type ProcessKey, podsByInterface, podsByProcess } from './pod-keys.js';
 import { type Workload, type WorkloadPlace, type WorkloadState, workloadOf } from './workload.js';
 
 /** Weakest first. */
@@ -20,13 +24,25 @@ export const ASSURANCES = ['IP_ONLY', 'IP_AND_IFACE', 'DATAPATH_RECORDED'] as co
  */
 export type Assurance = (typeof ASSURANCES)[number];
 
-export interface ResolveQuery {
+export interface FlowQuery {
   readonly proto: 'tcp';
   readonly src: SocketAddress;
   readonly dst: SocketAddress;
   /** Default DATAPATH_RECORDED: what is weaker is for those who ask for it. */
   readonly minAssurance?: Assurance;
 }
+
+export interface AddressQuery {
+  /** Canonical text. */
+  readonly address: string;
+  /** An address alone has IP_ONLY. */
+  readonly minAssurance?: Assurance;
+}
+
+/** Of a pod itself: nothing was sent, so nothing has an assurance. */
+export type PodQuery = { readonly podUid: PodUid } | { readonly hostInterface: string } | ProcessKey;
+
+export type ResolveQuery = FlowQuery | AddressQuery | PodQuery;
 
 /** An end of a flow: a pod of this node, or why none is named. WORKLOAD_NOT_FOUND: the address is of no pod of this node. */
 export type Party =
@@ -49,9 +65,18 @@ export interface Resolution {
   readonly destination: Party;
 }
 
+/** Where no flow is meant. */
+export type PodResolution = Pick<Resolution, 'workload' | 'instance' | 'epoch' | 'revision' | 'ttlMs'> & {
+  /** Of an address. */
+  readonly assurance?: Assurance;
+};
+
 export interface IdentityOptions extends WorkloadPlace {
-  readonly store: Pick<PodStore, 'epoch' | 'revision' | 'get' | 'byIp' | 'removed' | 'departed'>;
-  readonly datapath: Pick<DatapathView, 'lookupFlow' | 'endpointOf' | 'podOfEndpoint' | 'isLiveEndpoint'>;
+  readonly store: Pick<PodStore, 'epoch' | 'revision' | 'get' | 'list' | 'byIp' | 'removed' | 'departed'>;
+  readonly datapath: Pick<
+    DatapathView,
+    'lookupFlow' | 'endpoints' | 'endpointOf' | 'podOfEndpoint' | 'isLiveEndpoint'
+  >;
   /** Whether every configured source has delivered at least once. */
   readonly synced: () => boolean;
   /** Those that are configured. */
@@ -80,8 +105,21 @@ export class IdentityService {
     this.#authorities = authoritiesAmong(options.sources);
   }
 
-  /** Throws IdentityError. A flow whose record counts is never answered from its address instead. */
-  resolve(query: ResolveQuery): Resolution {
+  /** Throws IdentityError. */
+  resolve(query: FlowQuery): Resolution;
+  resolve(query: ResolveQuery): Resolution | PodResolution;
+  resolve(query: ResolveQuery): Resolution | PodResolution {
+    if ('src' in query) {
+      return this.#ofFlow(query);
+    }
+    const { epoch, revision } = this.#options.store;
+    const { workload, instance, assurance } =
+      'address' in query ? this.#ofAddress(query) : this.#ofPod(query);
+    return { workload, instance, ...(assurance && { assurance }), epoch, revision, ttlMs: TTL_MS };
+  }
+
+  /** A flow whose record counts is never answered from its address instead. */
+  #ofFlow(query: FlowQuery): Resolution {
     const { store, datapath } = this.#options;
     const { src, dst, minAssurance = DEFAULT_ASSURANCE } = query;
     const flow = datapath.lookupFlow(src, dst);
@@ -89,12 +127,7 @@ export class IdentityService {
       flow === undefined
         ? this.#byAddress(src.ip, 'the flow was not recorded')
         : (this.#byRecord(flow) ?? this.#byAddress(src.ip, 'the flow was recorded for a pod that has gone'));
-    if (rank(answer.assurance) < rank(minAssurance)) {
-      throw new IdentityError(
-        'ASSURANCE_TOO_LOW',
-        `the flow is known with ${answer.assurance}, which is less than ${minAssurance}: minAssurance ${answer.assurance} asks for such answers`,
-      );
-    }
+    requireAssurance('the flow', answer.assurance, minAssurance);
     const own: Party = { workload: answer.workload, assurance: answer.assurance };
     const isOut = answer.direction === 'EGRESS';
     return {
@@ -109,6 +142,47 @@ export class IdentityService {
       source: isOut ? own : this.#party(src.ip, minAssurance),
       destination: isOut ? this.#party(dst.ip, minAssurance) : own,
     };
+  }
+
+  #ofAddress({ address, minAssurance = DEFAULT_ASSURANCE }: AddressQuery): Answer {
+    const answer = this.#byAddress(address, 'no flow is meant');
+    requireAssurance('the address', answer.assurance, minAssurance);
+    return answer;
+  }
+
+  #ofPod(query: PodQuery): Pick<Answer, 'workload' | 'instance'> & { readonly assurance?: undefined } {
+    const { datapath } = this.#options;
+    const found = this.#podNow(this.#uidOf(query));
+    if (found === undefined) {
+      throw this.#unknown(`no pod of this node ${textOf(query)}`);
+    }
+    this.#requireNamed(found.pod);
+    const endpoint = datapath.endpointOf(found.pod.uid);
+    return {
+      workload: workloadOf(found.pod, endpoint?.generation ?? 0, found.state, this.#options),
+      instance: endpoint?.instance ?? '',
+    };
+  }
+
+  /** Throws IdentityError where there is none, or more than one. */
+  #uidOf(query: PodQuery): PodUid {
+    if ('podUid' in query) {
+      return query.podUid;
+    }
+    const { store, datapath } = this.#options;
+    const [uid, ...others] =
+      'hostInterface' in query ? podsByInterface(query.hostInterface, datapath) : podsByProcess(query, store);
+    if (uid === undefined) {
+      throw this.#unknown(`no pod of this node ${textOf(query)}`);
+    }
+    if (others.length > 0) {
+      const uids = [uid, ...others].join(', ');
+      throw new IdentityError(
+        'AMBIGUOUS',
+        `${others.length + 1} pods of this node ${textOf(query)}: ${uids}`,
+      );
+    }
+    return uid;
   }
 
   /**
@@ -276,6 +350,24 @@ export class IdentityService {
 
 function namesOf(sources: readonly Source[], last: string): string {
   return sources.map(({ name }) => name).join(` ${last} `);
+}
+
+function textOf(query: PodQuery): string {
+  if ('podUid' in query) {
+    return `has the UID ${query.podUid}`;
+  }
+  return 'hostInterface' in query
+    ? `is known by the interface ${query.hostInterface}`
+    : `is known by the network namespace of process ${query.pid}`;
+}
+
+function requireAssurance(what: string, assurance: Assurance, minAssurance: Assurance): void {
+  if (rank(assurance) < rank(minAssurance)) {
+    throw new IdentityError(
+      'ASSURANCE_TOO_LOW',
+      `${what} is known with ${assurance}, which is less than ${minAssurance}: minAssurance ${assurance} asks for such answers`,
+    );
+  }
 }
 
 function rank(assurance: Assurance): number {
