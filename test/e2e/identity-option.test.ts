@@ -177,16 +177,32 @@ describe('the example', () => {
     return (await runIn(web.netnsName, 'sh', words)).trim();
   };
 
+  const says = `${ID('web')} pod=default/web generation=1 to=${REMOTE[4]}:80`;
+  /** As the first lines of the source say. */
+  const flagsIn = (source: string) =>
+    /cc (.*) -I \S+ -o who who\.c/.exec(readFileSync(source, 'utf8'))?.[1]?.split(' ') ?? [];
+
   it('in C is compiled as it says, and says who it is', async () => {
     const source = 'examples/getsockopt/c/who.c';
-    const [, flags = ''] = /cc (.*) -I \S+ -o who who\.c/.exec(readFileSync(source, 'utf8')) ?? [];
-    const who = join(lab.directory, 'who');
-    await run('cc', [...flags.split(' '), '-I', 'include', '-o', who, source]);
+    const who = join(lab.directory, 'who-c');
+    await run('cc', [...flagsIn(source), '-I', 'include', '-o', who, source]);
     await proxy.stop();
     await startProxy([who, '127.0.0.1', '15001']);
-    await waitFor(
-      'its answer',
-      async () => (await said()) === `${ID('web')} pod=default/web generation=1 to=${REMOTE[4]}:80`,
-    );
+    await waitFor('its answer', async () => (await said()) === says);
+  });
+
+  it('in Go is compiled without cgo, and says who it is', async () => {
+    const who = join(lab.directory, 'who-go');
+    const go = (await run('scripts/find-go', [])).trim();
+    await run('env', ['CGO_ENABLED=0', go, 'build', '-o', who, 'examples/getsockopt/go/who.go']);
+    await proxy.stop();
+    await startProxy([who, '127.0.0.1:15001']);
+    await waitFor('its answer', async () => (await said()) === says);
+  });
+
+  it('in TypeScript says who it is', async () => {
+    await proxy.stop();
+    await startProxy(['npx', '--no-install', 'tsx', 'examples/getsockopt/ts/who.ts', '127.0.0.1', '15001']);
+    await waitFor('its answer', async () => (await said()) === says, 30_000);
   });
 });

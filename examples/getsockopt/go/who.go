@@ -6,6 +6,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"fmt"
 	"net"
@@ -77,7 +78,10 @@ func main() {
 		fmt.Fprintln(os.Stderr, "usage: who ADDRESS:PORT")
 		os.Exit(2)
 	}
-	listener, err := net.Listen("tcp", os.Args[1])
+	// Since 1.24 Go listens by Multipath TCP where it is not told otherwise, and such a listener is not adopted.
+	var config net.ListenConfig
+	config.SetMultipathTCP(false)
+	listener, err := config.Listen(context.Background(), "tcp", os.Args[1])
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)

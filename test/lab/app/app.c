@@ -654,8 +654,32 @@ static void option_address(char *line, size_t size, const char *name, int fd, in
              length);
 }
 
-/* Answers each connection with what the options say of it, as one line. */
-static int tell_options(int count, char **words) {
+/* What a getsockopt costs, in nanoseconds; -1 where it is refused. */
+static double option_cost(int fd, int level, int option, socklen_t room, int count) {
+    char value[2048];
+    double started = now_ms();
+
+    for (int i = 0; i < count; i++) {
+        socklen_t length = room;
+
+        if (getsockopt(fd, level, option, value, &length))
+            return -1;
+    }
+    return (now_ms() - started) * 1e6 / count;
+}
+
+static void option_costs(char *line, size_t size, int fd) {
+    enum { COUNT = 300000 };
+
+    snprintf(line, size, "{\"ok\":true,\"SO_TYPE\":%.0f,\"id\":%.0f,\"end\":%.0f,\"originalDst\":%.0f}\n",
+             option_cost(fd, SOL_SOCKET, SO_TYPE, sizeof(int), COUNT),
+             option_cost(fd, SOL_NODESENTRY, NODESENTRY_PEER_ID, NODESENTRY_SPIFFE_MAX, COUNT),
+             option_cost(fd, SOL_NODESENTRY, NODESENTRY_PEER, sizeof(struct nodesentry_end), COUNT),
+             option_cost(fd, IPPROTO_IP, 80, sizeof(struct sockaddr_in), COUNT));
+}
+
+/* Answers each connection with what the options say of it, as one line, or, asked so, with what they cost. */
+static int tell_options(int count, char **words, int costs) {
     struct pollfd listeners[8];
 
     if (count < 2 || count > 16 || count % 2)
@@ -686,6 +710,12 @@ static int tell_options(int count, char **words) {
             option_text(line, sizeof(line), "peerIdAtOnce", fd, SOL_NODESENTRY, NODESENTRY_PEER_ID, 1024);
             char hello[64];
             if (read_line(fd, hello, sizeof(hello)) < 0) {
+                close(fd);
+                continue;
+            }
+            if (costs) {
+                option_costs(line, sizeof(line), fd);
+                send_all(fd, line, strlen(line));
                 close(fd);
                 continue;
             }
@@ -927,7 +957,14 @@ int main(int count, char **words) {
     if (strcmp(command, "hold") == 0 && count == 5)
         return hold(words[2], words[3], words[4]);
     if (strcmp(command, "options") == 0)
-        return tell_options(count - 2, words + 2);
+        return tell_options(count - 2, words + 2, 0);
+    if (strcmp(command, "bare-cost") == 0) {
+        printf("{\"ok\":true,\"SO_TYPE\":%.0f}\n",
+               option_cost(socket(AF_INET, SOCK_STREAM, 0), SOL_SOCKET, SO_TYPE, sizeof(int), 300000));
+        return 0;
+    }
+    if (strcmp(command, "option-costs") == 0)
+        return tell_options(count - 2, words + 2, 1);
     if (strcmp(command, "knock") == 0 && count > 3)
         return knock(words[2], count - 3, words + 3);
     if (strcmp(command, "frames") == 0 && count == 3)
@@ -940,7 +977,8 @@ int main(int count, char **words) {
             "usage: app pause | serve|server PORT... | first {IP PORT}... | dial IP PORT | fetch|push IP PORT BYTES |\n"
             "           keepalive|connects IP PORT COUNT INTERVAL_US | reuse IP PORT LOCALPORT COUNT |\n"
             "           load KIND IP PORT INTERVAL_US FILE | hold IP PORT FILE | many IP PORT COUNT |\n"
-            "           abort IP PORT client|server | end IP PORT SERVER_MS OWN_MS | options {IP PORT}... | knock PORT "
+            "           abort IP PORT client|server | end IP PORT SERVER_MS OWN_MS | options|option-costs {IP PORT}... "
+            "| knock PORT "
             "IP... | spoof SRC IP PORT "
             "COUNT "
             "| frames LINK | flood LINK COUNT\n");
