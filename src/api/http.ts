@@ -22,9 +22,11 @@ import { Callers, type PeerCredentials } from './callers.js';
 import { FlowWatch } from './flow-watch.js';
 import { IdentityStreams } from './identity-streams.js';
 import type { BatchItem, BatchMessage, FlowsMessage } from './messages.js';
+import { openApiDocument } from './openapi.js';
 import { ApiProblem, PROBLEM_TYPE, type Problem, problem, problemOf } from './problem.js';
 import { batchQueries, parseLimit, parseWatchFrom, refuseKeys } from './query.js';
 import { parseQuestion } from './question.js';
+import { type Route, RouteTable } from './route-table.js';
 import { applyAccess, removeStaleSocket } from './unix-socket.js';
 import { Views } from './views.js';
 
@@ -47,6 +49,7 @@ export interface HttpApiOptions {
 
 export interface HttpApi {
   readonly path: string;
+  readonly routes: readonly Route[];
   close(): Promise<void>;
 }
 
@@ -82,7 +85,9 @@ export async function startHttpApi(options: HttpApiOptions): Promise<HttpApi> {
     routerOptions: { maxParamLength: 253 },
     frameworkErrors: (error, _request, reply) => void sendProblem(reply, error, options.log),
   });
-  guard(app, options);
+  const table = new RouteTable();
+  app.addHook('onRoute', ({ method, url }) => table.add(method, url));
+  guard(app, options, table);
   identityRoutes(app, new Answers(options), views);
   watchRoute(app, streams);
   flowRoutes(app, views, flowWatch);
@@ -97,6 +102,7 @@ export async function startHttpApi(options: HttpApiOptions): Promise<HttpApi> {
   }
   return {
     path,
+    routes: table.routes,
     close: async () => {
       flowWatch.close();
       streams.close();
@@ -105,7 +111,7 @@ export async function startHttpApi(options: HttpApiOptions): Promise<HttpApi> {
   };
 }
 
-function guard(app: FastifyInstance, { config, credentials, log }: HttpApiOptions): void {
+function guard(app: FastifyInstance, { config, credentials, log }: HttpApiOptions, table: RouteTable): void {
   const callers = new Callers({ allow: config.api.allow, credentials, log, nowMs: steadyUnixMs });
   app.addHook('onRequest', async (request) => {
     const refusal = callers.refusal(request.raw.socket);
@@ -125,8 +131,17 @@ function guard(app: FastifyInstance, { config, credentials, log }: HttpApiOption
   });
   app.setErrorHandler((error, _request, reply) => sendProblem(reply, error, log));
   app.setNotFoundHandler((request, reply) => {
-    const detail = `there is no ${request.method} ${request.url.split('?', 1)[0]}`;
-    return sendProblem(reply, new ApiProblem(404, 'NOT_FOUND', detail), log);
+    const [path = ''] = request.url.split('?', 1);
+    const detail = `there is no ${request.method} ${path}`;
+    const allowed = table.methodsOf(path);
+    if (allowed.length === 0) {
+      return sendProblem(reply, new ApiProblem(404, 'NOT_FOUND', detail), log);
+    }
+    return sendProblem(
+      reply.header('allow', allowed.join(', ')),
+      new ApiProblem(405, 'NOT_FOUND', detail),
+      log,
+    );
   });
 }
 
@@ -232,7 +247,13 @@ function ndjson(reply: FastifyReply): Writable {
   return reply.raw;
 }
 
-function operationRoutes(app: FastifyInstance, { blockers, metrics }: HttpApiOptions, views: Views): void {
+function operationRoutes(
+  app: FastifyInstance,
+  { blockers, metrics, version }: HttpApiOptions,
+  views: Views,
+): void {
+  const document = openApiDocument(version, GUARD_HEADER);
+  app.get('/openapi.json', async () => document);
   app.get('/v1/status', async (request) => {
     refuseKeys(request.query);
     return views.status();

@@ -1,5 +1,6 @@
+import { join } from 'node:path';
 import { Command, InvalidArgumentError, Option } from 'commander';
-import { ApiClient } from '../api/client.js';
+import { IdentityClient } from '../client/identity-client.js';
 import { LOG_LEVELS } from '../config/config.js';
 import { socketFrom } from '../native/sockets.js';
 import { parseSocketAddress, type SocketAddress } from '../net/socket-address.js';
@@ -63,7 +64,7 @@ export function proxyCommand(): Command {
 /** Until SIGTERM or SIGINT. */
 async function run(options: ProxyCommandOptions, command: Command): Promise<void> {
   const log = createLogger(options.logLevel).child({ part: 'proxy' });
-  const client = new ApiClient({ runDir: globalOptions(command).runDir });
+  const client = new IdentityClient({ socket: join(globalOptions(command).runDir, 'http.sock') });
   const stopped = new Promise<NodeJS.Signals>((resolve) => {
     process.once('SIGTERM', resolve);
     process.once('SIGINT', resolve);

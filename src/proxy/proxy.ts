@@ -7,17 +7,17 @@
 
 import { createServer, type Server, Socket } from 'node:net';
 import type { Logger } from 'pino';
-import { type ApiClient, ApiError } from '../api/client.js';
+import { ApiError, type Resolution } from '../client/identity-client.js';
 import { familyOf } from '../net/family.js';
 import { formatSocketAddress, type SocketAddress } from '../net/socket-address.js';
 import { leadsBack, plainIp } from './addresses.js';
 import { reset, tunnel } from './tunnel.js';
-import { type Resolved, whoIs } from './who.js';
+import { type Asked, namesOf, otherEnd, whoIs } from './who.js';
 
 export interface ProxyOptions {
   readonly listen: readonly SocketAddress[];
   /** Closed by its owner, after the proxy. */
-  readonly client: Pick<ApiClient, 'resolve'>;
+  readonly client: Asked;
   readonly log: Pick<Logger, 'info' | 'warn' | 'error' | 'debug'>;
   /** Pass flows on whose pod is not known. Default false. */
   readonly allowUnidentified?: boolean;
@@ -154,7 +154,10 @@ class RunningProxy implements StartedProxy {
     }
     const connected = await connecting;
     client.off('close', abort);
-    const report = { ...flow, ...('value' in who ? nameOf(who.value) : { reason: reasonOf(who.error) }) };
+    const report = {
+      ...flow,
+      ...('value' in who ? this.#named(who.value, peer, destination) : { reason: reasonOf(who.error) }),
+    };
     if (!identified && !allowUnidentified) {
       closeIf(connected);
       log.warn(report, 'flow refused: nobody knows whose it is');
@@ -186,8 +189,14 @@ class RunningProxy implements StartedProxy {
     }
   }
 
-  #who(peer: SocketAddress, destination: SocketAddress, signal: AbortSignal): Promise<Resolved> {
+  #who(peer: SocketAddress, destination: SocketAddress, signal: AbortSignal): Promise<Resolution> {
     return whoIs(this.#options.client, peer, destination, this.#options.resolveTimeoutMs, signal);
+  }
+
+  #named(resolution: Resolution, peer: SocketAddress, destination: SocketAddress): object {
+    const { workload, direction, assurance } = resolution;
+    const other = otherEnd(this.#options.client, resolution, peer, destination);
+    return { direction, ...namesOf(workload), assurance, other };
   }
 }
 
@@ -249,15 +258,6 @@ function closeIf(connected: Outcome<Socket>): void {
   if ('value' in connected) {
     reset(connected.value);
   }
-}
-
-function nameOf({ workload, direction, assurance }: Resolved): object {
-  return {
-    direction,
-    workload: `${workload.namespace}/${workload.podName}`,
-    spiffeId: workload.spiffeId,
-    assurance,
-  };
 }
 
 function reasonOf(error: unknown): string {

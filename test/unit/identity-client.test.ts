@@ -8,6 +8,7 @@ import {
   IdentityClient,
   type IdentityClientOptions,
 } from '../../src/client/identity-client.js';
+import { IdentityCopy } from '../../src/client/identity-copy.js';
 import type { Workload } from '../../src/identity/workload.js';
 import {
   DST,
@@ -249,6 +250,17 @@ describe('a stream that breaks', () => {
     expect(events).toContain('lost LOST');
     expect(client.byUid('uid-a')).toMatchObject({ workload: { labels: { round: '60' } } });
   });
+});
+
+test('a removal is of the generation that it names, whatever it comes after', async () => {
+  const agent = await startAgent();
+  const copy = new IdentityCopy();
+  const workload = { ...agent.identity.workload(uid('uid-web-0')).workload, generation: 4 };
+  copy.upsert(workload);
+  expect(copy.remove(workload.uid, 3)).toBeUndefined();
+  expect(copy.holders('10.66.0.3')).toEqual([workload]);
+  expect(copy.remove(workload.uid, 4)).toEqual({ type: 'REMOVED', workload });
+  expect(copy.holders('10.66.0.3')).toEqual([]);
 });
 
 function randomly(seed: number): (below: number) => number {

@@ -22,7 +22,7 @@ const MAY_IMPORT: Readonly<Record<string, { values: readonly string[]; types?: r
   api: { values: ['net', 'pods', 'identity'], types: ['datapath', 'reconcile', 'config', 'telemetry'] },
   doctor: { values: ['native', 'net', 'kernel', 'pods', 'datapath', 'config', 'cni'] },
   client: { values: ['native', 'net', 'api/client.ts'], types: ['identity', 'api'] },
-  proxy: { values: ['net', 'client', 'api/client.ts'] },
+  proxy: { values: ['net', 'client'] },
   agent: {
     values: [
       'native',
@@ -49,6 +49,7 @@ const MAY_IMPORT: Readonly<Record<string, { values: readonly string[]; types?: r
       'cni',
       'telemetry',
       'api',
+      'client',
       'doctor',
       'proxy',
       'agent',

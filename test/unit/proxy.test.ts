@@ -58,6 +58,7 @@ async function run(
         asked.push(query);
         return answer(signal);
       },
+      byAddress: (ip) => ({ workload: { ...WEB.workload, podName: `at-${ip}` }, assurance: 'IP_ONLY' }),
     },
     log: { info: note, warn: note, error: note, debug: note } as unknown as ProxyOptions['log'],
     ...(destination === undefined ? {} : { destinationOf: () => destination }),
@@ -166,10 +167,28 @@ describe('a flow', () => {
         spiffeId: 'spiffe://cluster.local/ns/default/sa/web',
         direction: 'INGRESS',
         assurance: 'DATAPATH_RECORDED',
+        other: { workload: 'default/at-127.0.0.1', assurance: 'IP_ONLY' },
         resolved: true,
       },
       { message: 'flow ended', bytesOut: 5, bytesIn: 5 },
     ]);
+  });
+
+  test('out of a pod is logged with who is at its destination, or why nobody is named', async () => {
+    const destination = await serve(echo, '127.0.0.2');
+    const answer = async () => ({ ...WEB, direction: 'EGRESS' }) as Resolution;
+    const known = await run(destination, {}, answer);
+    known.dial({ allowHalfOpen: true }).end();
+    await vi.waitFor(() =>
+      expect(known.lines[0]).toMatchObject({ message: 'flow', other: { workload: 'default/at-127.0.0.2' } }),
+    );
+    const resolve = answer;
+    const byAddress = () => ({ workload: undefined, reason: 'NOT_SYNCED' }) as const;
+    const unknown = await run(destination, { client: { resolve, byAddress } });
+    unknown.dial({ allowHalfOpen: true }).end();
+    await vi.waitFor(() =>
+      expect(unknown.lines[0]).toMatchObject({ resolved: true, other: { reason: 'NOT_SYNCED' } }),
+    );
   });
 
   test('keeps the other direction open when one side has said all', async () => {

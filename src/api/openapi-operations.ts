@@ -1,0 +1,217 @@
+/** What can be asked over HTTP: each route of http.ts with its parameters, its answer and the reasons why it has none. */
+
+import { STATUS_OF_REASON } from '../identity/errors.js';
+import { ASSURANCES } from '../identity/resolve.js';
+import type { ShapeName } from './openapi-shapes.js';
+import type { ApiReason } from './problem.js';
+import { MAX_BATCH, MAX_FLOWS } from './query.js';
+
+export type JsonSchema = Readonly<Record<string, unknown>>;
+
+export interface Parameter {
+  readonly name: string;
+  readonly in: 'query' | 'path';
+  readonly required?: true;
+  readonly description?: string;
+  readonly schema: JsonSchema;
+}
+
+export interface Operation {
+  readonly method: 'get' | 'post';
+  /** As OpenAPI writes it. */
+  readonly path: string;
+  readonly id: string;
+  readonly summary: string;
+  readonly parameters?: readonly Parameter[];
+  readonly body?: JsonSchema;
+  readonly answer:
+    | { readonly json: ShapeName }
+    /** NDJSON that goes on until one side ends it. */
+    | { readonly lines: ShapeName }
+    | { readonly type: string; readonly schema: JsonSchema };
+  readonly reasons: readonly (ApiReason | readonly [ApiReason, number])[];
+}
+
+/** HTTP statuses of the reasons that are the API's own. */
+export const STATUS_OF_API_REASON: Readonly<Record<ApiReason, number>> = {
+  ...STATUS_OF_REASON,
+  HEADER_MISSING: 400,
+  CALLER_NOT_ALLOWED: 403,
+  NOT_FOUND: 404,
+  RATE_LIMITED: 429,
+  INTERNAL: 500,
+  NOT_READY: 503,
+};
+
+const PORT = ':[1-9]\\d{0,4}';
+const IPV4 = '\\d{1,3}(?:\\.\\d{1,3}){3}';
+const IPV6 = '[0-9A-Fa-f:.]{2,45}';
+
+const SOCKET_ADDRESS = {
+  type: 'string',
+  maxLength: 64,
+  pattern: `^(?:${IPV4}|\\[${IPV6}\\])${PORT}$`,
+  description: 'An address and port such as 10.66.0.3:41886 or [fd00::3]:41886.',
+};
+const PROTO = { type: 'string', enum: ['tcp'] };
+const ASSURANCE = { type: 'string', enum: ASSURANCES };
+
+const NO_ANSWER = [
+  'WORKLOAD_NOT_FOUND',
+  'WORKLOAD_UNCONFIRMED',
+  'AMBIGUOUS',
+  'ASSURANCE_TOO_LOW',
+  'NOT_SYNCED',
+] as const satisfies readonly ApiReason[];
+
+const query = (name: string, schema: JsonSchema, description?: string): Parameter => ({
+  name,
+  in: 'query',
+  ...(description === undefined ? {} : { description }),
+  schema,
+});
+
+export const OPERATIONS: readonly Operation[] = [
+  {
+    method: 'get',
+    path: '/v1/resolve',
+    id: 'resolve',
+    summary:
+      'Whose flow it is, by proto, src and dst. With at, and src and dst or address: who had that address then.',
+    parameters: [
+      query('proto', PROTO, 'Required without at.'),
+      query('src', SOCKET_ADDRESS, 'The peer of the proxy’s connection.'),
+      query('dst', SOCKET_ADDRESS, 'Its local address.'),
+      query('minAssurance', ASSURANCE, 'What the answer has to rest on at least. Default DATAPATH_RECORDED.'),
+      query(
+        'address',
+        {
+          type: 'string',
+          maxLength: 64,
+          pattern: `^(?:${IPV4}(?::\\d{1,5})?|${IPV6}|\\[${IPV6}\\]:\\d{1,5})$`,
+        },
+        'In the place of proto, src and dst; a port says nothing here.',
+      ),
+      query(
+        'at',
+        { type: 'string', maxLength: 64, anyOf: [{ pattern: '^\\d{1,15}$' }, { format: 'date-time' }] },
+        'Milliseconds of Unix time, or RFC 3339.',
+      ),
+    ],
+    answer: { json: 'ResolveAnswer' },
+    reasons: ['KEY_INVALID', ...NO_ANSWER, 'RATE_LIMITED'],
+  },
+  {
+    method: 'post',
+    path: '/v1/resolve:batch',
+    id: 'resolveBatch',
+    summary: 'Whose flows they are: each is answered for itself, in their order.',
+    body: {
+      type: 'object',
+      required: ['queries'],
+      additionalProperties: false,
+      properties: {
+        queries: {
+          type: 'array',
+          maxItems: MAX_BATCH,
+          items: {
+            type: 'object',
+            required: ['proto', 'src', 'dst'],
+            additionalProperties: false,
+            properties: { proto: PROTO, src: SOCKET_ADDRESS, dst: SOCKET_ADDRESS, minAssurance: ASSURANCE },
+          },
+        },
+      },
+    },
+    answer: { json: 'BatchAnswer' },
+    reasons: ['KEY_INVALID', ['KEY_INVALID', 413], ['KEY_INVALID', 415], 'RATE_LIMITED'],
+  },
+  {
+    method: 'get',
+    path: '/v1/workloads',
+    id: 'listWorkloads',
+    summary: 'The pods of this node, each with how far its interception has come.',
+    answer: { json: 'Workloads' },
+    reasons: ['KEY_INVALID'],
+  },
+  {
+    method: 'get',
+    path: '/v1/workloads/{uid}',
+    id: 'getWorkload',
+    summary: 'A pod by its UID, also for a while after it went.',
+    parameters: [
+      { name: 'uid', in: 'path', required: true, schema: { type: 'string', minLength: 1, maxLength: 253 } },
+    ],
+    answer: { json: 'WorkloadReport' },
+    reasons: ['KEY_INVALID', ['KEY_INVALID', 414], 'WORKLOAD_NOT_FOUND', 'NOT_SYNCED'],
+  },
+  {
+    method: 'get',
+    path: '/v1/watch',
+    id: 'watchIdentities',
+    summary: 'The live pods and what changes of them, for callers that keep a copy.',
+    parameters: [
+      query('epoch', { type: 'string', pattern: '^[A-Za-z0-9_-]{1,64}$' }, 'Of the line that was read last.'),
+      query('since', { type: 'integer', minimum: 0, maximum: 999_999_999_999_999 }, 'Its revision.'),
+    ],
+    answer: { lines: 'IdentityLine' },
+    reasons: ['KEY_INVALID', 'RATE_LIMITED'],
+  },
+  {
+    method: 'get',
+    path: '/v1/flows',
+    id: 'listFlows',
+    summary: 'The flows that are recorded, the newest first.',
+    parameters: [query('limit', { type: 'integer', minimum: 1, maximum: MAX_FLOWS, default: 100 })],
+    answer: { json: 'Flows' },
+    reasons: ['KEY_INVALID'],
+  },
+  {
+    method: 'get',
+    path: '/v1/flows/watch',
+    id: 'watchFlows',
+    summary: 'Flows as they start, and first packets that are refused.',
+    answer: { lines: 'FlowLine' },
+    reasons: ['KEY_INVALID', 'RATE_LIMITED'],
+  },
+  {
+    method: 'get',
+    path: '/v1/status',
+    id: 'getStatus',
+    summary: 'The agent: sources, listeners, endpoints, packets.',
+    answer: { json: 'Status' },
+    reasons: ['KEY_INVALID'],
+  },
+  {
+    method: 'get',
+    path: '/livez',
+    id: 'live',
+    summary: 'Whether the agent answers at all.',
+    answer: { json: 'Alive' },
+    reasons: [],
+  },
+  {
+    method: 'get',
+    path: '/readyz',
+    id: 'ready',
+    summary: 'Whether every source has synced and a whole round after that has ended.',
+    answer: { json: 'Ready' },
+    reasons: ['NOT_READY'],
+  },
+  {
+    method: 'get',
+    path: '/metrics',
+    id: 'metrics',
+    summary: 'Metrics in the text format of Prometheus.',
+    answer: { type: 'text/plain', schema: { type: 'string' } },
+    reasons: [],
+  },
+  {
+    method: 'get',
+    path: '/openapi.json',
+    id: 'openapi',
+    summary: 'This document.',
+    answer: { type: 'application/json', schema: { type: 'object', required: ['openapi', 'info', 'paths'] } },
+    reasons: [],
+  },
+];

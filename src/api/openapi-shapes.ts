@@ -1,0 +1,253 @@
+/** What the API answers, as schemas: the types in messages.ts, in a form that `/openapi.json` can show. */
+
+import { z } from 'zod';
+import { ASSURANCES } from '../identity/resolve.js';
+import { RUNTIME_KINDS } from '../pods/pod.js';
+
+const count = () => z.int().nonnegative();
+const text = (description: string) => z.string().meta({ description });
+const unixMs = () => z.number().meta({ description: 'Unix time, milliseconds.' });
+const socketAddress = () => z.string().meta({ examples: ['10.66.0.3:41886', '[fd00::3]:41886'] });
+const failure = () => z.enum(['closed', 'open']);
+
+export const Workload = z
+  .object({
+    uid: z.string(),
+    generation: count().meta({ description: 'Of its endpoint, or of that of the flow; 0: never enrolled.' }),
+    spiffeId: text('Empty where nobody with authority has named the pod.'),
+    namespace: z.string(),
+    podName: z.string(),
+    podUid: z.string(),
+    serviceAccount: z.string(),
+    app: z.string(),
+    runtime: z.enum(RUNTIME_KINDS),
+    runtimeHandler: z.string(),
+    sandboxId: z.string(),
+    ips: z.array(z.string()),
+    labels: z.record(z.string(), z.string()),
+    node: z.string(),
+    state: z.enum(['LIVE', 'TERMINATING']),
+  })
+  .meta({ description: 'A pod. What is not known is an empty text.' });
+
+const Interception = z.object({
+  desired: z.boolean(),
+  programmed: z.boolean(),
+  verified: z.boolean(),
+  state: z.enum(['INTERCEPTED', 'PENDING', 'REFUSED', 'DEGRADED', 'NOT_ENROLLED']),
+  reason: z.string(),
+  interface: z.string(),
+  topology: z.enum(['routed', 'bridge', '']),
+  interfaces: z.array(
+    z.object({
+      name: z.string(),
+      ifindex: count(),
+      topology: z.enum(['routed', 'bridge']),
+      podInterface: text('Empty where it is not known.'),
+    }),
+  ),
+  instance: z.string(),
+  directions: z.enum(['both', 'outbound only', '']),
+  failure: failure(),
+  problems: z.array(z.string()),
+});
+
+export const WorkloadReport = Workload.extend({ interception: Interception });
+
+export const Workloads = z.object({
+  epoch: z.string(),
+  revision: count(),
+  workloads: z.array(WorkloadReport),
+});
+
+const assurance = () => z.enum(ASSURANCES);
+const direction = () => z.enum(['EGRESS', 'INGRESS']);
+const Original = z.object({ src: socketAddress(), dst: socketAddress() });
+const ttlMs = () => count().meta({ description: 'How long the answer may be kept, milliseconds.' });
+
+const IDENTITY_REASONS = [
+  'KEY_INVALID',
+  'WORKLOAD_NOT_FOUND',
+  'WORKLOAD_UNCONFIRMED',
+  'AMBIGUOUS',
+  'ASSURANCE_TOO_LOW',
+  'NOT_SYNCED',
+] as const;
+
+export const Party = z
+  .union([
+    z.object({ workload: Workload, assurance: assurance() }),
+    z.object({ workload: z.null(), reason: z.enum(IDENTITY_REASONS) }),
+  ])
+  .meta({ description: 'An end of a flow: a pod of this node, or why none is named.' });
+
+export const Resolution = z.object({
+  workload: Workload,
+  direction: direction(),
+  original: Original,
+  instance: text('Empty where no instance serves the pod.'),
+  assurance: assurance(),
+  epoch: z.string(),
+  revision: count(),
+  ttlMs: ttlMs(),
+  source: Party,
+  destination: Party,
+});
+
+export const PastResolution = z
+  .object({
+    workload: Workload,
+    assurance: z.literal('IP_ONLY'),
+    at: unixMs(),
+    from: unixMs(),
+    until: z.number().nullable().meta({ description: 'Null: the pod has the address still.' }),
+    direction: direction().exactOptional(),
+    original: Original.exactOptional(),
+    epoch: z.string(),
+    revision: count(),
+    ttlMs: ttlMs(),
+  })
+  .meta({ description: 'Who had an address at a time.' });
+
+export const ResolveAnswer = z.union([Resolution, PastResolution]);
+
+export const Problem = z
+  .object({
+    type: z.string(),
+    title: z.string(),
+    status: count(),
+    detail: z.string(),
+    reason: z.enum([
+      ...IDENTITY_REASONS,
+      'HEADER_MISSING',
+      'CALLER_NOT_ALLOWED',
+      'NOT_FOUND',
+      'NOT_READY',
+      'RATE_LIMITED',
+      'INTERNAL',
+    ]),
+    blockers: z
+      .array(z.string())
+      .exactOptional()
+      .meta({ description: 'With NOT_READY: what has to happen first.' }),
+  })
+  .meta({ description: 'RFC 9457.' });
+
+export const BatchAnswer = z.object({
+  results: z.array(z.union([z.object({ resolution: Resolution }), z.object({ problem: Problem })])),
+});
+
+export const Flow = z
+  .object({
+    startedMs: unixMs(),
+    protocol: z.literal('tcp'),
+    src: socketAddress(),
+    dst: socketAddress(),
+    direction: direction(),
+    instance: z.string(),
+    verdict: z.string(),
+    namespace: z.string(),
+    podName: z.string(),
+    podUid: z.string(),
+    endpointId: count(),
+    generation: count(),
+    ifindex: count(),
+  })
+  .meta({
+    description: 'A flow, or a first packet that was refused. Names are empty where the pod is not known.',
+  });
+
+export const Flows = z.object({ flows: z.array(Flow) });
+
+export const FlowLine = z
+  .union([Flow, z.object({ lost: count() })])
+  .meta({ description: 'A line: an event, or how many were dropped here because the reader was slow.' });
+
+const at = { epoch: z.string(), revision: count() };
+
+export const IdentityLine = z
+  .union([
+    z.object({ type: z.enum(['SNAPSHOT', 'SNAPSHOT_DONE', 'HEARTBEAT', 'LOST']), ...at }),
+    z.object({ type: z.literal('UPSERT'), ...at, workload: Workload }),
+    z.object({ type: z.literal('REMOVED'), ...at, uid: z.string(), generation: count() }),
+  ])
+  .meta({ description: 'A line: the reader has all up to `revision`, and may come back from there.' });
+
+const Listener = z.object({
+  instance: z.string(),
+  direction: z.enum(['outbound', 'inbound']),
+  family: z.union([z.literal(4), z.literal(6)]),
+  address: socketAddress(),
+  adopted: z.boolean(),
+  pid: count().exactOptional(),
+  process: z.string().exactOptional(),
+  sockets: z.object({ all: count(), transparent: count() }),
+  refused: z.string().exactOptional(),
+  failure: failure(),
+});
+
+const totals = () => z.record(z.string(), count());
+
+export const Status = z.object({
+  version: z.string(),
+  node: z.string(),
+  pid: count(),
+  uptimeMs: count(),
+  epoch: z.string(),
+  revision: count(),
+  ready: z.boolean(),
+  blockers: z.array(z.string()),
+  sources: z.array(
+    z.object({
+      name: z.enum(['static', 'cri', 'kubernetes', 'cni']),
+      synced: z.boolean(),
+      lastError: text('Empty while the source is followed.'),
+    }),
+  ),
+  familiesOff: z.array(z.object({ family: z.union([z.literal(4), z.literal(6)]), reason: z.string() })),
+  listeners: z.array(Listener),
+  endpoints: z.record(Interception.shape.state, count()),
+  repairs: z.record(
+    z.enum([
+      'policy-route',
+      'nftables',
+      'ipvs',
+      'socket-lookup',
+      'pin',
+      'map',
+      'attachment',
+      'inbound',
+      'sysctl',
+    ]),
+    count(),
+  ),
+  podsLate: count().exactOptional(),
+  packets: totals(),
+  packetsReceived: totals(),
+  eventsLost: z.object({ kernel: count(), agent: count() }),
+});
+
+export const Alive = z.object({ status: z.literal('alive') });
+export const Ready = z.object({ status: z.literal('ready') });
+
+/** By the names that they have in the document. */
+export const SHAPES = {
+  Workload,
+  WorkloadReport,
+  Workloads,
+  Party,
+  Resolution,
+  PastResolution,
+  ResolveAnswer,
+  BatchAnswer,
+  Problem,
+  Flow,
+  Flows,
+  FlowLine,
+  IdentityLine,
+  Status,
+  Alive,
+  Ready,
+} as const;
+
+export type ShapeName = keyof typeof SHAPES;
