@@ -10,6 +10,7 @@ import { ReflectionService } from '@grpc/reflection';
 import { steadyUnixMs } from '../base/clock.js';
 import { Answers } from './answers.js';
 import { Callers } from './callers.js';
+import { credentialsOf } from './grpc-callers.js';
 import { healthHandlers } from './grpc-health.js';
 import { compiledProtos, HEALTH_SERVICE, IDENTITY_SERVICE, loadService } from './grpc-protos.js';
 import { identityHandlers } from './grpc-service.js';
@@ -29,6 +30,8 @@ export interface GrpcApi {
 export const GRPC_SOCKET_NAME = 'identity.sock';
 
 const LIMITS = {
+  /** It would keep a record of each connection. */
+  'grpc.enable_channelz': 0,
   /** 256 requests with room, as over HTTP. */
   'grpc.max_receive_message_length': 128 * 1024,
   /** What a client takes that was told nothing. */
@@ -46,17 +49,20 @@ export async function startGrpcApi(options: GrpcApiOptions): Promise<GrpcApi> {
   await removeStaleSocket(path);
   const statuses = new GrpcStatuses(options.log);
   const grpc = grpcServer(options, statuses);
-  const injector = grpc.createConnectionInjector(ServerCredentials.createInsecure());
+  const insecure = ServerCredentials.createInsecure();
   const open = new Set<Socket>();
-  const refusals = refusalsOf(options, statuses);
+  const { credentials, log } = options;
+  const callers = new Callers({ ...config.api, credentials, log, nowMs: steadyUnixMs });
   const server = createServer((socket) => {
     open.add(socket);
     socket.once('close', () => open.delete(socket));
-    const refusal = refusals(socket);
-    if (refusal === undefined) {
+    try {
+      const checked = credentialsOf(callers.of(socket), insecure, statuses);
+      const injector = grpc.createConnectionInjector(checked);
+      socket.once('close', () => injector.destroy());
       injector.injectConnection(socket);
-    } else {
-      refuse(socket, refusal);
+    } catch (error) {
+      refuse(socket, statuses.of(error, 'connection'));
     }
   });
   const close = async () => {
@@ -102,22 +108,6 @@ function grpcServer(options: GrpcApiOptions, statuses: GrpcStatuses): Server {
   );
   new ReflectionService(compiledProtos()).addToServer(server);
   return server;
-}
-
-/** What each call of a connection is refused with; undefined: its caller may ask. */
-function refusalsOf(
-  { config, credentials, log }: GrpcApiOptions,
-  statuses: GrpcStatuses,
-): (socket: Socket) => StatusObject | undefined {
-  const callers = new Callers({ allow: config.api.allow, credentials, log, nowMs: steadyUnixMs });
-  return (socket) => {
-    try {
-      const detail = callers.refusal(socket);
-      return detail === undefined ? undefined : statuses.ofProblem({ reason: 'CALLER_NOT_ALLOWED', detail });
-    } catch (error) {
-      return statuses.of(error, 'connection');
-    }
-  };
 }
 
 /** Answers whatever is called, without a look at it: "Trailers-Only" of gRPC over HTTP/2. */

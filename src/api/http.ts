@@ -7,7 +7,7 @@ import type { Writable } from 'node:stream';
 import fastify, { type FastifyInstance, type FastifyReply } from 'fastify';
 import type { Logger } from 'pino';
 import { steadyUnixMs } from '../base/clock.js';
-import type { Config } from '../config/config.js';
+import type { Config, Scope } from '../config/config.js';
 import { IdentityError } from '../identity/errors.js';
 import type { PastIdentity } from '../identity/past.js';
 import type { IdentityService } from '../identity/resolve.js';
@@ -61,6 +61,16 @@ export const GUARD_HEADER = 'nodesentry.io';
 const BODY_LIMIT = 128 * 1024;
 const URL_LIMIT = 2_048;
 
+/** What else is under /v1/ needs `admin`. */
+const SCOPES: ReadonlyMap<string, Scope> = new Map([
+  ['/v1/resolve', 'resolve'],
+  ['/v1/resolve::batch', 'resolve'],
+  ['/v1/workloads/:uid', 'resolve'],
+  ['/v1/workloads', 'watch'],
+  ['/v1/watch', 'watch'],
+  ['/metrics', 'admin'],
+]);
+
 /** Listens on `<runDir>/http.sock`. Throws SocketInUseError where somebody else does. */
 export async function startHttpApi(options: HttpApiOptions): Promise<HttpApi> {
   const { runDir, config } = options;
@@ -112,12 +122,11 @@ export async function startHttpApi(options: HttpApiOptions): Promise<HttpApi> {
 }
 
 function guard(app: FastifyInstance, { config, credentials, log }: HttpApiOptions, table: RouteTable): void {
-  const callers = new Callers({ allow: config.api.allow, credentials, log, nowMs: steadyUnixMs });
+  const callers = new Callers({ ...config.api, credentials, log, nowMs: steadyUnixMs });
   app.addHook('onRequest', async (request) => {
-    const refusal = callers.refusal(request.raw.socket);
-    if (refusal !== undefined) {
-      throw new ApiProblem(403, 'CALLER_NOT_ALLOWED', refusal);
-    }
+    const caller = callers.of(request.raw.socket);
+    caller.require(scopeOf(request.routeOptions.url));
+    caller.charge(1);
     const { url } = request;
     if (url.length > URL_LIMIT) {
       throw new IdentityError(
@@ -128,6 +137,18 @@ function guard(app: FastifyInstance, { config, credentials, log }: HttpApiOption
     if (url.startsWith('/v1/') && request.headers[GUARD_HEADER] !== 'true') {
       throw new ApiProblem(400, 'HEADER_MISSING', `send the header "${GUARD_HEADER}: true"`);
     }
+  });
+  app.addHook('preHandler', async ({ raw, body }) => {
+    const { queries } = (body ?? {}) as { readonly queries?: unknown };
+    if (Array.isArray(queries) && queries.length > 1) {
+      callers.of(raw.socket).charge(queries.length - 1);
+    }
+  });
+  app.addHook('preSerialization', async ({ raw }, reply, payload) => {
+    if (reply.statusCode === 200) {
+      callers.of(raw.socket).checkAgain();
+    }
+    return payload;
   });
   app.setErrorHandler((error, _request, reply) => sendProblem(reply, error, log));
   app.setNotFoundHandler((request, reply) => {
@@ -145,10 +166,20 @@ function guard(app: FastifyInstance, { config, credentials, log }: HttpApiOption
   });
 }
 
+/** What needs none: health, and what is not there. */
+function scopeOf(route: string | undefined): Scope | undefined {
+  return route === undefined
+    ? undefined
+    : (SCOPES.get(route) ?? (route.startsWith('/v1/') ? 'admin' : undefined));
+}
+
 function sendProblem(reply: FastifyReply, error: unknown, log: Pick<Logger, 'error'>): FastifyReply {
   const known = problemOf(error);
   if (known === undefined) {
     log.error({ err: error, url: reply.request.url }, 'API request failed');
+  }
+  if (error instanceof ApiProblem && error.retryAfterSeconds !== undefined) {
+    reply.header('retry-after', error.retryAfterSeconds);
   }
   const body = known ?? problem(500, 'INTERNAL', 'the agent failed to answer; its log says why');
   return answerProblem(reply, body);

@@ -5,12 +5,11 @@
 
 import type { FlowDirection, FlowRecord } from '../datapath/flows.js';
 import { formatSocketAddress, type SocketAddress } from '../net/socket-address.js';
-import { authoritiesAmong, isConfirmed } from '../pods/confirmation.js';
 import type { Pod, PodUid } from '../pods/pod.js';
 import type { PodStore } from '../pods/pod-store.js';
-import type { PodSource } from '../pods/source.js';
 import type { DatapathView } from '../reconcile/datapath-view.js';
 import { IdentityError, type IdentityReason } from './errors.js';
+import { Naming, type NamingOptions } from './naming.js';
 import { type ProcessKey, podsByInterface, podsByProcess } from './pod-keys.js';
 import { type Workload, type WorkloadPlace, type WorkloadState, workloadOf } from './workload.js';
 
@@ -71,19 +70,13 @@ export type PodResolution = Pick<Resolution, 'workload' | 'instance' | 'epoch' |
   readonly assurance?: Assurance;
 };
 
-export interface IdentityOptions extends WorkloadPlace {
+export interface IdentityOptions extends WorkloadPlace, NamingOptions {
   readonly store: Pick<PodStore, 'epoch' | 'revision' | 'get' | 'list' | 'byIp' | 'removed' | 'departed'>;
   readonly datapath: Pick<
     DatapathView,
     'lookupFlow' | 'endpoints' | 'endpointOf' | 'podOfEndpoint' | 'isLiveEndpoint'
   >;
-  /** Whether every configured source has delivered at least once. */
-  readonly synced: () => boolean;
-  /** Those that are configured. */
-  readonly sources: readonly Source[];
 }
-
-type Source = Pick<PodSource, 'name' | 'lastError'>;
 
 const DEFAULT_ASSURANCE: Assurance = 'DATAPATH_RECORDED';
 export const TTL_MS = 1_000;
@@ -97,12 +90,11 @@ interface Answer {
 
 export class IdentityService {
   readonly #options: IdentityOptions;
-  /** Without whose word a pod has no identity. */
-  readonly #authorities: readonly Source[];
+  readonly #naming: Naming;
 
   constructor(options: IdentityOptions) {
     this.#options = options;
-    this.#authorities = authoritiesAmong(options.sources);
+    this.#naming = new Naming(options);
   }
 
   /** Throws IdentityError. */
@@ -154,9 +146,9 @@ export class IdentityService {
     const { datapath } = this.#options;
     const found = this.#podNow(this.#uidOf(query));
     if (found === undefined) {
-      throw this.#unknown(`no pod of this node ${textOf(query)}`);
+      throw this.#naming.unknown(`no pod of this node ${textOf(query)}`);
     }
-    this.#requireNamed(found.pod);
+    this.#naming.requireNamed(found.pod);
     const endpoint = datapath.endpointOf(found.pod.uid);
     return {
       workload: workloadOf(found.pod, endpoint?.generation ?? 0, found.state, this.#options),
@@ -173,7 +165,7 @@ export class IdentityService {
     const [uid, ...others] =
       'hostInterface' in query ? podsByInterface(query.hostInterface, datapath) : podsByProcess(query, store);
     if (uid === undefined) {
-      throw this.#unknown(`no pod of this node ${textOf(query)}`);
+      throw this.#naming.unknown(`no pod of this node ${textOf(query)}`);
     }
     if (others.length > 0) {
       const uids = [uid, ...others].join(', ');
@@ -192,7 +184,7 @@ export class IdentityService {
   workload(uid: PodUid): { readonly pod: Pod; readonly workload: Workload } {
     const found = this.#podNow(uid);
     if (found === undefined) {
-      throw this.#unknown(`no pod of this node has the UID ${uid}`);
+      throw this.#naming.unknown(`no pod of this node has the UID ${uid}`);
     }
     return { pod: found.pod, workload: this.#shown(found.pod, found.state) };
   }
@@ -214,7 +206,7 @@ export class IdentityService {
   #shown(pod: Pod, state: WorkloadState): Workload {
     const generation = this.#options.datapath.endpointOf(pod.uid)?.generation ?? 0;
     const workload = workloadOf(pod, generation, state, this.#options);
-    return this.#isConfirmed(pod) ? workload : { ...workload, spiffeId: '', serviceAccount: '' };
+    return this.#naming.isConfirmed(pod) ? workload : { ...workload, spiffeId: '', serviceAccount: '' };
   }
 
   /**
@@ -232,11 +224,11 @@ export class IdentityService {
       return undefined;
     }
     if (found === undefined) {
-      throw this.#unknown(
+      throw this.#naming.unknown(
         `the flow was recorded for endpoint ${flow.endpointId} (generation ${flow.generation}), whose pod is not known`,
       );
     }
-    this.#requireNamed(found.pod);
+    this.#naming.requireNamed(found.pod);
     return {
       workload: workloadOf(found.pod, flow.generation, found.state, this.#options),
       direction: flow.direction,
@@ -249,7 +241,7 @@ export class IdentityService {
     const { store, datapath } = this.#options;
     const [pod, ...others] = store.byIp(ip);
     if (pod === undefined) {
-      throw this.#unknown(`${why}, and no pod of this node has the address ${ip}`);
+      throw this.#naming.unknown(`${why}, and no pod of this node has the address ${ip}`);
     }
     if (others.length > 0) {
       const names = [pod, ...others].map(({ namespace, name }) => `${namespace}/${name}`).join(', ');
@@ -258,7 +250,7 @@ export class IdentityService {
         `${why}, and ${ip} is the address of ${others.length + 1} pods: ${names}`,
       );
     }
-    this.#requireNamed(pod);
+    this.#naming.requireNamed(pod);
     const endpoint = datapath.endpointOf(pod.uid);
     return {
       workload: workloadOf(pod, endpoint?.generation ?? 0, 'LIVE', this.#options),
@@ -287,69 +279,13 @@ export class IdentityService {
     const { store } = this.#options;
     const live = store.get(uid);
     // Gone for the authority, while a source that cannot name it still lists it: its flows are those of a pod that ends.
-    const departed = live === undefined || this.#isConfirmed(live) ? undefined : store.departed(uid);
-    if (live !== undefined && (departed === undefined || !this.#isConfirmed(departed.pod))) {
+    const departed = live === undefined || this.#naming.isConfirmed(live) ? undefined : store.departed(uid);
+    if (live !== undefined && (departed === undefined || !this.#naming.isConfirmed(departed.pod))) {
       return { pod: live, state: 'LIVE' };
     }
     const removed = departed ?? store.removed(uid);
     return removed === undefined ? undefined : { pod: removed.pod, state: 'TERMINATING' };
   }
-
-  #isConfirmed(pod: Pod): boolean {
-    return isConfirmed(pod, this.#authorities);
-  }
-
-  #requireNamed(pod: Pod): void {
-    if (!this.#isConfirmed(pod)) {
-      throw this.#notToldYet(pod, namesOf(this.#authorities, 'or'), this.#authorityBehind());
-    }
-    if (pod.serviceAccount === '' && !pod.sources.includes('kubernetes')) {
-      throw this.#unconfirmed(pod);
-    }
-    if (pod.serviceAccount === '') {
-      throw new IdentityError(
-        'WORKLOAD_NOT_FOUND',
-        `pod ${pod.namespace}/${pod.name} has no service account, and so no identity: Kubernetes gives none to static pods of the kubelet`,
-      );
-    }
-  }
-
-  /** The runtime is late where the CNI plugin tells of a pod that starts: it may know the account in a moment. */
-  #unconfirmed(pod: Pod): IdentityError {
-    const { sources } = this.#options;
-    const cri = sources.find(({ name }) => name === 'cri');
-    if (cri !== undefined && !pod.sources.includes('cri')) {
-      return this.#notToldYet(pod, cri.name, cri.lastError);
-    }
-    return new IdentityError(
-      'WORKLOAD_UNCONFIRMED',
-      `no source knows the service account of pod ${pod.namespace}/${pod.name} (asked: ${namesOf(sources, 'and')}): add the source kubernetes, or name the account of such pods, as in sources: {cri: {serviceAccount: default}}`,
-    );
-  }
-
-  #notToldYet(pod: Pod, names: string, why: string | undefined): IdentityError {
-    return new IdentityError(
-      'NOT_SYNCED',
-      `${names} has not told of pod ${pod.namespace}/${pod.name} yet${why === undefined ? '' : ` (${why})`}`,
-    );
-  }
-
-  /** Why an authority may not have told all; undefined while all follow. */
-  #authorityBehind(): string | undefined {
-    const behind = this.#authorities.find(({ lastError }) => lastError !== undefined);
-    return behind === undefined ? undefined : `${behind.name} is behind: ${behind.lastError}`;
-  }
-
-  #unknown(message: string): IdentityError {
-    const behind = this.#options.synced() ? this.#authorityBehind() : 'not every pod source has answered yet';
-    return behind === undefined
-      ? new IdentityError('WORKLOAD_NOT_FOUND', message)
-      : new IdentityError('NOT_SYNCED', `${message}; ${behind}`);
-  }
-}
-
-function namesOf(sources: readonly Source[], last: string): string {
-  return sources.map(({ name }) => name).join(` ${last} `);
 }
 
 function textOf(query: PodQuery): string {
