@@ -71,33 +71,49 @@ const query = (name: string, schema: JsonSchema, description?: string): Paramete
   schema,
 });
 
+const WHOLE_NUMBER: JsonSchema = { type: 'string', pattern: '^\\d{1,19}$' };
+
+/** What `resolve` takes, be it alone or in a batch: one key, and how good the answer has to be. */
+const QUESTION: readonly Parameter[] = [
+  query('proto', PROTO, 'With src and dst, without at.'),
+  query('src', SOCKET_ADDRESS, 'The peer of the proxy’s connection.'),
+  query('dst', SOCKET_ADDRESS, 'Its local address.'),
+  query('podUid', { type: 'string', minLength: 1, maxLength: 253 }, 'In the place of proto, src and dst.'),
+  query(
+    'address',
+    {
+      type: 'string',
+      maxLength: 64,
+      pattern: `^(?:${IPV4}(?::\\d{1,5})?|${IPV6}|\\[${IPV6}\\]:\\d{1,5})$`,
+    },
+    'In the place of proto, src and dst; a port says nothing here.',
+  ),
+  query(
+    'hostInterface',
+    { type: 'string', minLength: 1, maxLength: 15 },
+    'The host’s end of the pod’s interface.',
+  ),
+  query('pid', WHOLE_NUMBER, 'Of a process of the pod, with startTime.'),
+  query('startTime', WHOLE_NUMBER, 'Field 22 of /proc/PID/stat.'),
+  query('minAssurance', ASSURANCE, 'What the answer has to rest on at least. Default DATAPATH_RECORDED.'),
+  query(
+    'at',
+    { type: 'string', maxLength: 64, anyOf: [{ pattern: '^\\d{1,15}$' }, { format: 'date-time' }] },
+    'Milliseconds of Unix time, or RFC 3339.',
+  ),
+  query('minEpoch', { type: 'string', minLength: 1, maxLength: 64 }, 'With minRevision.'),
+  query('minRevision', WHOLE_NUMBER, 'What the agent has to know at least, as the watch has told it.'),
+  query('waitMs', { type: 'string', pattern: '^\\d{1,4}$' }, 'How long to wait for that: at most 5000.'),
+];
+
 export const OPERATIONS: readonly Operation[] = [
   {
     method: 'get',
     path: '/v1/resolve',
     id: 'resolve',
     summary:
-      'Whose flow it is, by proto, src and dst. With at, and src and dst or address: who had that address then.',
-    parameters: [
-      query('proto', PROTO, 'Required without at.'),
-      query('src', SOCKET_ADDRESS, 'The peer of the proxy’s connection.'),
-      query('dst', SOCKET_ADDRESS, 'Its local address.'),
-      query('minAssurance', ASSURANCE, 'What the answer has to rest on at least. Default DATAPATH_RECORDED.'),
-      query(
-        'address',
-        {
-          type: 'string',
-          maxLength: 64,
-          pattern: `^(?:${IPV4}(?::\\d{1,5})?|${IPV6}|\\[${IPV6}\\]:\\d{1,5})$`,
-        },
-        'In the place of proto, src and dst; a port says nothing here.',
-      ),
-      query(
-        'at',
-        { type: 'string', maxLength: 64, anyOf: [{ pattern: '^\\d{1,15}$' }, { format: 'date-time' }] },
-        'Milliseconds of Unix time, or RFC 3339.',
-      ),
-    ],
+      'Whose flow it is, by proto, src and dst; or who a pod is, by one other key. With at, and src and dst or address: who had that address then.',
+    parameters: QUESTION,
     answer: { json: 'ResolveAnswer' },
     reasons: ['KEY_INVALID', ...NO_ANSWER, 'RATE_LIMITED'],
   },
@@ -116,9 +132,8 @@ export const OPERATIONS: readonly Operation[] = [
           maxItems: MAX_BATCH,
           items: {
             type: 'object',
-            required: ['proto', 'src', 'dst'],
             additionalProperties: false,
-            properties: { proto: PROTO, src: SOCKET_ADDRESS, dst: SOCKET_ADDRESS, minAssurance: ASSURANCE },
+            properties: Object.fromEntries(QUESTION.map(({ name, schema }) => [name, schema])),
           },
         },
       },
