@@ -19,6 +19,15 @@ static __always_inline bool is_from_node(const struct __sk_buff *skb) {
     return !skb->ingress_ifindex && skb->sk;
 }
 
+/* What another instance's proxy of this node sends to the pod, be it on behalf of a pod of its own, is for the pod's
+ * proxy to judge; of the pod's own proxy it is the leg that the pod is to have. */
+static __always_inline bool is_from_another_proxy(struct __sk_buff *skb, const struct endpoint *endpoint) {
+    __u64 cgroup = bpf_skb_cgroup_id(skb);
+    __u32 *instance = bpf_map_lookup_elem(&proxy_cgroups, &cgroup);
+
+    return instance && *instance != endpoint->instance;
+}
+
 static __always_inline int send_to_proxy(struct __sk_buff *skb, const struct endpoint *endpoint, enum verdict verdict) {
     __u32 row = 0;
     struct steering *own = bpf_map_lookup_elem(&steering, &row);
@@ -107,7 +116,7 @@ int pod_ingress(struct __sk_buff *skb) {
     endpoint = bpf_map_lookup_elem(&endpoints, &ifindex);
     if (!endpoint || !(endpoint->flags & ENDPOINT_INBOUND))
         return TC_ACT_UNSPEC;
-    if (is_from_node(skb))
+    if (is_from_node(skb) && !is_from_another_proxy(skb, endpoint))
         return pass(endpoint, VERDICT_FROM_NODE);
     parsed = parse(skb, &packet);
     if (endpoint->flags & ENDPOINT_LEAVING)

@@ -177,6 +177,8 @@ struct turn {
 
 /* proxy_ports: where proxies of this node listen for what is intercepted -> 1; in host byte order */
 
+/* proxy_cgroups: a cgroup of version 2 in which one instance alone has its listeners -> that instance's number */
+
 /* udp_ports: destination ports that stay open where other protocols are closed -> 1; in host byte order */
 
 /* settings: one row, written by the agent */

@@ -119,6 +119,14 @@ struct {
 
 struct {
     __uint(type, BPF_MAP_TYPE_HASH);
+    __uint(max_entries, MAX_LISTENERS);
+    __uint(map_flags, BPF_F_NO_PREALLOC);
+    __type(key, __u64);
+    __type(value, __u32);
+} proxy_cgroups SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_HASH);
     __uint(max_entries, MAX_UDP_PORTS);
     __uint(map_flags, BPF_F_NO_PREALLOC);
     __type(key, __u16);

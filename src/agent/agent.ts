@@ -13,6 +13,7 @@ import { Flows } from '../datapath/flows.js';
 import { InstanceSlots } from '../datapath/instance-slots.js';
 import { Listeners } from '../datapath/listeners.js';
 import { MANIFEST } from '../datapath/manifest.js';
+import { ProxyCgroups } from '../datapath/proxy-cgroups.js';
 import { AddressHistory } from '../identity/history.js';
 import { PastIdentity } from '../identity/past.js';
 import { IdentityService } from '../identity/resolve.js';
@@ -188,12 +189,17 @@ async function start(
     log.info(migrated, 'took over from an agent of an older layout');
   }
   const identityOption = openIdentityOption({ programs, listeners, repairs, opened, log });
-  identityOption.ensure();
+  const proxyCgroups = new ProxyCgroups(programs.maps.proxy_cgroups, () => listeners.cgroups());
+  const ensureCgroups = () => {
+    proxyCgroups.ensure();
+    identityOption.ensure();
+  };
+  ensureCgroups();
   const look = setInterval(
     () =>
       guarded(log, 'looking for listeners', async () => {
         if (await listeners.refresh()) {
-          identityOption.ensure();
+          ensureCgroups();
         }
       }),
     LISTENER_LOOK_MS,
@@ -202,7 +208,7 @@ async function start(
 
   const reconcile = () =>
     guarded(log, 'reconciling', () => {
-      identityOption.ensure();
+      ensureCgroups();
       return reconciler.reconcile();
     });
   const changed = (changes: readonly PodChange[]) =>

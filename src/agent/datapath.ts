@@ -196,7 +196,7 @@ export function openIdentityOption(parts: {
     map: programs.maps.node,
     layouts: programs.layouts,
     netnsCookie,
-    cgroups: () => listeners.cgroups(),
+    cgroups: () => new Set(listeners.cgroups().keys()),
     repaired: (what) => repairs.note('attachment', what),
     log: log.child({ part: 'datapath' }),
   });

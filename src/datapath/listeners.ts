@@ -192,9 +192,15 @@ export class Listeners {
     return undefined;
   }
 
-  /** Numbers of the cgroups of version 2 that the listeners were opened in, and so what they accept. */
-  cgroups(): ReadonlySet<number> {
-    return new Set([...this.#cgroups.values()].flat());
+  /** Numbers of the cgroups of version 2 that the listeners were opened in, and so what they accept, with whose they are. */
+  cgroups(): ReadonlyMap<number, ReadonlySet<number>> {
+    const found = new Map<number, Set<number>>();
+    for (const [index, cgroups] of this.#cgroups) {
+      for (const cgroup of cgroups) {
+        found.set(cgroup, (found.get(cgroup) ?? new Set()).add(Math.floor(index / this.#perInstance)));
+      }
+    }
+    return found;
   }
 
   status(): ListenerStatus[] {

@@ -46,6 +46,7 @@ export const MANIFEST = {
     turns: { onNewLayout: 'begun-anew' },
     udp_ports: { onNewLayout: 'begun-anew' },
     proxy_ports: { onNewLayout: 'begun-anew' },
+    proxy_cgroups: { onNewLayout: 'begun-anew' },
     settings: { onNewLayout: 'begun-anew' },
     listeners: { onNewLayout: 'begun-anew' },
     counters: { onNewLayout: 'begun-anew' },

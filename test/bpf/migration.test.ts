@@ -183,6 +183,7 @@ describe('an agent of a newer layout', () => {
         'turns',
         'udp_ports',
         'proxy_ports',
+        'proxy_cgroups',
         'settings',
         'listeners',
         'counters',

@@ -10,7 +10,7 @@ import { type Daemon, inNetns, type Output, tryRun, waitFor } from '../lab/exec.
 import type { Lab } from '../lab/lab.js';
 import type { LabPod } from '../lab/pod.js';
 
-const CLI = join(import.meta.dirname, '../../bin/nodesentry');
+export const CLI = join(import.meta.dirname, '../../bin/nodesentry');
 
 const DEFAULT_OBJECTS = join(import.meta.dirname, '../../build/bpf');
 
