@@ -119,7 +119,7 @@ export async function startHttpApi(options: HttpApiOptions): Promise<HttpApi> {
 
 function guard(app: FastifyInstance, { config, credentials, log }: HttpApiOptions, table: RouteTable): void {
   const callers = new Callers({ allow: config.api.allow, credentials, log, nowMs: steadyUnixMs });
-  app.addHook('onRequest', async (request) => {
+  app.addHook('onRequest', async (request, reply) => {
     const refusal = callers.refusal(request.raw.socket);
     if (refusal !== undefined) {
       throw new ApiProblem(403, 'CALLER_NOT_ALLOWED', refusal);
@@ -131,24 +131,22 @@ function guard(app: FastifyInstance, { config, credentials, log }: HttpApiOption
         `the URL: expected at most ${URL_LIMIT} characters, got ${url.length}`,
       );
     }
+    // Before anything is made of a body that nobody wants.
+    if (request.is404) {
+      const [path = ''] = url.split('?', 1);
+      const allowed = table.methodsOf(path);
+      reply.headers(allowed.length === 0 ? {} : { allow: allowed.join(', ') });
+      throw new ApiProblem(
+        allowed.length === 0 ? 404 : 405,
+        'NOT_FOUND',
+        `there is no ${request.method} ${path}`,
+      );
+    }
     if (url.startsWith('/v1/') && request.headers[GUARD_HEADER] !== 'true') {
       throw new ApiProblem(400, 'HEADER_MISSING', `send the header "${GUARD_HEADER}: true"`);
     }
   });
   app.setErrorHandler((error, _request, reply) => sendProblem(reply, error, log));
-  app.setNotFoundHandler((request, reply) => {
-    const [path = ''] = request.url.split('?', 1);
-    const detail = `there is no ${request.method} ${path}`;
-    const allowed = table.methodsOf(path);
-    if (allowed.length === 0) {
-      return sendProblem(reply, new ApiProblem(404, 'NOT_FOUND', detail), log);
-    }
-    return sendProblem(
-      reply.header('allow', allowed.join(', ')),
-      new ApiProblem(405, 'NOT_FOUND', detail),
-      log,
-    );
-  });
 }
 
 function sendProblem(reply: FastifyReply, error: unknown, log: Pick<Logger, 'error'>): FastifyReply {

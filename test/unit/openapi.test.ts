@@ -359,6 +359,9 @@ test('another method is refused with those that there are', async () => {
     const reply = await ask(path, { method });
     expect([reply.status, reply.type, reply.allow]).toEqual([405, 'application/problem+json', allow]);
   }
+  // Whatever else is wrong with it.
+  const more = { headers: { 'content-type': 'text/csv' }, body: 'x' };
+  expect(await ask('/v1/status', { method: 'PUT', ...more })).toMatchObject({ status: 405 });
   expect(await ask('/v1/nothing', { method: 'PUT' })).toMatchObject({ status: 404, allow: undefined });
   expect(await ask('/openapixjson')).toMatchObject({ status: 404 });
 });
