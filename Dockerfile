@@ -22,6 +22,8 @@ RUN --mount=type=secret,id=npmrc,target=/root/.npmrc --mount=type=secret,id=ca,t
     && rm -rf /tmp/npm
 COPY CMakeLists.txt tsconfig.json tsconfig.build.json ./
 COPY bpf bpf
+COPY include include
+COPY man man
 COPY native native
 RUN node node_modules/.bin/cmake-js compile --log-level warn
 COPY src src
@@ -35,7 +37,7 @@ RUN node /usr/local/lib/node_modules/npm/bin/npm-cli.js prune --omit=dev --no-au
     && find node_modules/netlink/prebuilds -mindepth 1 -maxdepth 1 ! -name "linux-$(node -p process.arch)" -exec rm -r {} + \
     && find node_modules -type d -empty -delete \
     && mkdir -p /out/build \
-    && cp -a LICENSE package.json bin dist proto node_modules /out/ \
+    && cp -a LICENSE package.json bin dist include man proto node_modules /out/ \
     && cp -a build/Release build/bpf /out/build/ \
     && if [ -e build/cni/nodesentry-cni ]; then cp -a build/cni /out/build/; fi
 
@@ -50,7 +52,11 @@ RUN apt-get update -qq \
        /var/log/apt /var/log/dpkg.log /var/log/alternatives.log
 COPY --from=node /usr/local/bin/node /usr/local/bin/node
 COPY --from=build /out /opt/nodesentry
-RUN ln -s /opt/nodesentry/bin/nodesentry /usr/local/bin/nodesentry && nodesentry --version
+RUN ln -s /opt/nodesentry/bin/nodesentry /usr/local/bin/nodesentry \
+    && ln -s /opt/nodesentry/include/nodesentry.h /usr/local/include/nodesentry.h \
+    && mkdir -p /usr/local/share/man/man7 \
+    && ln -s /opt/nodesentry/man/nodesentry.7 /usr/local/share/man/man7/nodesentry.7 \
+    && nodesentry --version
 
 ARG VERSION=0.1.0
 LABEL org.opencontainers.image.title="NodeSentry" \

@@ -8,6 +8,8 @@
 #include <linux/bpf.h>
 #include <linux/types.h>
 
+#include <nodesentry.h>
+
 /* The folder of the pins under the bpffs, v1; a newer agent takes over what an older one left (docs/upgrade.md). */
 #ifndef LAYOUT_VERSION
 #define LAYOUT_VERSION 1
@@ -84,6 +86,24 @@ struct workload {
     TEST_FIELD(__u32)
     __u32 generation;
     __u32 ifindex;
+};
+
+/* identities: endpoint id -> who the pod is, as a proxy is told by getsockopt(2). `end` but for what is of the flow. */
+struct identity {
+    struct nodesentry_end end;
+    char id[NODESENTRY_SPIFFE_MAX]; /* its SPIFFE ID */
+    __u32 id_length;                /* 0: not confirmed, or it has none */
+};
+
+enum identity_version {
+    IDENTITY_VERSION = NODESENTRY_VERSION,
+};
+
+/* addresses: of enrolled pods, each of one pod alone -> its endpoint id */
+
+/* node: one row */
+struct node {
+    __u64 netns_cookie; /* of the network namespace that the agent works in; 0: the kernel does not tell */
 };
 
 /* instances: number, which endpoints and flows refer to -> whose it is. Never given to another name while any of them

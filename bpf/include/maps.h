@@ -43,6 +43,29 @@ struct {
 
 struct {
     __uint(type, BPF_MAP_TYPE_HASH);
+    __uint(max_entries, MAX_ENDPOINTS);
+    __uint(map_flags, BPF_F_NO_PREALLOC);
+    __type(key, __u32);
+    __type(value, struct identity);
+} identities SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_HASH);
+    __uint(max_entries, MAX_SOURCES);
+    __uint(map_flags, BPF_F_NO_PREALLOC);
+    __type(key, struct address);
+    __type(value, __u32);
+} addresses SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_ARRAY);
+    __uint(max_entries, 1);
+    __type(key, __u32);
+    __type(value, struct node);
+} node SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_HASH);
     __uint(max_entries, MAX_INSTANCES);
     __uint(map_flags, BPF_F_NO_PREALLOC);
     __type(key, __u32);
@@ -179,6 +202,8 @@ struct layouts {
     enum limit limit;
     enum priority priority;
     enum delivery delivery;
+    enum identity_version identity_version;
+    enum nodesentry_runtime runtime;
     enum layout layout;
 };
 const struct layouts *const volatile layouts_in_btf = NULL;

@@ -55,6 +55,13 @@ Napi::Object describe(Napi::Env env, const nlmsghdr *message) {
     result.Set("cookie", Napi::BigInt::New(env, cookie));
     auto *only = static_cast<const uint8_t *>(attribute(message, diag, INET_DIAG_SKV6ONLY, sizeof(uint8_t)));
     result.Set("v6only", only && *only != 0);
+    // Version 2's, as of when the socket was opened. A kernel without them does not tell.
+    auto *cgroup = static_cast<const uint64_t *>(attribute(message, diag, INET_DIAG_CGROUP_ID, sizeof(uint64_t)));
+    if (cgroup) {
+        uint64_t number;
+        memcpy(&number, cgroup, sizeof(number));
+        result.Set("cgroup", static_cast<double>(number));
+    }
     // Older kernels do not tell.
     auto *options =
         static_cast<const inet_diag_sockopt *>(attribute(message, diag, INET_DIAG_SOCKOPT, sizeof(inet_diag_sockopt)));

@@ -14,6 +14,9 @@
 #ifndef SO_PEERPIDFD
 #define SO_PEERPIDFD 77 // Linux 6.5
 #endif
+#ifndef SO_NETNS_COOKIE
+#define SO_NETNS_COOKIE 71 // Linux 5.14
+#endif
 
 namespace ns {
 
@@ -138,6 +141,31 @@ Napi::Value socket_info(const Napi::CallbackInfo &info) {
     return result;
 }
 
+Napi::Value socket_option(const Napi::CallbackInfo &info) {
+    auto env = info.Env();
+    auto value = info[3].As<Napi::Uint8Array>();
+    socklen_t length = value.ByteLength();
+
+    if (getsockopt(fd_argument(info, 0), info[1].As<Napi::Number>().Int32Value(),
+                   info[2].As<Napi::Number>().Int32Value(), value.Data(), &length))
+        throw kernel_error(env, errno, "getsockopt", "asking for a socket's option");
+    return Napi::Number::New(env, length);
+}
+
+// Of the namespace that this thread is in; 0 where the kernel does not tell.
+Napi::Value netns_cookie(const Napi::CallbackInfo &info) {
+    auto env = info.Env();
+    uint64_t cookie = 0;
+    socklen_t length = sizeof(cookie);
+    Fd fd(socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+
+    if (!fd)
+        throw kernel_error(env, errno, "socket", "asking for the cookie of the network namespace");
+    if (getsockopt(fd.get(), SOL_SOCKET, SO_NETNS_COOKIE, &cookie, &length))
+        cookie = 0;
+    return Napi::BigInt::New(env, cookie);
+}
+
 Napi::Value peer_credentials(const Napi::CallbackInfo &info) {
     auto env = info.Env();
     int fd = fd_argument(info, 0);
@@ -170,6 +198,8 @@ void define_sockets(Napi::Env env, Napi::Object exports) {
     exports.Set("pidfdGetfd", Napi::Function::New(env, pidfd_getfd));
     exports.Set("setTransparent", Napi::Function::New(env, set_transparent));
     exports.Set("socketFrom", Napi::Function::New(env, socket_from));
+    exports.Set("socketOption", Napi::Function::New(env, socket_option));
+    exports.Set("netnsCookie", Napi::Function::New(env, netns_cookie));
     exports.Set("socketInfo", Napi::Function::New(env, socket_info));
     exports.Set("peerCredentials", Napi::Function::New(env, peer_credentials));
 }

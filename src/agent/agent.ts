@@ -37,7 +37,7 @@ import { createLogger } from '../telemetry/log.js';
 import { Metrics } from '../telemetry/metrics.js';
 import { packageVersion } from '../telemetry/version.js';
 import { startCni } from './cni.js';
-import { createReconciler } from './datapath.js';
+import { createReconciler, openIdentityOption } from './datapath.js';
 import type { AgentOptions } from './options.js';
 import { takeLock } from './run-lock.js';
 import { openSources } from './sources.js';
@@ -187,13 +187,24 @@ async function start(
   if (migrated !== undefined) {
     log.info(migrated, 'took over from an agent of an older layout');
   }
+  const identityOption = openIdentityOption({ programs, listeners, repairs, opened, log });
+  identityOption.ensure();
   const look = setInterval(
-    () => guarded(log, 'looking for listeners', () => listeners.refresh()),
+    () =>
+      guarded(log, 'looking for listeners', async () => {
+        if (await listeners.refresh()) {
+          identityOption.ensure();
+        }
+      }),
     LISTENER_LOOK_MS,
   );
   opened.add(look, clearInterval);
 
-  const reconcile = () => guarded(log, 'reconciling', () => reconciler.reconcile());
+  const reconcile = () =>
+    guarded(log, 'reconciling', () => {
+      identityOption.ensure();
+      return reconciler.reconcile();
+    });
   const changed = (changes: readonly PodChange[]) =>
     guarded(log, 'reconciling', () => reconciler.reconcilePods(changes.map(({ pod }) => pod.uid)));
   opened.add(store.subscribe(changed), (unsubscribe) => unsubscribe());

@@ -14,6 +14,8 @@ import type { Restored } from '../cni/restore.js';
 import { type UninstallOptions, uninstall } from '../cni/uninstall.js';
 import { MANIFEST } from '../datapath/manifest.js';
 import type { Attachment, Attachments } from '../kernel/attachment.js';
+import { CgroupLinks } from '../kernel/cgroup-links.js';
+import { CgroupTree } from '../kernel/cgroups.js';
 import { ClsactFilters } from '../kernel/clsact.js';
 import { familiesKnown } from '../kernel/families.js';
 import { removeIpvsServices } from '../kernel/ipvs.js';
@@ -109,6 +111,12 @@ async function detachAll({ bpffs }: CleanupOptions, socket: RouteSocket): Promis
   for (const { links } of pinnedVersions(bpffs).map((version) => pinFolders(bpffs, version))) {
     if (new SocketLookup(links, MANIFEST.programs.socket_lookup.role).detach()) {
       removed.push('program for socket lookup');
+    }
+    const role = MANIFEST.programs.identity_option.role;
+    const options = new CgroupLinks(MANIFEST, links, role, new CgroupTree());
+    for (const cgroup of options.list()) {
+      options.detach(cgroup);
+      removed.push(`program ${role} at cgroup ${cgroup}`);
     }
     removed.push(...detachEach(new TcxLinks(MANIFEST, links)).map(told));
   }

@@ -6,10 +6,14 @@ import type { Opened } from '../base/opened.js';
 import { type Config, instanceFor } from '../config/config.js';
 import { Canaries } from '../datapath/canary.js';
 import type { EndpointTables } from '../datapath/endpoints.js';
+import { IdentityOption } from '../datapath/identity-option.js';
 import { InboundSteering } from '../datapath/inbound.js';
 import type { InstanceSlots } from '../datapath/instance-slots.js';
+import type { Listeners } from '../datapath/listeners.js';
 import { type DatapathPrograms, MANIFEST, type Role } from '../datapath/manifest.js';
 import { PortSet } from '../datapath/port-set.js';
+import { CgroupLinks } from '../kernel/cgroup-links.js';
+import { CgroupTree } from '../kernel/cgroups.js';
 import { ClsactFilters } from '../kernel/clsact.js';
 import { familiesOff } from '../kernel/families.js';
 import { IpvsBypass } from '../kernel/ipvs.js';
@@ -29,10 +33,10 @@ import { tcxSupported } from '../native/bpf.js';
 import { BridgeFdb } from '../native/bridge-fdb.js';
 import type { Netfilter } from '../native/netfilter.js';
 import { Redirects } from '../native/redirects.js';
-import { tcpConnections } from '../native/sockets.js';
+import { netnsCookie, tcpConnections } from '../native/sockets.js';
 import { ipToBytes } from '../net/ip.js';
-import { authoritiesAmong } from '../pods/confirmation.js';
-import type { PodUid } from '../pods/pod.js';
+import { authoritiesAmong, isConfirmed } from '../pods/confirmation.js';
+import { appOf, type PodUid, spiffeIdOf } from '../pods/pod.js';
 import type { PodStore } from '../pods/pod-store.js';
 import type { PodSource } from '../pods/source.js';
 import { BridgeMemory } from '../reconcile/bridge-memory.js';
@@ -153,12 +157,48 @@ export function createReconciler(parts: {
     },
     instanceName: (number) => slots.nameOf(number),
     authorities: authoritiesAmong(parts.sources),
+    claimants: (ip) => store.byIp(ip).length,
+    identityOf: (pod) => {
+      const isNamed = isConfirmed(pod, authoritiesAmong(parts.sources)) && pod.serviceAccount !== '';
+      return {
+        namespace: pod.namespace,
+        podName: pod.name,
+        serviceAccount: pod.serviceAccount,
+        app: appOf(pod) ?? '',
+        runtime: pod.runtime,
+        spiffeId: isNamed ? spiffeIdOf(pod, config.trustDomain) : '',
+      };
+    },
     synced,
     starting: parts.starting,
     log,
     connections: (ips) => tcpConnections(ips.map(ipToBytes)),
     rememberMs: config.identity.rememberSeconds * 1_000,
     nowMs: steadyUnixMs,
+  });
+}
+
+/** Attached to nothing yet. */
+export function openIdentityOption(parts: {
+  readonly programs: DatapathPrograms;
+  readonly listeners: Pick<Listeners, 'cgroups'>;
+  readonly repairs: Pick<Repairs, 'note'>;
+  readonly opened: Opened;
+  readonly log: Logger;
+}): IdentityOption {
+  const { programs, listeners, repairs, opened, log } = parts;
+  const { role } = MANIFEST.programs.identity_option;
+  const links = new CgroupLinks(MANIFEST, programs.linksPath, role, new CgroupTree());
+  opened.add(links, (held) => held.close());
+  return new IdentityOption({
+    links,
+    program: programs.programs.identity_option,
+    map: programs.maps.node,
+    layouts: programs.layouts,
+    netnsCookie,
+    cgroups: () => listeners.cgroups(),
+    repaired: (what) => repairs.note('attachment', what),
+    log: log.child({ part: 'datapath' }),
   });
 }
 

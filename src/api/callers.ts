@@ -4,7 +4,10 @@ import { closeSync, readFileSync, statSync } from 'node:fs';
 import type { Socket } from 'node:net';
 import type { Logger } from 'pino';
 import type { Clock } from '../base/clock.js';
-import type { AllowedCaller } from '../config/config.js';
+import type { AllowedCaller, RateLimit } from '../config/config.js';
+import { Caller } from './caller.js';
+import { ApiProblem } from './problem.js';
+import { RateLimits } from './rate-limits.js';
 
 /** SO_PEERCRED and, where the kernel has it (6.5), SO_PEERPIDFD. The receiver closes `pidfd`. */
 export interface PeerCredentials {
@@ -16,6 +19,7 @@ export interface PeerCredentials {
 
 export interface CallersOptions {
   readonly allow: readonly AllowedCaller[];
+  readonly rateLimit: RateLimit;
   /** Credentials of the peer of a connected Unix socket, by its descriptor. */
   readonly credentials: (fd: number) => PeerCredentials;
   readonly log: Pick<Logger, 'warn'>;
@@ -27,51 +31,69 @@ const LOG_EVERY_MS = 60_000;
 
 export class Callers {
   readonly #options: CallersOptions;
-  readonly #refusals = new WeakMap<Socket, string | undefined>();
+  readonly #limits: RateLimits;
+  readonly #decided = new WeakMap<Socket, Caller | ApiProblem>();
   readonly #loggedMs = new Map<string, number>();
 
   constructor(options: CallersOptions) {
     this.#options = options;
+    this.#limits = new RateLimits(options.rateLimit, options.nowMs);
   }
 
-  /** Why the process at the other end may not ask; undefined: it may. */
-  refusal(socket: Socket): string | undefined {
-    if (!this.#refusals.has(socket)) {
-      this.#refusals.set(socket, this.#decide(socket));
+  /** The process at the other end. Throws ApiProblem CALLER_NOT_ALLOWED where it may ask nothing. */
+  of(socket: Socket): Caller {
+    const known = this.#decided.get(socket) ?? this.#decide(socket);
+    this.#decided.set(socket, known);
+    if (known instanceof ApiProblem) {
+      throw known;
     }
-    return this.#refusals.get(socket);
+    return known;
   }
 
-  #decide(socket: Socket): string | undefined {
+  #decide(socket: Socket): Caller | ApiProblem {
     const fd = descriptorOf(socket);
     if (fd === undefined) {
-      return 'the connection is closed';
+      return new ApiProblem(403, 'CALLER_NOT_ALLOWED', 'the connection is closed');
     }
-    const caller = this.#options.credentials(fd);
+    const credentials = this.#options.credentials(fd);
+    const { pid, uid, gid, pidfd } = credentials;
+    const onRefusal = (why: string) => this.#logRefusal(credentials, why);
     try {
-      if (this.#options.allow.some((rule) => matches(rule, caller))) {
-        return undefined;
+      const rules = this.#options.allow.filter((rule) => matches(rule, credentials));
+      if (rules.length === 0) {
+        onRefusal('not in api.allow');
+        const detail = `uid ${uid}, gid ${gid} (pid ${pid}) is not in api.allow of the configuration`;
+        return new ApiProblem(403, 'CALLER_NOT_ALLOWED', detail);
       }
+      const scopes = rules.some((rule) => rule.scopes === undefined)
+        ? undefined
+        : new Set(rules.flatMap((rule) => rule.scopes ?? []));
+      const limitedAs = `${uid} ${programOf(pid) ?? pid}`;
+      return new Caller({ pid, uid, scopes, limitedAs, limits: this.#limits, onRefusal });
+    } catch (error) {
+      if (error instanceof ApiProblem) {
+        return error;
+      }
+      throw error;
     } finally {
-      if (caller.pidfd !== undefined) {
-        closeSync(caller.pidfd);
+      if (pidfd !== undefined) {
+        closeSync(pidfd);
       }
     }
-    this.#logRefusal(caller);
-    return `uid ${caller.uid}, gid ${caller.gid} (pid ${caller.pid}) is not in api.allow of the configuration`;
   }
 
-  #logRefusal({ pid, uid, gid }: PeerCredentials): void {
+  /** Once a minute for each caller and reason. */
+  #logRefusal({ pid, uid, gid }: PeerCredentials, why: string): void {
     const now = this.#options.nowMs();
     for (const [key, atMs] of this.#loggedMs) {
       if (now - atMs >= LOG_EVERY_MS) {
         this.#loggedMs.delete(key);
       }
     }
-    const key = `${uid}:${gid}`;
+    const key = `${uid}:${gid}:${why}`;
     if (!this.#loggedMs.has(key)) {
       this.#loggedMs.set(key, now);
-      this.#options.log.warn({ pid, uid, gid }, 'caller refused: not in api.allow');
+      this.#options.log.warn({ pid, uid, gid }, `caller refused: ${why}`);
     }
   }
 }
@@ -100,6 +122,16 @@ function runs({ pid, pidfd }: PeerCredentials, path: string): boolean {
     return same && (pidfd === undefined || isAlive(pidfd, pid));
   } catch {
     return false; // gone, or no such program: nobody runs it
+  }
+}
+
+/** Device and inode of what a process executes; undefined where it has gone, or is in another pid namespace. */
+function programOf(pid: number): string | undefined {
+  try {
+    const { dev, ino } = statSync(`/proc/${pid}/exe`, { bigint: true });
+    return `${dev}:${ino}`;
+  } catch {
+    return undefined;
   }
 }
 

@@ -3,7 +3,7 @@
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { Pool } from 'undici';
-import type { Resolution, ResolveQuery } from '../identity/resolve.js';
+import type { FlowQuery, Resolution } from '../identity/resolve.js';
 import { parseIp } from '../net/ip.js';
 import { formatSocketAddress } from '../net/socket-address.js';
 import type {
@@ -78,12 +78,12 @@ export class ApiClient {
   }
 
   /** Every method throws ApiError. IPv4-mapped addresses, as dual-stack sockets report them, are understood. */
-  resolve(query: ResolveQuery, signal?: AbortSignal): Promise<Resolution> {
+  resolve(query: FlowQuery, signal?: AbortSignal): Promise<Resolution> {
     return this.#json(`/v1/resolve?${new URLSearchParams(wireQuery(query))}`, { signal });
   }
 
   /** At most 256 queries; the results stand in their order. */
-  resolveBatch(queries: readonly ResolveQuery[]): Promise<BatchMessage> {
+  resolveBatch(queries: readonly FlowQuery[]): Promise<BatchMessage> {
     return this.#json('/v1/resolve:batch', {
       method: 'POST',
       body: JSON.stringify({ queries: queries.map(wireQuery) }),
@@ -219,8 +219,8 @@ function refusal(status: number, text: string): ApiError {
   }
 }
 
-function wireQuery({ proto, src, dst, minAssurance }: ResolveQuery): Record<string, string> {
-  const text = ({ ip, port }: ResolveQuery['src']): string =>
+function wireQuery({ proto, src, dst, minAssurance }: FlowQuery): Record<string, string> {
+  const text = ({ ip, port }: FlowQuery['src']): string =>
     formatSocketAddress({ ip: parseIp(ip) ?? ip, port });
   return {
     proto,

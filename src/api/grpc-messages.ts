@@ -1,7 +1,9 @@
 /** What goes over gRPC, as proto/nodesentry/identity/v1/identity.proto says it: the JSON of HTTP but for its enums. */
 
+import type { PastResolution } from '../identity/past.js';
 import type { Assurance, Party, Resolution } from '../identity/resolve.js';
 import type { Workload } from '../identity/workload.js';
+import type { Answer } from './answers.js';
 import type { Problem } from './problem.js';
 
 /** A field that was not sent has its type's default: an empty text, `"0"`, the enum's first value. */
@@ -10,9 +12,12 @@ export interface ResolveRequest {
   readonly key?: string;
   readonly flow?: { readonly proto: string; readonly src: string; readonly dst: string };
   readonly podUid?: string;
+  readonly address?: string;
+  readonly hostInterface?: string;
+  readonly process?: { readonly pid: number; readonly startTime: string };
   /** A number where the caller's enum knows a value that ours does not. */
   readonly minAssurance: string | number;
-  readonly minRevision: object | null;
+  readonly minRevision: { readonly epoch: string; readonly revision: string } | null;
   readonly waitMs: number;
   readonly atMs: string;
 }
@@ -21,12 +26,9 @@ export interface BatchResolveRequest {
   readonly requests: readonly ResolveRequest[];
 }
 
-/** What is left out is not known of a question by pod. */
-export type ResolutionAnswer = Pick<Resolution, 'workload' | 'instance' | 'epoch' | 'revision' | 'ttlMs'> &
-  Partial<Resolution>;
-
-export function resolutionMessage(answer: ResolutionAnswer): object {
-  const { workload, direction, assurance, source, destination } = answer;
+/** What is left out was not asked about. */
+export function resolutionMessage(answer: Answer): object {
+  const { workload, direction, assurance, source, destination }: Answer & Partial<Resolution> = answer;
   return {
     ...answer,
     workload: workloadMessage(workload),
@@ -34,6 +36,7 @@ export function resolutionMessage(answer: ResolutionAnswer): object {
     assurance: assurance && assuranceName(assurance),
     source: source && partyMessage(source),
     destination: destination && partyMessage(destination),
+    past: 'at' in answer ? pastMessage(answer) : undefined,
   };
 }
 
@@ -47,6 +50,10 @@ export function problemMessage(problem: Problem): object {
 
 export function assuranceName(assurance: Assurance): string {
   return `ASSURANCE_${assurance}`;
+}
+
+function pastMessage({ at, from, until }: PastResolution): object {
+  return { at, from, ...(until === null ? {} : { until }) };
 }
 
 function partyMessage(party: Party): object {

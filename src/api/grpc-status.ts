@@ -4,7 +4,7 @@ import { Metadata, type StatusObject, status } from '@grpc/grpc-js';
 import { loadSync, type MessageTypeDefinition } from '@grpc/proto-loader';
 import type { Logger } from 'pino';
 import { PROTO_FOLDER } from './grpc-protos.js';
-import { type ApiReason, type Problem, problem, problemOf } from './problem.js';
+import { ApiProblem, type ApiReason, type Problem, problem, problemOf } from './problem.js';
 
 const DOMAIN = 'nodesentry.io';
 
@@ -41,7 +41,13 @@ export class GrpcStatuses {
     if (known === undefined) {
       this.#log.error({ err: error, rpc }, 'API request failed');
     }
-    return this.ofProblem(known ?? problem(500, 'INTERNAL', 'the agent failed to answer; its log says why'));
+    const status = this.ofProblem(
+      known ?? problem(500, 'INTERNAL', 'the agent failed to answer; its log says why'),
+    );
+    if (error instanceof ApiProblem && error.retryAfterSeconds !== undefined) {
+      status.metadata.set('retry-after', String(error.retryAfterSeconds));
+    }
+    return status;
   }
 
   ofProblem({ reason, detail }: Pick<Problem, 'reason' | 'detail'>): StatusObject {

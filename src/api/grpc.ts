@@ -8,16 +8,19 @@ import { performance } from 'node:perf_hooks';
 import { Server, ServerCredentials, type StatusObject } from '@grpc/grpc-js';
 import { ReflectionService } from '@grpc/reflection';
 import { steadyUnixMs } from '../base/clock.js';
+import { Answers } from './answers.js';
 import { Callers } from './callers.js';
+import { credentialsOf } from './grpc-callers.js';
 import { healthHandlers } from './grpc-health.js';
 import { compiledProtos, HEALTH_SERVICE, IDENTITY_SERVICE, loadService } from './grpc-protos.js';
 import { identityHandlers } from './grpc-service.js';
 import { GrpcStatuses } from './grpc-status.js';
+import { IdentityCalls, withSerializedWatch } from './grpc-watch.js';
 import type { HttpApiOptions } from './http.js';
 import { applyAccess, removeStaleSocket } from './unix-socket.js';
 import { Views } from './views.js';
 
-export type GrpcApiOptions = Omit<HttpApiOptions, 'past' | 'watch'>;
+export type GrpcApiOptions = HttpApiOptions;
 
 export interface GrpcApi {
   readonly path: string;
@@ -27,6 +30,8 @@ export interface GrpcApi {
 export const GRPC_SOCKET_NAME = 'identity.sock';
 
 const LIMITS = {
+  /** It would keep a record of each connection. */
+  'grpc.enable_channelz': 0,
   /** 256 requests with room, as over HTTP. */
   'grpc.max_receive_message_length': 128 * 1024,
   /** What a client takes that was told nothing. */
@@ -44,17 +49,20 @@ export async function startGrpcApi(options: GrpcApiOptions): Promise<GrpcApi> {
   await removeStaleSocket(path);
   const statuses = new GrpcStatuses(options.log);
   const grpc = grpcServer(options, statuses);
-  const injector = grpc.createConnectionInjector(ServerCredentials.createInsecure());
+  const insecure = ServerCredentials.createInsecure();
   const open = new Set<Socket>();
-  const refusals = refusalsOf(options, statuses);
+  const { credentials, log } = options;
+  const callers = new Callers({ ...config.api, credentials, log, nowMs: steadyUnixMs });
   const server = createServer((socket) => {
     open.add(socket);
     socket.once('close', () => open.delete(socket));
-    const refusal = refusals(socket);
-    if (refusal === undefined) {
+    try {
+      const checked = credentialsOf(callers.of(socket), insecure, statuses);
+      const injector = grpc.createConnectionInjector(checked);
+      socket.once('close', () => injector.destroy());
       injector.injectConnection(socket);
-    } else {
-      refuse(socket, refusal);
+    } catch (error) {
+      refuse(socket, statuses.of(error, 'connection'));
     }
   });
   const close = async () => {
@@ -84,9 +92,15 @@ function grpcServer(options: GrpcApiOptions, statuses: GrpcStatuses): Server {
     uptimeMs: () => performance.now() - startedMs,
   });
   const server = new Server(LIMITS);
+  const service = loadService('nodesentry/identity/v1/identity.proto', IDENTITY_SERVICE);
   server.addService(
-    loadService('nodesentry/identity/v1/identity.proto', IDENTITY_SERVICE),
-    identityHandlers({ ...options, views, statuses }),
+    withSerializedWatch(service),
+    identityHandlers({
+      answers: new Answers(options),
+      views,
+      statuses,
+      calls: new IdentityCalls(options.watch, service),
+    }),
   );
   server.addService(
     loadService('grpc/health/v1/health.proto', HEALTH_SERVICE),
@@ -94,22 +108,6 @@ function grpcServer(options: GrpcApiOptions, statuses: GrpcStatuses): Server {
   );
   new ReflectionService(compiledProtos()).addToServer(server);
   return server;
-}
-
-/** What each call of a connection is refused with; undefined: its caller may ask. */
-function refusalsOf(
-  { config, credentials, log }: GrpcApiOptions,
-  statuses: GrpcStatuses,
-): (socket: Socket) => StatusObject | undefined {
-  const callers = new Callers({ allow: config.api.allow, credentials, log, nowMs: steadyUnixMs });
-  return (socket) => {
-    try {
-      const detail = callers.refusal(socket);
-      return detail === undefined ? undefined : statuses.ofProblem({ reason: 'CALLER_NOT_ALLOWED', detail });
-    } catch (error) {
-      return statuses.of(error, 'connection');
-    }
-  };
 }
 
 /** Answers whatever is called, without a look at it: "Trailers-Only" of gRPC over HTTP/2. */

@@ -7,31 +7,25 @@ import type { Writable } from 'node:stream';
 import fastify, { type FastifyInstance, type FastifyReply } from 'fastify';
 import type { Logger } from 'pino';
 import { steadyUnixMs } from '../base/clock.js';
-import type { Config } from '../config/config.js';
+import type { Config, Scope } from '../config/config.js';
 import { IdentityError } from '../identity/errors.js';
-import type { PastIdentity, PastResolution } from '../identity/past.js';
-import type { IdentityService, Resolution } from '../identity/resolve.js';
+import type { PastIdentity } from '../identity/past.js';
+import type { IdentityService } from '../identity/resolve.js';
 import type { IdentityWatch } from '../identity/watch.js';
 import type { PodUid } from '../pods/pod.js';
 import type { PodStore } from '../pods/pod-store.js';
 import type { PodSource } from '../pods/source.js';
 import type { DatapathView } from '../reconcile/datapath-view.js';
 import type { Metrics } from '../telemetry/metrics.js';
+import { Answers } from './answers.js';
 import { Callers, type PeerCredentials } from './callers.js';
 import { FlowWatch } from './flow-watch.js';
 import { IdentityStreams } from './identity-streams.js';
 import type { BatchItem, BatchMessage, FlowsMessage } from './messages.js';
 import { openApiDocument } from './openapi.js';
 import { ApiProblem, PROBLEM_TYPE, type Problem, problem, problemOf } from './problem.js';
-import {
-  batchQueries,
-  isPast,
-  parseLimit,
-  parsePastQuery,
-  parseResolveQuery,
-  parseWatchFrom,
-  refuseKeys,
-} from './query.js';
+import { batchQueries, parseLimit, parseWatchFrom, refuseKeys } from './query.js';
+import { parseQuestion } from './question.js';
 import { type Route, RouteTable } from './route-table.js';
 import { applyAccess, removeStaleSocket } from './unix-socket.js';
 import { Views } from './views.js';
@@ -67,6 +61,16 @@ export const GUARD_HEADER = 'nodesentry.io';
 const BODY_LIMIT = 128 * 1024;
 const URL_LIMIT = 2_048;
 
+/** What else is under /v1/ needs `admin`. */
+const SCOPES: ReadonlyMap<string, Scope> = new Map([
+  ['/v1/resolve', 'resolve'],
+  ['/v1/resolve::batch', 'resolve'],
+  ['/v1/workloads/:uid', 'resolve'],
+  ['/v1/workloads', 'watch'],
+  ['/v1/watch', 'watch'],
+  ['/metrics', 'admin'],
+]);
+
 /** Listens on `<runDir>/http.sock`. Throws SocketInUseError where somebody else does. */
 export async function startHttpApi(options: HttpApiOptions): Promise<HttpApi> {
   const { runDir, config } = options;
@@ -94,7 +98,7 @@ export async function startHttpApi(options: HttpApiOptions): Promise<HttpApi> {
   const table = new RouteTable();
   app.addHook('onRoute', ({ method, url }) => table.add(method, url));
   guard(app, options, table);
-  identityRoutes(app, options, views);
+  identityRoutes(app, new Answers(options), views);
   watchRoute(app, streams);
   flowRoutes(app, views, flowWatch);
   operationRoutes(app, options, views);
@@ -118,12 +122,11 @@ export async function startHttpApi(options: HttpApiOptions): Promise<HttpApi> {
 }
 
 function guard(app: FastifyInstance, { config, credentials, log }: HttpApiOptions, table: RouteTable): void {
-  const callers = new Callers({ allow: config.api.allow, credentials, log, nowMs: steadyUnixMs });
+  const callers = new Callers({ ...config.api, credentials, log, nowMs: steadyUnixMs });
   app.addHook('onRequest', async (request, reply) => {
-    const refusal = callers.refusal(request.raw.socket);
-    if (refusal !== undefined) {
-      throw new ApiProblem(403, 'CALLER_NOT_ALLOWED', refusal);
-    }
+    const caller = callers.of(request.raw.socket);
+    caller.require(scopeOf(request.routeOptions.url));
+    caller.charge(1);
     const { url } = request;
     if (url.length > URL_LIMIT) {
       throw new IdentityError(
@@ -146,13 +149,35 @@ function guard(app: FastifyInstance, { config, credentials, log }: HttpApiOption
       throw new ApiProblem(400, 'HEADER_MISSING', `send the header "${GUARD_HEADER}: true"`);
     }
   });
+  app.addHook('preHandler', async ({ raw, body }) => {
+    const { queries } = (body ?? {}) as { readonly queries?: unknown };
+    if (Array.isArray(queries) && queries.length > 1) {
+      callers.of(raw.socket).charge(queries.length - 1);
+    }
+  });
+  app.addHook('preSerialization', async ({ raw }, reply, payload) => {
+    if (reply.statusCode === 200) {
+      callers.of(raw.socket).checkAgain();
+    }
+    return payload;
+  });
   app.setErrorHandler((error, _request, reply) => sendProblem(reply, error, log));
+}
+
+/** What needs none: health, and what is not there. */
+function scopeOf(route: string | undefined): Scope | undefined {
+  return route === undefined
+    ? undefined
+    : (SCOPES.get(route) ?? (route.startsWith('/v1/') ? 'admin' : undefined));
 }
 
 function sendProblem(reply: FastifyReply, error: unknown, log: Pick<Logger, 'error'>): FastifyReply {
   const known = problemOf(error);
   if (known === undefined) {
     log.error({ err: error, url: reply.request.url }, 'API request failed');
+  }
+  if (error instanceof ApiProblem && error.retryAfterSeconds !== undefined) {
+    reply.header('retry-after', error.retryAfterSeconds);
   }
   const body = known ?? problem(500, 'INTERNAL', 'the agent failed to answer; its log says why');
   return answerProblem(reply, body);
@@ -166,35 +191,24 @@ function answerProblem(reply: FastifyReply, body: Problem): FastifyReply {
     .send(Buffer.from(JSON.stringify(body)));
 }
 
-function identityRoutes(
-  app: FastifyInstance,
-  { identity, past, metrics }: HttpApiOptions,
-  views: Views,
-): void {
-  const measured = <R extends Resolution | PastResolution>(step: () => R): R => {
-    const startedMs = performance.now();
-    let result = 'INTERNAL';
-    try {
-      const resolution = step();
-      result = resolution.assurance;
-      return resolution;
-    } catch (error) {
-      result = error instanceof IdentityError ? error.code : result;
-      throw error;
-    } finally {
-      metrics.observeResolve(result, (performance.now() - startedMs) / 1_000);
-    }
-  };
-  const resolve = (given: unknown, place?: string) =>
-    measured(() => identity.resolve(parseResolveQuery(given, place)));
-  app.get('/v1/resolve', async ({ query }) =>
-    isPast(query) ? measured(() => past.resolve(parsePastQuery(query))) : resolve(query),
+function identityRoutes(app: FastifyInstance, answers: Answers, views: Views): void {
+  app.get('/v1/resolve', async ({ query }, reply) =>
+    answers.to(
+      () => parseQuestion(query),
+      () => goneSignal(reply),
+    ),
   );
-  app.post('/v1/resolve::batch', async (request): Promise<BatchMessage> => {
+  app.post('/v1/resolve::batch', async (request, reply): Promise<BatchMessage> => {
     refuseKeys(request.query);
-    const results = batchQueries(request.body).map((query, index): BatchItem => {
+    const signal = goneSignal(reply);
+    const answered = async (query: unknown, place: string): Promise<BatchItem> => {
       try {
-        return { resolution: resolve(query, `queries[${index}].`) };
+        return {
+          resolution: await answers.to(
+            () => parseQuestion(query, place),
+            () => signal,
+          ),
+        };
       } catch (error) {
         const known = problemOf(error);
         if (known === undefined) {
@@ -202,7 +216,9 @@ function identityRoutes(
         }
         return { problem: known };
       }
-    });
+    };
+    const queries = batchQueries(request.body);
+    const results = await Promise.all(queries.map((query, index) => answered(query, `queries[${index}].`)));
     return { results };
   });
   app.get('/v1/workloads', async (request) => {
@@ -213,6 +229,13 @@ function identityRoutes(
     refuseKeys(request.query);
     return views.workload(request.params.uid as PodUid);
   });
+}
+
+/** Aborts when the caller has gone before its answer. */
+function goneSignal(reply: FastifyReply): AbortSignal {
+  const gone = new AbortController();
+  reply.raw.once('close', () => gone.abort());
+  return gone.signal;
 }
 
 function watchRoute(app: FastifyInstance, streams: IdentityStreams): void {

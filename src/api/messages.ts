@@ -2,12 +2,12 @@
 
 import type { FlowDirection } from '../datapath/flows.js';
 import type { ListenerStatus } from '../datapath/listeners.js';
-import type { Resolution } from '../identity/resolve.js';
 import type { InterceptionReport, Workload } from '../identity/workload.js';
 import type { Family } from '../net/family.js';
 import type { FailurePolicy, SourceName } from '../pods/pod.js';
 import type { RepairKind } from '../reconcile/repairs.js';
 import type { EndpointState } from '../reconcile/status.js';
+import type { Answer } from './answers.js';
 import type { Problem } from './problem.js';
 
 export interface WorkloadMessage extends Workload {
@@ -20,7 +20,7 @@ export interface WorkloadsMessage {
   readonly workloads: readonly WorkloadMessage[];
 }
 
-export type BatchItem = { readonly resolution: Resolution } | { readonly problem: Problem };
+export type BatchItem = { readonly resolution: Answer } | { readonly problem: Problem };
 
 export interface BatchMessage {
   readonly results: readonly BatchItem[];

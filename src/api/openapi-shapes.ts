@@ -109,7 +109,18 @@ export const PastResolution = z
   })
   .meta({ description: 'Who had an address at a time.' });
 
-export const ResolveAnswer = z.union([Resolution, PastResolution]);
+export const PodResolution = z
+  .object({
+    workload: Workload,
+    instance: text('Empty where no instance serves the pod.'),
+    assurance: assurance().exactOptional().meta({ description: 'Of an address.' }),
+    epoch: z.string(),
+    revision: count(),
+    ttlMs: ttlMs(),
+  })
+  .meta({ description: 'A pod that was asked for by another key than a flow.' });
+
+export const ResolveAnswer = z.union([Resolution, PastResolution, PodResolution]);
 
 export const Problem = z
   .object({
@@ -134,7 +145,7 @@ export const Problem = z
   .meta({ description: 'RFC 9457.' });
 
 export const BatchAnswer = z.object({
-  results: z.array(z.union([z.object({ resolution: Resolution }), z.object({ problem: Problem })])),
+  results: z.array(z.union([z.object({ resolution: ResolveAnswer }), z.object({ problem: Problem })])),
 });
 
 export const Flow = z
@@ -238,6 +249,7 @@ export const SHAPES = {
   Party,
   Resolution,
   PastResolution,
+  PodResolution,
   ResolveAnswer,
   BatchAnswer,
   Problem,

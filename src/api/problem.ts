@@ -46,6 +46,8 @@ export class ApiProblem extends Error {
     readonly status: number,
     readonly reason: ApiReason,
     detail: string,
+    /** With RATE_LIMITED: when to ask again. */
+    readonly retryAfterSeconds?: number,
   ) {
     super(detail);
   }

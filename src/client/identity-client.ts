@@ -11,7 +11,7 @@ import { EventEmitter } from 'node:events';
 import { setTimeout as delay } from 'node:timers/promises';
 import { ApiClient, ApiError, type WatchPosition } from '../api/client.js';
 import type { BatchItem, IdentityLine } from '../api/messages.js';
-import type { Resolution, ResolveQuery } from '../identity/resolve.js';
+import type { FlowQuery, Resolution } from '../identity/resolve.js';
 import type { Workload } from '../identity/workload.js';
 import { parseIp } from '../net/ip.js';
 import { type IdentityChange, IdentityCopy } from './identity-copy.js';
@@ -19,7 +19,7 @@ import { type IdentityChange, IdentityCopy } from './identity-copy.js';
 export { ApiError, type ApiErrorCode } from '../api/client.js';
 export type { BatchItem } from '../api/messages.js';
 export type { ApiReason, Problem } from '../api/problem.js';
-export type { Assurance, Party, Resolution, ResolveQuery } from '../identity/resolve.js';
+export type { Assurance, FlowQuery, Party, Resolution } from '../identity/resolve.js';
 export type { Workload, WorkloadState } from '../identity/workload.js';
 export type { SocketAddress } from '../net/socket-address.js';
 export type { IdentityChange } from './identity-copy.js';
@@ -130,12 +130,12 @@ export class IdentityClient extends EventEmitter<IdentityClientEvents> {
    * connection. DATAPATH_RECORDED unless `minAssurance` says that less will do. The answer may be kept for `ttlMs`
    * milliseconds. Throws ApiError: its `code` is the reason of the agent, or NO_AGENT, NO_PERMISSION, CONNECTION_FAILED.
    */
-  resolve(query: ResolveQuery, signal?: AbortSignal): Promise<Resolution> {
+  resolve(query: FlowQuery, signal?: AbortSignal): Promise<Resolution> {
     return this.#api.resolve(query, signal);
   }
 
   /** At most 256 questions in one request, each answered for itself, in their order. Throws ApiError as `resolve` does. */
-  async batch(queries: readonly ResolveQuery[]): Promise<readonly BatchItem[]> {
+  async batch(queries: readonly FlowQuery[]): Promise<readonly BatchItem[]> {
     return (await this.#api.resolveBatch(queries)).results;
   }
 

@@ -37,7 +37,7 @@ export interface Config {
   };
   /** What the file adds; `runtimeKindOf` knows the built-in names. */
   readonly runtimes: { readonly handlers: Readonly<Record<string, RuntimeKind>> };
-  readonly api: { readonly allow: readonly AllowedCaller[] };
+  readonly api: { readonly allow: readonly AllowedCaller[]; readonly rateLimit: RateLimit };
   readonly log: { readonly level: LogLevel };
 }
 
@@ -87,7 +87,29 @@ export interface ListenerAddress {
   readonly text: string;
 }
 
-export type AllowedCaller = { readonly uid: number } | { readonly gid: number } | { readonly exe: string };
+/**
+ * `resolve`: who somebody is. `watch`: who is on the node, and what changes of it. `admin`: how the agent is and what goes
+ * through it: status, flows, metrics.
+ */
+export const SCOPES = ['resolve', 'watch', 'admin'] as const;
+export type Scope = (typeof SCOPES)[number];
+
+export type AllowedCaller = (
+  | { readonly uid: number }
+  | { readonly gid: number }
+  | { readonly exe: string }
+) & {
+  /** Default all. */
+  readonly scopes?: readonly Scope[] | undefined;
+};
+
+/** Of one caller. */
+export interface RateLimit {
+  /** Questions: each of a batch counts. */
+  readonly perSecond: number;
+  /** At once, after a pause. */
+  readonly burst: number;
+}
 
 export const LOG_LEVELS = ['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent'] as const;
 export type LogLevel = (typeof LOG_LEVELS)[number];

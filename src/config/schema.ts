@@ -4,7 +4,7 @@ import { z } from 'zod';
 import { MASKED_MARK, type Mark, parseMark } from '../net/mark.js';
 import { REMEMBERED_MS } from '../pods/gone-pods.js';
 import { RUNTIME_KINDS, SERVICE_ACCOUNT_NAME } from '../pods/pod.js';
-import { CNI_DEFAULTS, type ListenerAddress, LOG_LEVELS } from './config.js';
+import { CNI_DEFAULTS, type ListenerAddress, LOG_LEVELS, SCOPES } from './config.js';
 import { parseListenerAddress } from './listeners.js';
 
 /** 1024 listener slots in the kernel map, four per instance: two directions, two families. */
@@ -133,11 +133,15 @@ const sources = section({
 });
 
 const MAX_UDP_PORTS = 1024;
+const scopes = z
+  .array(oneOf(SCOPES), { error: 'a list of scopes' })
+  .min(1, { error: 'at least one scope' })
+  .optional();
 const CALLER_EXPECTED = 'exactly one of uid, gid and exe';
 const caller = z.union(
   [
-    z.strictObject({ uid: integer(0, MAX_ID) }),
-    z.strictObject({ gid: integer(0, MAX_ID) }),
+    z.strictObject({ uid: integer(0, MAX_ID), scopes }),
+    z.strictObject({ gid: integer(0, MAX_ID), scopes }),
     z.strictObject({
       exe: z
         .string()
@@ -145,9 +149,12 @@ const caller = z.union(
         .describe(
           'A convenience, no boundary: whoever may start the executable can ask in its name (LD_PRELOAD, a forked child). Opens the socket to no further user.',
         ),
+      scopes,
     }),
   ],
-  { error: `${CALLER_EXPECTED}: a whole number, or the absolute path of an executable` },
+  {
+    error: `${CALLER_EXPECTED}: a whole number, or the absolute path of an executable; with it perhaps scopes, of ${SCOPES.slice(0, -1).join(', ')} and ${SCOPES.at(-1)}`,
+  },
 );
 
 export const NODE_EXPECTED = 'a node name';
@@ -205,6 +212,10 @@ export function configSchema(hostname: string) {
         .array(caller, { error: 'a list of callers' })
         .min(1, { error: 'at least one caller' })
         .prefault([{ uid: 0 }]),
+      rateLimit: section({
+        perSecond: integer(1, 1_000_000).default(20_000),
+        burst: integer(1, 10_000_000).default(40_000),
+      }).prefault({}),
     }).prefault({}),
     log: section({ level: oneOf(LOG_LEVELS).default('info') }).prefault({}),
   });

@@ -10,6 +10,7 @@ import { u32 } from '../kernel/struct.js';
 import type { BpfMap } from '../native/bpf.js';
 import { bytesToIp, ipToBytes } from '../net/ip.js';
 import type { PodUid } from '../pods/pod.js';
+import { type EndpointIdentity, Identities, type IdentityMaps } from './identities.js';
 import type { Layouts } from './layouts.js';
 import { type Counted, type CounterMaps, PacketCounters } from './packet-counters.js';
 import { type ShareMaps, Shares } from './shares.js';
@@ -40,7 +41,7 @@ export interface EndpointPlan {
   readonly ips: readonly string[];
 }
 
-export interface EndpointMaps extends ShareMaps, CounterMaps {
+export interface EndpointMaps extends ShareMaps, CounterMaps, IdentityMaps {
   readonly endpoints: BpfMap;
   readonly sources: BpfMap;
   readonly workloads: BpfMap;
@@ -64,6 +65,7 @@ export class EndpointTables {
   #lastId = 0;
   readonly #counters: PacketCounters;
   readonly #shares: Shares;
+  readonly #identities: Identities;
 
   constructor(maps: EndpointMaps, layouts: Layouts) {
     this.#maps = maps;
@@ -84,6 +86,7 @@ export class EndpointTables {
     }
     this.#counters.ensure(ID_ROW);
     this.#shares.forgetAllBut((id) => this.#byId.has(id));
+    this.#identities = new Identities(maps, layouts, (id) => this.#byId.has(id));
     this.refresh();
     for (const row of this.rows().filter((candidate) => this.#isSinceBirth(candidate))) {
       this.#remember({ ...row, sinceBirth: true });
@@ -108,7 +111,16 @@ export class EndpointTables {
       setOf(this.#inbound, value.readUInt32LE(0)).add(key.toString('latin1'));
     }
     this.#shares.drop();
-    return this.#repairRows();
+    return [...this.#repairRows(), ...this.#identities.ensure()];
+  }
+
+  /** Who a proxy is told that the endpoint is: `identity` but for what the row says. */
+  describe(
+    row: EndpointRow,
+    identity: Omit<EndpointIdentity, 'uid' | 'generation'>,
+    ips: readonly string[],
+  ): void {
+    this.#identities.describe(row.id, { ...identity, uid: row.uid, generation: row.generation }, ips);
   }
 
   rowOf(uid: PodUid): EndpointRow | undefined {
@@ -204,6 +216,7 @@ export class EndpointTables {
 
   /** Takes endpoint and addresses of an interface away; the row stays for those who ask who it was. */
   remove(ifindex: number): void {
+    this.#leaveAddresses(ifindex);
     this.#maps.endpoints.delete(u32(ifindex));
     this.#maps.sources.deleteMany([...this.#sourcesOf(ifindex)].map((key) => Buffer.from(key, 'latin1')));
     this.#endpoints.delete(ifindex);
@@ -222,6 +235,7 @@ export class EndpointTables {
       return;
     }
     const offset = endpoint.offsetOf('flags');
+    this.#leaveAddresses(ifindex);
     const leaving = Buffer.from(value);
     leaving.writeUInt32LE((value.readUInt32LE(offset) | flags.leaving) >>> 0, offset);
     this.#maps.endpoints.set(u32(ifindex), leaving);
@@ -306,6 +320,7 @@ export class EndpointTables {
       this.#maps.workloads.delete(u32(row.id));
       this.#counters.forget(row.id);
       this.#shares.forget(row.id);
+      this.#identities.forget(row.id);
     }
   }
 
@@ -318,6 +333,13 @@ export class EndpointTables {
   /** Looks which counters are there, off the event loop: a row that has gone is made anew by the next `enrol`. */
   recount(): Promise<void> {
     return this.#counters.recount();
+  }
+
+  #leaveAddresses(ifindex: number): void {
+    const value = this.#endpoints.get(ifindex);
+    if (value !== undefined) {
+      this.#identities.leave(this.#layouts.endpoint.number(value, 'id'));
+    }
   }
 
   #writeInbound(ifindex: number, ips: readonly string[]): string[] {

@@ -2,6 +2,7 @@
 
 import { enumValue, Struct } from '../kernel/struct.js';
 import type { BpfObject } from '../native/bpf.js';
+import type { RuntimeKind } from '../pods/pod.js';
 
 /** How the slots of `listeners` are numbered: an instance's first one, and what is added for each that holds. */
 export interface SlotLayout {
@@ -14,6 +15,12 @@ export interface Layouts {
   readonly endpoint: Struct;
   readonly sourceKey: Struct;
   readonly workload: Struct;
+  readonly identity: Struct;
+  /** `struct nodesentry_end`, which proxies read. */
+  readonly identityEnd: Struct;
+  readonly identityVersion: number;
+  readonly runtimes: Readonly<Record<RuntimeKind, number>>;
+  readonly node: Struct;
   readonly instance: Struct;
   readonly flowKey: Struct;
   readonly flow: Struct;
@@ -57,10 +64,31 @@ export function readLayouts(object: BpfObject): Layouts {
   const flags = object.enumValues('endpoint_flag');
   const slots = object.enumValues('slot');
   const deliveries = object.enumValues('delivery');
+  const runtimes = object.enumValues('nodesentry_runtime');
   return {
     endpoint: struct('endpoint', ['id', 'generation', 'instance', 'flags', 'bridge_ifindex']),
     sourceKey: struct('source_key', ['ifindex', 'address']),
     workload: struct('workload', ['uid', 'generation', 'ifindex']),
+    identity: struct('identity', ['end', 'id', 'id_length']),
+    identityEnd: struct('nodesentry_end', [
+      'version',
+      'size',
+      'runtime',
+      'generation',
+      'pod_uid',
+      'pod_namespace',
+      'pod_name',
+      'service_account',
+      'app',
+    ]),
+    identityVersion: enumValue(object.enumValues('identity_version'), 'IDENTITY_VERSION'),
+    runtimes: {
+      unknown: enumValue(runtimes, 'NODESENTRY_RUNTIME_UNKNOWN'),
+      runc: enumValue(runtimes, 'NODESENTRY_RUNC'),
+      runsc: enumValue(runtimes, 'NODESENTRY_RUNSC'),
+      rund: enumValue(runtimes, 'NODESENTRY_RUND'),
+    },
+    node: struct('node', ['netns_cookie']),
     instance: struct('instance', ['name']),
     flowKey: struct('flow_key', ['src', 'dst', 'sport', 'dport', 'protocol']),
     flow: struct('flow', ['started_ns', 'endpoint', 'generation', 'ifindex', 'instance', 'direction']),

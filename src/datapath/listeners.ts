@@ -66,6 +66,8 @@ export class Listeners {
   /** The group that was last found to be its owner's, by cookies. */
   readonly #vetted = new Map<number, string>();
   readonly #refused = new Map<number, string>();
+  /** Where the sockets of a slot were opened, also after they have gone: their proxy comes back most likely. */
+  readonly #cgroups = new Map<number, readonly number[]>();
   #looking: Promise<boolean> | undefined;
   /** Cookies of sockets that we made transparent, for kernels that do not tell. */
   #made: ReadonlySet<bigint> = new Set();
@@ -125,6 +127,10 @@ export class Listeners {
     const opaque = group.filter((socket) => !this.#isTransparent(socket));
     this.#groups.set(slot.index, { all: group.length, transparent: group.length - opaque.length });
     const inMap = this.#cookieIn(slot.index);
+    const cgroups = group.flatMap(({ cgroup }) => cgroup ?? []);
+    if (cgroups.length > 0) {
+      this.#cgroups.set(slot.index, cgroups);
+    }
     const isInPlace = inMap !== undefined && group.some((socket) => socket.cookie === inMap);
     const isForeign = group.some((socket) => !opensAs(slot.owner, socket));
     let changed = false;
@@ -184,6 +190,11 @@ export class Listeners {
       }
     }
     return undefined;
+  }
+
+  /** Numbers of the cgroups of version 2 that the listeners were opened in, and so what they accept. */
+  cgroups(): ReadonlySet<number> {
+    return new Set([...this.#cgroups.values()].flat());
   }
 
   status(): ListenerStatus[] {

@@ -28,6 +28,7 @@ export const MANIFEST = {
       hook: 'egress',
       rowIn: 'endpoints',
     },
+    identity_option: { object: 'identity-option', runs: 'per-cgroup', role: 'identity-option' },
     canary: { object: 'canary', runs: 'on-demand' },
   },
   maps: {
@@ -35,6 +36,9 @@ export const MANIFEST = {
     sources: { onNewLayout: 'copied' },
     workloads: { onNewLayout: 'copied' },
     inbound: { onNewLayout: 'begun-anew' },
+    identities: { onNewLayout: 'begun-anew' },
+    addresses: { onNewLayout: 'begun-anew' },
+    node: { onNewLayout: 'begun-anew' },
     instances: { onNewLayout: 'copied' },
     flows: { onNewLayout: 'copied', writtenByPrograms: true },
     connections: { onNewLayout: 'begun-anew' },

@@ -11,8 +11,14 @@ import {
   type SocketHolder,
   setTransparent,
   socketInfo,
+  socketOption,
   type TcpListener,
 } from '../native/sockets.js';
+
+/** socket(7), mptcp(7). */
+const SOL_SOCKET = 1;
+const SO_PROTOCOL = 38;
+const IPPROTO_MPTCP = 262;
 
 /** A process that has a socket open, and under which descriptor. */
 export type SocketOwner = Omit<SocketHolder, 'inode'>;
@@ -36,6 +42,11 @@ function withCopy(socket: TcpListener, owner: SocketOwner, use: (fd: number) => 
   try {
     const fd = pidfdGetfd(pidfd, owner.fd);
     try {
+      if (socketOption(fd, SOL_SOCKET, SO_PROTOCOL, 4).readInt32LE() === IPPROTO_MPTCP) {
+        throw new Error(
+          `process ${owner.pid} listens by Multipath TCP, which cannot be adopted: have it listen by TCP alone (Go: GODEBUG=multipathtcp=0 or SetMultipathTCP(false))`,
+        );
+      }
       const info = socketInfo(fd);
       if (!info.listening || info.cookie !== socket.cookie) {
         throw new Error(`descriptor ${owner.fd} of process ${owner.pid} is not the listener any more`);

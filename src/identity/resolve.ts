@@ -1,13 +1,16 @@
-/** Whose flow is this? Answered from what the datapath recorded, else from the source address, never by a guess. */
+/**
+ * Whose flow is this, or: which pod is this? A flow is answered from what the datapath recorded, else from the source
+ * address, never by a guess.
+ */
 
 import type { FlowDirection, FlowRecord } from '../datapath/flows.js';
 import { formatSocketAddress, type SocketAddress } from '../net/socket-address.js';
-import { authoritiesAmong, isConfirmed } from '../pods/confirmation.js';
 import type { Pod, PodUid } from '../pods/pod.js';
 import type { PodStore } from '../pods/pod-store.js';
-import type { PodSource } from '../pods/source.js';
 import type { DatapathView } from '../reconcile/datapath-view.js';
 import { IdentityError, type IdentityReason } from './errors.js';
+import { Naming, type NamingOptions } from './naming.js';
+import { type ProcessKey, podsByInterface, podsByProcess } from './pod-keys.js';
 import { type Workload, type WorkloadPlace, type WorkloadState, workloadOf } from './workload.js';
 
 /** Weakest first. */
@@ -20,13 +23,25 @@ export const ASSURANCES = ['IP_ONLY', 'IP_AND_IFACE', 'DATAPATH_RECORDED'] as co
  */
 export type Assurance = (typeof ASSURANCES)[number];
 
-export interface ResolveQuery {
+export interface FlowQuery {
   readonly proto: 'tcp';
   readonly src: SocketAddress;
   readonly dst: SocketAddress;
   /** Default DATAPATH_RECORDED: what is weaker is for those who ask for it. */
   readonly minAssurance?: Assurance;
 }
+
+export interface AddressQuery {
+  /** Canonical text. */
+  readonly address: string;
+  /** An address alone has IP_ONLY. */
+  readonly minAssurance?: Assurance;
+}
+
+/** Of a pod itself: nothing was sent, so nothing has an assurance. */
+export type PodQuery = { readonly podUid: PodUid } | { readonly hostInterface: string } | ProcessKey;
+
+export type ResolveQuery = FlowQuery | AddressQuery | PodQuery;
 
 /** An end of a flow: a pod of this node, or why none is named. WORKLOAD_NOT_FOUND: the address is of no pod of this node. */
 export type Party =
@@ -49,16 +64,19 @@ export interface Resolution {
   readonly destination: Party;
 }
 
-export interface IdentityOptions extends WorkloadPlace {
-  readonly store: Pick<PodStore, 'epoch' | 'revision' | 'get' | 'byIp' | 'removed' | 'departed'>;
-  readonly datapath: Pick<DatapathView, 'lookupFlow' | 'endpointOf' | 'podOfEndpoint' | 'isLiveEndpoint'>;
-  /** Whether every configured source has delivered at least once. */
-  readonly synced: () => boolean;
-  /** Those that are configured. */
-  readonly sources: readonly Source[];
-}
+/** Where no flow is meant. */
+export type PodResolution = Pick<Resolution, 'workload' | 'instance' | 'epoch' | 'revision' | 'ttlMs'> & {
+  /** Of an address. */
+  readonly assurance?: Assurance;
+};
 
-type Source = Pick<PodSource, 'name' | 'lastError'>;
+export interface IdentityOptions extends WorkloadPlace, NamingOptions {
+  readonly store: Pick<PodStore, 'epoch' | 'revision' | 'get' | 'list' | 'byIp' | 'removed' | 'departed'>;
+  readonly datapath: Pick<
+    DatapathView,
+    'lookupFlow' | 'endpoints' | 'endpointOf' | 'podOfEndpoint' | 'isLiveEndpoint'
+  >;
+}
 
 const DEFAULT_ASSURANCE: Assurance = 'DATAPATH_RECORDED';
 export const TTL_MS = 1_000;
@@ -72,16 +90,28 @@ interface Answer {
 
 export class IdentityService {
   readonly #options: IdentityOptions;
-  /** Without whose word a pod has no identity. */
-  readonly #authorities: readonly Source[];
+  readonly #naming: Naming;
 
   constructor(options: IdentityOptions) {
     this.#options = options;
-    this.#authorities = authoritiesAmong(options.sources);
+    this.#naming = new Naming(options);
   }
 
-  /** Throws IdentityError. A flow whose record counts is never answered from its address instead. */
-  resolve(query: ResolveQuery): Resolution {
+  /** Throws IdentityError. */
+  resolve(query: FlowQuery): Resolution;
+  resolve(query: ResolveQuery): Resolution | PodResolution;
+  resolve(query: ResolveQuery): Resolution | PodResolution {
+    if ('src' in query) {
+      return this.#ofFlow(query);
+    }
+    const { epoch, revision } = this.#options.store;
+    const { workload, instance, assurance } =
+      'address' in query ? this.#ofAddress(query) : this.#ofPod(query);
+    return { workload, instance, ...(assurance && { assurance }), epoch, revision, ttlMs: TTL_MS };
+  }
+
+  /** A flow whose record counts is never answered from its address instead. */
+  #ofFlow(query: FlowQuery): Resolution {
     const { store, datapath } = this.#options;
     const { src, dst, minAssurance = DEFAULT_ASSURANCE } = query;
     const flow = datapath.lookupFlow(src, dst);
@@ -89,12 +119,7 @@ export class IdentityService {
       flow === undefined
         ? this.#byAddress(src.ip, 'the flow was not recorded')
         : (this.#byRecord(flow) ?? this.#byAddress(src.ip, 'the flow was recorded for a pod that has gone'));
-    if (rank(answer.assurance) < rank(minAssurance)) {
-      throw new IdentityError(
-        'ASSURANCE_TOO_LOW',
-        `the flow is known with ${answer.assurance}, which is less than ${minAssurance}: minAssurance ${answer.assurance} asks for such answers`,
-      );
-    }
+    requireAssurance('the flow', answer.assurance, minAssurance);
     const own: Party = { workload: answer.workload, assurance: answer.assurance };
     const isOut = answer.direction === 'EGRESS';
     return {
@@ -111,6 +136,47 @@ export class IdentityService {
     };
   }
 
+  #ofAddress({ address, minAssurance = DEFAULT_ASSURANCE }: AddressQuery): Answer {
+    const answer = this.#byAddress(address, 'no flow is meant');
+    requireAssurance('the address', answer.assurance, minAssurance);
+    return answer;
+  }
+
+  #ofPod(query: PodQuery): Pick<Answer, 'workload' | 'instance'> & { readonly assurance?: undefined } {
+    const { datapath } = this.#options;
+    const found = this.#podNow(this.#uidOf(query));
+    if (found === undefined) {
+      throw this.#naming.unknown(`no pod of this node ${textOf(query)}`);
+    }
+    this.#naming.requireNamed(found.pod);
+    const endpoint = datapath.endpointOf(found.pod.uid);
+    return {
+      workload: workloadOf(found.pod, endpoint?.generation ?? 0, found.state, this.#options),
+      instance: endpoint?.instance ?? '',
+    };
+  }
+
+  /** Throws IdentityError where there is none, or more than one. */
+  #uidOf(query: PodQuery): PodUid {
+    if ('podUid' in query) {
+      return query.podUid;
+    }
+    const { store, datapath } = this.#options;
+    const [uid, ...others] =
+      'hostInterface' in query ? podsByInterface(query.hostInterface, datapath) : podsByProcess(query, store);
+    if (uid === undefined) {
+      throw this.#naming.unknown(`no pod of this node ${textOf(query)}`);
+    }
+    if (others.length > 0) {
+      const uids = [uid, ...others].join(', ');
+      throw new IdentityError(
+        'AMBIGUOUS',
+        `${others.length + 1} pods of this node ${textOf(query)}: ${uids}`,
+      );
+    }
+    return uid;
+  }
+
   /**
    * A pod by its UID, also after it went, for as long as the store remembers it. Without SPIFFE ID and service account
    * while no authority has told of it, and where none is known. Throws IdentityError.
@@ -118,7 +184,7 @@ export class IdentityService {
   workload(uid: PodUid): { readonly pod: Pod; readonly workload: Workload } {
     const found = this.#podNow(uid);
     if (found === undefined) {
-      throw this.#unknown(`no pod of this node has the UID ${uid}`);
+      throw this.#naming.unknown(`no pod of this node has the UID ${uid}`);
     }
     return { pod: found.pod, workload: this.#shown(found.pod, found.state) };
   }
@@ -140,7 +206,7 @@ export class IdentityService {
   #shown(pod: Pod, state: WorkloadState): Workload {
     const generation = this.#options.datapath.endpointOf(pod.uid)?.generation ?? 0;
     const workload = workloadOf(pod, generation, state, this.#options);
-    return this.#isConfirmed(pod) ? workload : { ...workload, spiffeId: '', serviceAccount: '' };
+    return this.#naming.isConfirmed(pod) ? workload : { ...workload, spiffeId: '', serviceAccount: '' };
   }
 
   /**
@@ -158,11 +224,11 @@ export class IdentityService {
       return undefined;
     }
     if (found === undefined) {
-      throw this.#unknown(
+      throw this.#naming.unknown(
         `the flow was recorded for endpoint ${flow.endpointId} (generation ${flow.generation}), whose pod is not known`,
       );
     }
-    this.#requireNamed(found.pod);
+    this.#naming.requireNamed(found.pod);
     return {
       workload: workloadOf(found.pod, flow.generation, found.state, this.#options),
       direction: flow.direction,
@@ -175,7 +241,7 @@ export class IdentityService {
     const { store, datapath } = this.#options;
     const [pod, ...others] = store.byIp(ip);
     if (pod === undefined) {
-      throw this.#unknown(`${why}, and no pod of this node has the address ${ip}`);
+      throw this.#naming.unknown(`${why}, and no pod of this node has the address ${ip}`);
     }
     if (others.length > 0) {
       const names = [pod, ...others].map(({ namespace, name }) => `${namespace}/${name}`).join(', ');
@@ -184,7 +250,7 @@ export class IdentityService {
         `${why}, and ${ip} is the address of ${others.length + 1} pods: ${names}`,
       );
     }
-    this.#requireNamed(pod);
+    this.#naming.requireNamed(pod);
     const endpoint = datapath.endpointOf(pod.uid);
     return {
       workload: workloadOf(pod, endpoint?.generation ?? 0, 'LIVE', this.#options),
@@ -213,69 +279,31 @@ export class IdentityService {
     const { store } = this.#options;
     const live = store.get(uid);
     // Gone for the authority, while a source that cannot name it still lists it: its flows are those of a pod that ends.
-    const departed = live === undefined || this.#isConfirmed(live) ? undefined : store.departed(uid);
-    if (live !== undefined && (departed === undefined || !this.#isConfirmed(departed.pod))) {
+    const departed = live === undefined || this.#naming.isConfirmed(live) ? undefined : store.departed(uid);
+    if (live !== undefined && (departed === undefined || !this.#naming.isConfirmed(departed.pod))) {
       return { pod: live, state: 'LIVE' };
     }
     const removed = departed ?? store.removed(uid);
     return removed === undefined ? undefined : { pod: removed.pod, state: 'TERMINATING' };
   }
-
-  #isConfirmed(pod: Pod): boolean {
-    return isConfirmed(pod, this.#authorities);
-  }
-
-  #requireNamed(pod: Pod): void {
-    if (!this.#isConfirmed(pod)) {
-      throw this.#notToldYet(pod, namesOf(this.#authorities, 'or'), this.#authorityBehind());
-    }
-    if (pod.serviceAccount === '' && !pod.sources.includes('kubernetes')) {
-      throw this.#unconfirmed(pod);
-    }
-    if (pod.serviceAccount === '') {
-      throw new IdentityError(
-        'WORKLOAD_NOT_FOUND',
-        `pod ${pod.namespace}/${pod.name} has no service account, and so no identity: Kubernetes gives none to static pods of the kubelet`,
-      );
-    }
-  }
-
-  /** The runtime is late where the CNI plugin tells of a pod that starts: it may know the account in a moment. */
-  #unconfirmed(pod: Pod): IdentityError {
-    const { sources } = this.#options;
-    const cri = sources.find(({ name }) => name === 'cri');
-    if (cri !== undefined && !pod.sources.includes('cri')) {
-      return this.#notToldYet(pod, cri.name, cri.lastError);
-    }
-    return new IdentityError(
-      'WORKLOAD_UNCONFIRMED',
-      `no source knows the service account of pod ${pod.namespace}/${pod.name} (asked: ${namesOf(sources, 'and')}): add the source kubernetes, or name the account of such pods, as in sources: {cri: {serviceAccount: default}}`,
-    );
-  }
-
-  #notToldYet(pod: Pod, names: string, why: string | undefined): IdentityError {
-    return new IdentityError(
-      'NOT_SYNCED',
-      `${names} has not told of pod ${pod.namespace}/${pod.name} yet${why === undefined ? '' : ` (${why})`}`,
-    );
-  }
-
-  /** Why an authority may not have told all; undefined while all follow. */
-  #authorityBehind(): string | undefined {
-    const behind = this.#authorities.find(({ lastError }) => lastError !== undefined);
-    return behind === undefined ? undefined : `${behind.name} is behind: ${behind.lastError}`;
-  }
-
-  #unknown(message: string): IdentityError {
-    const behind = this.#options.synced() ? this.#authorityBehind() : 'not every pod source has answered yet';
-    return behind === undefined
-      ? new IdentityError('WORKLOAD_NOT_FOUND', message)
-      : new IdentityError('NOT_SYNCED', `${message}; ${behind}`);
-  }
 }
 
-function namesOf(sources: readonly Source[], last: string): string {
-  return sources.map(({ name }) => name).join(` ${last} `);
+function textOf(query: PodQuery): string {
+  if ('podUid' in query) {
+    return `has the UID ${query.podUid}`;
+  }
+  return 'hostInterface' in query
+    ? `is known by the interface ${query.hostInterface}`
+    : `is known by the network namespace of process ${query.pid}`;
+}
+
+function requireAssurance(what: string, assurance: Assurance, minAssurance: Assurance): void {
+  if (rank(assurance) < rank(minAssurance)) {
+    throw new IdentityError(
+      'ASSURANCE_TOO_LOW',
+      `${what} is known with ${assurance}, which is less than ${minAssurance}: minAssurance ${assurance} asks for such answers`,
+    );
+  }
 }
 
 function rank(assurance: Assurance): number {

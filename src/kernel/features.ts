@@ -36,6 +36,18 @@ export const KERNEL_FEATURES: readonly KernelFeature[] = [
       'it is known by its pid alone: a rule by `exe` refuses nobody who takes over the pid of one that has ended',
   },
   {
+    name: 'errors of a program’s own at getsockopt',
+    since: '5.18',
+    use: 'a proxy that asks by system call is told why there is no answer',
+    before: 'EPERM stands for every reason',
+  },
+  {
+    name: 'bpf_get_netns_cookie at getsockopt',
+    since: '5.15',
+    use: 'a proxy may ask by system call as soon as it has accepted',
+    before: 'there is an answer from the first packet after the handshake on; until then EOPNOTSUPP',
+  },
+  {
     name: 'live frames (BPF_F_TEST_XDP_LIVE_FRAMES)',
     since: '5.18',
     use: 'canaries are put in at the host’s side',

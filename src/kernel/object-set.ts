@@ -7,7 +7,10 @@ import type { BpfObject } from '../native/bpf.js';
 
 export type Hook = 'ingress' | 'egress';
 
-/** Where a program runs. The role names the pins of its links: `<role>-<ifindex>`, or `<role>` where there is one. */
+/**
+ * Where a program runs. The role names the pins of its links: `<role>-<ifindex>` or `<role>-<cgroup>`, or `<role>` where
+ * there is one.
+ */
 export type ProgramSpec = {
   /** Object file without `.bpf.o`; one program stands in each. */
   readonly object: string;
@@ -21,6 +24,7 @@ export type ProgramSpec = {
       readonly rowIn?: string;
     }
   | { readonly runs: 'per-namespace'; readonly role: string }
+  | { readonly runs: 'per-cgroup'; readonly role: string }
   | { readonly runs: 'on-demand' }
 );
 
@@ -89,6 +93,8 @@ export interface PinnedLink {
   readonly role: string;
   /** Undefined for the link of the whole network namespace. */
   readonly ifindex: number | undefined;
+  /** The number of a cgroup, for a link of one. */
+  readonly cgroup?: number;
 }
 
 /** What a link of this pin name runs, and where; undefined where the set calls no link so. */
@@ -97,11 +103,16 @@ export function parseLinkPin(set: ObjectSet, pin: string): PinnedLink | undefine
     if (spec.runs === 'per-namespace' && pin === spec.role) {
       return { program, role: spec.role, ifindex: undefined };
     }
-    if (spec.runs === 'per-interface' && pin.startsWith(`${spec.role}-`)) {
-      const index = pin.slice(spec.role.length + 1);
-      if (/^\d+$/.test(index)) {
-        return { program, role: spec.role, ifindex: Number(index) };
-      }
+    if (spec.runs !== 'per-interface' && spec.runs !== 'per-cgroup') {
+      continue;
+    }
+    const { role } = spec;
+    const text = pin.startsWith(`${role}-`) ? pin.slice(role.length + 1) : '';
+    if (/^\d+$/.test(text)) {
+      const number = Number(text);
+      return spec.runs === 'per-cgroup'
+        ? { program, role, ifindex: undefined, cgroup: number }
+        : { program, role, ifindex: number };
     }
   }
   return undefined;

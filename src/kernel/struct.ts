@@ -52,6 +52,11 @@ export class Struct {
     return this.#field(name).offset;
   }
 
+  /** Bytes. */
+  sizeOf(name: string): number {
+    return this.#field(name).size;
+  }
+
   bytes(buffer: Buffer, name: string): Buffer {
     const { offset, size } = this.#field(name);
     return buffer.subarray(offset, offset + size);

@@ -5,6 +5,7 @@ import { addon, type TcxEntry } from './bpf-addon.js';
 import { BpfLink, type BpfProgram, checkProgram } from './bpf-handles.js';
 import { isKernelError } from './errors.js';
 
+const BPF_CGROUP_GETSOCKOPT = 21;
 const BPF_SK_LOOKUP = 36;
 const TCX = { ingress: 46, egress: 47 } as const;
 
@@ -122,4 +123,12 @@ export function attachSkLookup(program: BpfProgram, netnsFd: number): BpfLink {
   return new BpfLink(
     addon.linkCreate(program.fd, netnsFd, BPF_SK_LOOKUP, `attaching ${program.name} to sk_lookup`),
   );
+}
+
+/** To getsockopt(2) on sockets that were opened in the cgroup behind `cgroupFd` or below it, beside whatever is attached. */
+export function attachGetsockopt(program: BpfProgram, cgroupFd: number): BpfLink {
+  checkProgram(program);
+  checkFd(cgroupFd, 'cgroupFd');
+  const doing = `attaching ${program.name} to a cgroup`;
+  return new BpfLink(addon.linkCreate(program.fd, cgroupFd, BPF_CGROUP_GETSOCKOPT, doing));
 }

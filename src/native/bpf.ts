@@ -6,6 +6,7 @@ import { addon, type ProgramInfo } from './bpf-addon.js';
 export type { FlatLayout, MapShape, ProgramInfo, TcxEntry, TestRunResult } from './bpf-addon.js';
 export {
   attachClsact,
+  attachGetsockopt,
   attachSkLookup,
   attachTcx,
   attachTcxAsync,

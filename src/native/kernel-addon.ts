@@ -23,6 +23,8 @@ export interface TcpListener {
   readonly uid: number;
   readonly cookie: bigint;
   readonly v6only: boolean;
+  /** The number of the cgroup of version 2 that it was opened in; undefined where the kernel does not tell. */
+  readonly cgroup?: number;
   /** IP_TRANSPARENT is set; undefined where the kernel does not tell. */
   readonly transparent?: boolean;
 }
@@ -84,6 +86,8 @@ interface KernelAddon {
   pidfdGetfd(pidfd: number, fd: number): number;
   setTransparent(fd: number): void;
   socketFrom(source: string): number;
+  socketOption(fd: number, level: number, name: number, value: Uint8Array): number;
+  netnsCookie(): bigint;
   socketInfo(fd: number): SocketInfo;
   peerCredentials(fd: number): PeerCredentials;
   tcpListeners(): TcpListener[];

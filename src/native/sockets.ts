@@ -43,6 +43,21 @@ export function socketFrom(source: string): number {
   return addon.socketFrom(source);
 }
 
+/** getsockopt(2): the bytes of an option, at most `size`. KernelError where the kernel refuses. */
+export function socketOption(fd: number, level: number, name: number, size: number): Buffer {
+  checkFd(fd);
+  checkUnsigned(level, 'level');
+  checkUnsigned(name, 'name');
+  checkUnsigned(size, 'size', 1 << 16);
+  const value = Buffer.alloc(size);
+  return value.subarray(0, addon.socketOption(fd, level, name, value));
+}
+
+/** The number that BPF programs know the current network namespace by; 0 where the kernel does not tell (before 5.14). */
+export function netnsCookie(): bigint {
+  return addon.netnsCookie();
+}
+
 /** KernelError ENOTSOCK for what is no socket. */
 export function socketInfo(fd: number): SocketInfo {
   checkFd(fd);

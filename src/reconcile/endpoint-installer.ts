@@ -2,21 +2,26 @@
 
 import type { Log } from '../base/log.js';
 import type { EndpointRow, EndpointTables } from '../datapath/endpoints.js';
+import type { EndpointIdentity } from '../datapath/identities.js';
 import type { DatapathPrograms, Role } from '../datapath/manifest.js';
 import type { Attachment, Attachments, AttachResult } from '../kernel/attachment.js';
 import type { InterfaceSysctls } from '../kernel/sysctls.js';
 import { isGone } from '../native/errors.js';
-import type { PodUid } from '../pods/pod.js';
+import type { Pod, PodUid } from '../pods/pod.js';
 import type { InterceptDecision } from './decision.js';
 import type { PlannedEndpoint } from './planned-endpoint.js';
 import type { RepairKind, Repairs } from './repairs.js';
 
 export interface InstallerOptions {
   readonly programs: Pick<DatapathPrograms, 'programs'>;
-  readonly tables: Pick<EndpointTables, 'rowOf' | 'isLive' | 'enrol' | 'write' | 'verify'>;
+  readonly tables: Pick<EndpointTables, 'rowOf' | 'isLive' | 'enrol' | 'write' | 'describe' | 'verify'>;
   readonly attachments: Pick<Attachments<Role>, 'attachAsync' | 'isAttached'>;
   readonly sysctls: Pick<InterfaceSysctls, 'ensure'>;
   readonly repairs: Pick<Repairs, 'note'>;
+  /** What proxies are told of a pod by system call. */
+  readonly identityOf: (pod: Pod) => Omit<EndpointIdentity, 'uid' | 'generation'>;
+  /** How many live pods claim an address. */
+  readonly claimants: (ip: string) => number;
   /** Pods whose CNI ADD has not been answered yet: they have no process. */
   readonly starting: ReadonlySet<PodUid>;
   readonly log: Pick<Log, 'info' | 'error'>;
@@ -36,6 +41,8 @@ export interface Installed {
 export class EndpointInstaller {
   readonly #options: InstallerOptions;
   readonly #installed = new Map<PodUid, Installed>();
+  /** Those that lead to a pod, as told. */
+  readonly #addresses = new Map<PodUid, string>();
 
   constructor(options: InstallerOptions) {
     this.#options = options;
@@ -55,11 +62,12 @@ export class EndpointInstaller {
 
   forget(uid: PodUid): void {
     this.#installed.delete(uid);
+    this.#addresses.delete(uid);
   }
 
   forgetAllBut(uids: ReadonlySet<PodUid>): void {
     for (const uid of [...this.#installed.keys()].filter((candidate) => !uids.has(candidate))) {
-      this.#installed.delete(uid);
+      this.forget(uid);
     }
   }
 
@@ -75,6 +83,7 @@ export class EndpointInstaller {
       const isStarting = this.#options.starting.has(pod.uid);
       row = tables.enrol(pod.uid, endpoints[0].plan.ifindex, before?.row !== undefined, isStarting);
       changed = row !== before?.row;
+      this.#describe(row, decision, changed ? undefined : before?.decision);
       for (const endpoint of endpoints) {
         const wasThere =
           !changed &&
@@ -98,6 +107,17 @@ export class EndpointInstaller {
     const result: Installed = { decision, row, missing, changed };
     this.#installed.set(pod.uid, result);
     return result;
+  }
+
+  /** An address that another pod claims as well, be it enrolled or not, leads to nobody. */
+  #describe(row: EndpointRow, { pod, endpoints }: InterceptDecision, before?: InterceptDecision): void {
+    const { tables, identityOf, claimants } = this.#options;
+    const ips = endpoints.flatMap(({ plan }) => plan.ips).filter((ip) => claimants(ip) < 2);
+    const key = ips.join();
+    if (before?.pod !== pod || this.#addresses.get(pod.uid) !== key) {
+      tables.describe(row, identityOf(pod), ips);
+      this.#addresses.set(pod.uid, key);
+    }
   }
 
   /** Returns whether anything had to be done. `wasThere`: it should have been in place already. */

@@ -307,6 +307,22 @@ describe('a proxy with a socket per worker', () => {
   });
 });
 
+describe('a listener by Multipath TCP, as Go opens it', () => {
+  it('is not adopted, and what to do about it is told', async () => {
+    const code = `use Socket; socket(my $s, AF_INET, SOCK_STREAM, 262) or die $!;
+      bind($s, pack_sockaddr_in(0, inet_aton('127.0.0.1'))) && listen($s, 8) or die $!;
+      $| = 1; printf(qq({"port":%d}\n), (unpack_sockaddr_in(getsockname($s)))[0]); sleep;`;
+    const enter = `--net=${netns.path}`;
+    const { hello } = await startProcess<{ port: number }>(cleanup, 'nsenter', enter, 'perl', '-e', code);
+    const listeners = listenersOf({ outbound: [at('127.0.0.1', hello.port)] });
+    await refresh(listeners);
+    expect(cookieIn(V4)).toBeUndefined();
+    expect(log).toMatchObject([
+      { message: 'listener not adopted', fields: { reason: expect.stringContaining('by Multipath TCP') } },
+    ]);
+  });
+});
+
 describe('the owner of a listener', () => {
   const PORT = 8129;
 

@@ -175,6 +175,9 @@ describe('an agent of a newer layout', () => {
       shared: [
         'sources',
         'inbound',
+        'identities',
+        'addresses',
+        'node',
         'instances',
         'shares',
         'turns',

@@ -57,6 +57,8 @@ export function tablesOf(object: BpfObject, layouts: Layouts): EndpointTables {
       inbound: map('inbound'),
       shares: map('shares'),
       turns: map('turns'),
+      identities: map('identities'),
+      addresses: map('addresses'),
     },
     layouts,
   );

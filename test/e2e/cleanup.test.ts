@@ -116,8 +116,8 @@ it('leaves rules, routes, qdiscs, nftables, the chain of plugins and sysctls as 
   const pinned = Object.entries(MANIFEST.maps).filter(([, map]) => !('neverShared' in map));
   expect([...ids.prog].length).toBeGreaterThanOrEqual(Object.keys(MANIFEST.programs).length);
   expect([...ids.map].length).toBeGreaterThanOrEqual(pinned.length);
-  // Each pod's interface twice, the bridge of one and our own, where they are not filters, and the node's namespace.
-  expect([...ids.link].length).toBe((tcxSupported() ? 2 * pods.length + 2 : 0) + 1);
+  // Each pod's interface twice, the bridge of one and our own, where they are not filters, the node's namespace, a cgroup.
+  expect([...ids.link].length).toBe((tcxSupported() ? 2 * pods.length + 2 : 0) + 2);
   expect(await stillThere(ids)).toHaveLength(ids.prog.size + ids.map.size + ids.link.size);
 
   const refused = await agent.cli('cleanup');

@@ -209,7 +209,7 @@ it('an older agent refuses the newer layout in one line, and all goes on until t
   await underLoad('v1 refused', async () => {
     await agent.stop();
     const before = running();
-    expect(before).toHaveLength(7); // both pods twice, the bridge, our own interface, socket lookup
+    expect(before).toHaveLength(8); // both pods twice, the bridge, our own interface, socket lookup, the proxy's cgroup
     agent.objects = V1;
     for (const command of ['agent', 'cleanup']) {
       const refused = await agent.cli(command);

@@ -19,6 +19,7 @@ import { run } from './exec.js';
 export const IMAGE = 'localhost/nodesentry-app:1';
 const ROOT = join(import.meta.dirname, '../..');
 const SOURCE = join(import.meta.dirname, 'app/app.c');
+const HEADERS = join(ROOT, 'include');
 export const CACHE = join(ROOT, 'build/lab');
 
 /** Compiled once per change of its source; by several at once where they come at the same time. */
@@ -26,11 +27,16 @@ export async function buildApp(): Promise<string> {
   const binary = join(CACHE, 'app');
   const own = `${binary}.${process.pid}`;
   mkdirSync(CACHE, { recursive: true });
-  if (!existsSync(binary) || statSync(binary).mtimeMs < statSync(SOURCE).mtimeMs) {
-    await run('gcc', ['-static', '-O2', '-Wall', '-Wextra', '-Werror', '-o', own, SOURCE, '-lpthread']);
+  if (!existsSync(binary) || statSync(binary).mtimeMs < lastChange()) {
+    const flags = ['-static', '-O2', '-Wall', '-Wextra', '-Werror', '-I', HEADERS];
+    await run('gcc', [...flags, '-o', own, SOURCE, '-lpthread']);
     renameSync(own, binary);
   }
   return binary;
+}
+
+function lastChange(): number {
+  return Math.max(...[SOURCE, join(HEADERS, 'nodesentry.h')].map((path) => statSync(path).mtimeMs));
 }
 
 /** A folder with /bin/app and /bin/busybox: the image's layer, and the base of the microVM's initramfs. */

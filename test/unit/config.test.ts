@@ -81,7 +81,7 @@ describe('a configuration', () => {
       ],
       identity: { rememberSeconds: 60, history: { seconds: 3_600, entries: 100_000 } },
       runtimes: { handlers: { 'my-gvisor': 'runsc' } },
-      api: { allow: [{ uid: 0 }] },
+      api: { allow: [{ uid: 0 }], rateLimit: { perSecond: 20_000, burst: 40_000 } },
       log: { level: 'info' },
     });
   });
@@ -136,6 +136,17 @@ instances:
       FILE,
     );
     expect(api.allow).toEqual([{ uid: 1 }, { gid: 2 }, { exe: '/usr/sbin/envoy' }]);
+  });
+
+  it('takes what a caller may ask, and how much', () => {
+    const { api } = parseConfig(
+      'sources: {cri: {}}\napi: {allow: [{uid: 1, scopes: [resolve, watch]}], rateLimit: {burst: 5}}',
+      FILE,
+    );
+    expect(api).toEqual({
+      allow: [{ uid: 1, scopes: ['resolve', 'watch'] }],
+      rateLimit: { perSecond: 20_000, burst: 5 },
+    });
   });
 
   it('takes the CNI source alone, with the usual places of a node', () => {
@@ -256,10 +267,18 @@ describe('a mistake is told with its line and field', () => {
       'instances: [{name: a, outbound: "127.0.0.1:1", owner: {exe: envoy}}]',
       '2: instances[0].owner.exe: expected the absolute path of an executable, got "envoy"',
     ],
+    [
+      'api: {allow: [{uid: 0, scopes: [all]}]}',
+      '2: api.allow[0]: expected exactly one of uid, gid and exe: a whole number, or the absolute path of an executable; with it perhaps scopes, of resolve, watch and admin, got a mapping',
+    ],
+    [
+      'api: {rateLimit: {perSecond: 0}}',
+      '2: api.rateLimit.perSecond: expected a whole number from 1 to 1000000, got 0',
+    ],
     ['api: {allow: []}', '2: api.allow: expected at least one caller, got an empty list'],
     [
       'api: {allow: [{uid: 0, gid: 0}]}',
-      '2: api.allow[0]: expected exactly one of uid, gid and exe: a whole number, or the absolute path of an executable, got a mapping',
+      '2: api.allow[0]: expected exactly one of uid, gid and exe: a whole number, or the absolute path of an executable; with it perhaps scopes, of resolve, watch and admin, got a mapping',
     ],
     [
       'api: {allow: [{exe: envoy}]}',
@@ -267,7 +286,7 @@ describe('a mistake is told with its line and field', () => {
     ],
     [
       'api: {allow: [{uid: root}]}',
-      '2: api.allow[0]: expected exactly one of uid, gid and exe: a whole number, or the absolute path of an executable, got a mapping',
+      '2: api.allow[0]: expected exactly one of uid, gid and exe: a whole number, or the absolute path of an executable; with it perhaps scopes, of resolve, watch and admin, got a mapping',
     ],
   ])('%s', (line, expected) => {
     expect(withLine(line)).toEqual([expected]);

@@ -7,6 +7,7 @@ import { EndpointInstaller } from '../../src/reconcile/endpoint-installer.js';
 import {
   bridged,
   decision,
+  identityOf,
   KernelStandIn,
   kernelError,
   link,
@@ -38,6 +39,8 @@ beforeEach(() => {
     attachments,
     sysctls,
     starting,
+    identityOf,
+    claimants: () => 1,
     repairs: kernel,
     log,
   });

@@ -15,6 +15,7 @@ import { Reconciler } from '../../src/reconcile/reconciler.js';
 import { ApiServerStandIn, apiNamespace, apiPod } from './kubernetes-stand-in.js';
 import {
   CanariesStandIn,
+  identityOf,
   KernelStandIn,
   LinksStandIn,
   NO_SHAPERS,
@@ -70,6 +71,8 @@ async function startAgent() {
     bridges: { renew: async () => undefined },
     defaults: { enrol: 'labelled', failure: 'open', other: 'pass' },
     instanceFor: () => ({ name: 'default', number: 0, inbound: false }),
+    identityOf,
+    claimants: () => 1,
     instanceName: () => 'default',
     authorities: [source],
     repairs: kernel,

@@ -1,133 +1,32 @@
 import { execFile } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, mkdtempSync, rmSync, statSync } from 'node:fs';
+import { existsSync, statSync } from 'node:fs';
 import { connect } from 'node:net';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { promisify } from 'node:util';
-import {
-  type Client,
-  type ClientReadableStream,
-  credentials as channelCredentials,
-  type GrpcObject,
-  loadPackageDefinition,
-  type Metadata,
-  type ServiceClientConstructor,
-  type ServiceError,
-  status,
-} from '@grpc/grpc-js';
+import { type Client, type ClientReadableStream, type ServiceError, status } from '@grpc/grpc-js';
 import { type EnumTypeDefinition, loadSync } from '@grpc/proto-loader';
 import { afterEach, describe, expect, test, vi } from 'vitest';
-import type { PeerCredentials } from '../../src/api/callers.js';
 import { startGrpcApi } from '../../src/api/grpc.js';
-import { parseConfig } from '../../src/config/load.js';
 import { type IdentityReason, STATUS_OF_REASON } from '../../src/identity/errors.js';
 import { peerCredentials } from '../../src/native/sockets.js';
-import { Metrics } from '../../src/telemetry/metrics.js';
-import { addWeb, flowRecord, identityParts, pod } from './api-fixture.js';
+import { endpoint, flowRecord, pod, uid } from './api-fixture.js';
 
-const OPTIONS = { longs: Number, enums: String, defaults: true, oneofs: true, includeDirs: ['proto'] };
-const IDENTITY = 'nodesentry.identity.v1.Identity';
-const FLOW = { proto: 'tcp', src: '10.66.0.3:41886', dst: '10.200.1.1:80' };
-const opened: (() => Promise<unknown> | unknown)[] = [];
+import {
+  type Answer,
+  afterwards,
+  ask,
+  clientOf,
+  closeAll,
+  FLOW,
+  IDENTITY,
+  identityClient,
+  OPTIONS,
+  refusal,
+  start,
+} from './grpc-fixture.js';
+import { ownNamespace } from './own-namespace.js';
 
-afterEach(async () => {
-  for (const close of opened.splice(0).reverse()) {
-    await close();
-  }
-});
-
-interface Setting {
-  readonly api?: string;
-  readonly credentials?: (fd: number) => PeerCredentials;
-}
-
-/** The API over one pod `web-0` with one recorded flow, FLOW. */
-async function start({ api: access = '{allow: [{uid: 0}]}', credentials }: Setting = {}) {
-  const runDir = mkdtempSync(join(tmpdir(), 'nodesentry-grpc-'));
-  opened.push(() => rmSync(runDir, { recursive: true, force: true }));
-  const state = { synced: true, blockers: [] as string[], nowMs: 1_700_000_000_000 };
-  const { store, datapath, identity } = identityParts(state);
-  addWeb(store, datapath);
-  const logged: object[] = [];
-  const log = {
-    warn: (fields: object) => logged.push(fields),
-    error: (fields: object) => logged.push(fields),
-  };
-  const metrics = new Metrics({ store, datapath, version: '1.2.3' });
-  const api = await startGrpcApi({
-    runDir,
-    config: parseConfig(`node: node-a\nsources: {static: {file: pods.yaml}}\napi: ${access}`, 'config.yaml'),
-    store,
-    datapath,
-    identity,
-    sources: [{ name: 'static', lastError: undefined }],
-    blockers: () => state.blockers,
-    metrics,
-    version: '1.2.3',
-    credentials: credentials ?? peerCredentials,
-    log: log as never,
-  });
-  opened.push(() => api.close());
-  return { api, runDir, state, store, datapath, logged, metrics };
-}
-
-function clientOf(path: string, service: string, file: string, includeDirs = OPTIONS.includeDirs) {
-  const root = loadPackageDefinition(loadSync(file, { ...OPTIONS, includeDirs }));
-  const Service = service
-    .split('.')
-    .reduce<GrpcObject>((at, name) => at[name] as GrpcObject, root) as unknown as ServiceClientConstructor;
-  const client = new Service(`unix:${path}`, channelCredentials.createInsecure());
-  opened.push(() => client.close());
-  return client;
-}
-
-type Answer = Record<string, unknown>;
-
-function ask(client: Client, method: string, request: object): Promise<Answer> {
-  return new Promise((resolve, reject) => {
-    (client as unknown as Record<string, (...args: unknown[]) => void>)[method]?.(
-      request,
-      { deadline: Date.now() + 5_000 },
-      (error: ServiceError | null, answer: Answer) => (error === null ? resolve(answer) : reject(error)),
-    );
-  });
-}
-
-const identityClient = (path: string) => clientOf(path, IDENTITY, 'nodesentry/identity/v1/identity.proto');
-
-/** Code, text, and the reason both as the trailer and as google.rpc.ErrorInfo say it. */
-async function refusal(call: Promise<unknown>) {
-  const error = (await call.then(
-    (answer) => expect.fail(`answered: ${JSON.stringify(answer)}`),
-    (reason: unknown) => reason,
-  )) as ServiceError;
-  return { code: error.code, details: error.details, ...reasonsIn(error.metadata) };
-}
-
-function reasonsIn(metadata: Metadata) {
-  const types = loadSync('google/rpc/status.proto', OPTIONS);
-  const decode = (name: string, bytes: Buffer): Record<string, unknown> => {
-    const type = types[name];
-    return type !== undefined && 'deserialize' in type && typeof type.deserialize === 'function'
-      ? (type.deserialize as (given: Buffer) => Record<string, unknown>)(bytes)
-      : expect.fail(`no type ${name}`);
-  };
-  const [bytes] = metadata.get('grpc-status-details-bin');
-  if (bytes === undefined) {
-    return { reason: undefined };
-  }
-  const { code, details } = decode('google.rpc.Status', bytes as Buffer) as {
-    code: number;
-    details: { type_url: string; value: Buffer }[];
-  };
-  const infos = details.map(({ type_url: url, value }) => {
-    expect(url).toBe('type.googleapis.com/google.rpc.ErrorInfo');
-    return decode('google.rpc.ErrorInfo', value);
-  });
-  expect(infos).toMatchObject([{ domain: 'nodesentry.io', reason: metadata.get('nodesentry-reason')[0] }]);
-  return { reason: infos[0]?.reason, statusCode: code };
-}
+afterEach(closeAll);
 
 describe('Resolve', () => {
   test('names the pod of a flow, field for field as over HTTP', async () => {
@@ -168,6 +67,7 @@ describe('Resolve', () => {
         assurance: 'ASSURANCE_UNSPECIFIED',
         reason: 'REASON_WORKLOAD_NOT_FOUND',
       },
+      past: null,
     });
     expect(await metrics.text()).toContain('nodesentry_resolves_total{result="DATAPATH_RECORDED"} 1');
   });
@@ -213,8 +113,95 @@ describe('Resolve', () => {
     });
   });
 
+  test('names a pod by its address, the name of its interface and a process in its namespace', async () => {
+    const { api, store, datapath, metrics } = await start();
+    const other = await ownNamespace();
+    afterwards(other.end);
+    datapath.statuses.push(
+      endpoint(uid('uid-other'), {
+        endpointId: 2,
+        interfaces: [{ name: 'veth1', ifindex: 8, topology: 'routed', podInterface: 'eth0' }],
+      }),
+    );
+    store.replaceSource('static', [pod('web-0'), pod('other', { ips: ['fd00:66::4'], netns: other.path })]);
+    const client = identityClient(api.path);
+    const byAddress = { address: 'fd00:66::4', minAssurance: 'ASSURANCE_IP_ONLY' };
+    expect(await ask(client, 'Resolve', byAddress)).toMatchObject({
+      resolution: { workload: { podName: 'other' }, assurance: 'ASSURANCE_IP_ONLY', original: null },
+    });
+    for (const request of [{ hostInterface: 'veth1' }, { process: other.process }]) {
+      expect(await ask(client, 'Resolve', request)).toMatchObject({
+        resolution: {
+          workload: { podName: 'other', generation: 3 },
+          instance: 'default',
+          assurance: 'ASSURANCE_UNSPECIFIED',
+          direction: 'DIRECTION_UNSPECIFIED',
+          original: null,
+          source: null,
+        },
+      });
+    }
+    expect(await metrics.text()).toContain('nodesentry_resolves_total{result="POD"} 2');
+    const late = { pid: other.process.pid, startTime: other.process.startTime + 1 };
+    expect(await refusal(ask(client, 'Resolve', { process: late }))).toMatchObject({
+      code: status.NOT_FOUND,
+      reason: 'WORKLOAD_NOT_FOUND',
+    });
+    expect(await refusal(ask(client, 'Resolve', { address: 'fd00:66::4' }))).toMatchObject({
+      reason: 'ASSURANCE_TOO_LOW',
+    });
+  });
+
+  test('waits for a revision that a caller has seen, and no longer than it wants to', async () => {
+    const { api, store } = await start();
+    const client = identityClient(api.path);
+    const ofOther = (revision: number, waitMs: number, epoch = 'epoch-1') =>
+      ask(client, 'Resolve', { podUid: 'uid-other', minRevision: { epoch, revision }, waitMs });
+    const waiting = ofOther(2, 5_000);
+    const batched = ask(client, 'BatchResolve', {
+      requests: [{ podUid: 'uid-other', minRevision: { epoch: 'epoch-1', revision: 2 }, waitMs: 5_000 }],
+    });
+    expect(await refusal(ofOther(1, 0))).toMatchObject({ reason: 'WORKLOAD_NOT_FOUND' });
+    store.replaceSource('static', [pod('web-0'), pod('other', { ips: ['10.66.0.4'] })]);
+    expect(await waiting).toMatchObject({ resolution: { workload: { podName: 'other' }, revision: 2 } });
+    expect(await batched).toMatchObject({ results: [{ resolution: { workload: { podName: 'other' } } }] });
+    expect(await refusal(ofOther(3, 20))).toMatchObject({
+      code: status.UNAVAILABLE,
+      reason: 'NOT_SYNCED',
+      details: 'revision 3 is not reached yet, 2 is, after 20 ms',
+    });
+    expect(await refusal(ofOther(1, 5_000, 'epoch-0'))).toMatchObject({ reason: 'NOT_SYNCED' });
+  });
+
+  test('says who had an address at a time', async () => {
+    const { api, store, state } = await start();
+    const client = identityClient(api.path);
+    const from = state.nowMs;
+    store.replaceSource('static', [pod('other', { ips: ['10.66.0.4'] })]);
+    state.nowMs += 1_000;
+    store.replaceSource('static', []);
+    const until = state.nowMs;
+    state.nowMs += 1_000;
+    const weak = { minAssurance: 'ASSURANCE_IP_ONLY', atMs: from + 500 };
+    const flow = { proto: 'tcp', src: '10.66.0.4:1', dst: '10.0.0.1:80' };
+    expect(await ask(client, 'Resolve', { address: '10.66.0.4', ...weak })).toMatchObject({
+      resolution: {
+        workload: { podName: 'other', state: 'WORKLOAD_STATE_TERMINATING' },
+        past: { at: from + 500, from, until },
+        direction: 'DIRECTION_UNSPECIFIED',
+        assurance: 'ASSURANCE_IP_ONLY',
+      },
+    });
+    expect(await ask(client, 'Resolve', { flow, ...weak })).toMatchObject({
+      resolution: { direction: 'DIRECTION_EGRESS', original: { src: flow.src }, past: { from } },
+    });
+    expect(await refusal(ask(client, 'Resolve', { flow, atMs: until + 500 }))).toMatchObject({
+      reason: 'WORKLOAD_NOT_FOUND',
+    });
+  });
+
   test.each([
-    [{}, 'key: expected flow or pod_uid, got nothing'],
+    [{}, 'key: expected one of the keys, got nothing'],
     [{ flow: { ...FLOW, proto: 'udp' } }, 'flow.proto: expected tcp, got "udp"'],
     [{ flow: { proto: 'tcp', dst: FLOW.dst } }, 'flow.src: expected an address and port'],
     [{ flow: { ...FLOW, dst: '10.0.0.1:65536' } }, 'flow.dst: expected an address and port'],
@@ -223,15 +210,27 @@ describe('Resolve', () => {
     [{ flow: FLOW, minAssurance: 7 }, 'min_assurance: expected one of ASSURANCE_IP_ONLY, '],
     [{ podUid: '' }, 'pod_uid: expected 1 to 253 characters, got 0'],
     [{ podUid: 'x'.repeat(254) }, 'pod_uid: expected 1 to 253 characters, got 254'],
-    [{ podUid: 'uid-web-0', minAssurance: 'ASSURANCE_IP_ONLY' }, 'min_assurance: only a flow has'],
-    [{ socketCookie: 0 }, 'socket_cookie: not served yet'],
-    [{ netnsCookie: 4 }, 'netns_cookie: not served yet'],
-    [{ hostInterface: 'veth0' }, 'host_interface: not served yet'],
-    [{ process: { pid: 1 } }, 'process: not served yet'],
-    [{ address: '10.66.0.3' }, 'address: not served yet'],
-    [{ flow: FLOW, minRevision: { epoch: 'e' } }, 'min_revision: not served yet'],
-    [{ flow: FLOW, waitMs: 1 }, 'wait_ms: not served yet'],
-    [{ podUid: 'uid-web-0', atMs: 1 }, 'at_ms: not served yet'],
+    [
+      { podUid: 'uid-web-0', minAssurance: 'ASSURANCE_IP_ONLY' },
+      'min_assurance: only a flow or an address has',
+    ],
+    [{ socketCookie: 0 }, 'socket_cookie: not served'],
+    [{ netnsCookie: 4 }, 'netns_cookie: not served'],
+    [{ hostInterface: 'eth0/../x' }, 'host_interface: expected the name of a network interface'],
+    [{ hostInterface: '' }, 'host_interface: expected the name of a network interface'],
+    [{ process: { startTime: 1 } }, 'process.pid: expected the number of a process, got 0'],
+    [{ process: { pid: 1 } }, 'process.start_time: expected when the process started'],
+    [{ process: { pid: 1, startTime: 2 }, minAssurance: 'ASSURANCE_IP_ONLY' }, 'min_assurance: only a flow'],
+    [{ address: 'web-0' }, 'address: expected an address such as 10.66.0.3'],
+    [{ flow: FLOW, minRevision: { revision: 1 } }, 'min_revision.epoch: expected the epoch'],
+    [
+      { flow: FLOW, minRevision: { epoch: 'e' }, waitMs: 5_001 },
+      'wait_ms: expected milliseconds, at most 5000',
+    ],
+    [{ flow: FLOW, waitMs: 1 }, 'wait_ms: for which min_revision?'],
+    [{ flow: FLOW, minRevision: { epoch: 'e' }, atMs: 1 }, 'min_revision: not with at_ms'],
+    [{ podUid: 'uid-web-0', atMs: 1 }, 'at_ms: only of a flow or an address'],
+    [{ flow: FLOW, atMs: 2_000_000_000_000 }, 'at: 2033-05-18T03:33:20.000Z is yet to come'],
   ])('a malformed request is told which key is wrong (%#)', async (request, details) => {
     const { api } = await start();
     const refused = await refusal(ask(identityClient(api.path), 'Resolve', request));
@@ -383,23 +382,13 @@ describe('the rest of the service', () => {
     });
   });
 
-  test('Watch says that it is not served yet', async () => {
-    const { api } = await start();
-    const call = identityClient(api.path).Watch?.({}) as ClientReadableStream<unknown>;
-    const [error] = (await once(call.resume(), 'error')) as [ServiceError];
-    expect([error.code, error.details]).toEqual([
-      status.UNIMPLEMENTED,
-      'Watch is not served yet: ask by Resolve, and again after ttl_ms',
-    ]);
-  });
-
   test('health is that of the agent, for those who ask and those who watch', async () => {
     const { api, state } = await start();
     state.blockers = ['source static has not synced'];
     const client = clientOf(api.path, 'grpc.health.v1.Health', 'grpc/health/v1/health.proto');
     const seen: unknown[] = [];
     const watch = client.Watch?.({ service: IDENTITY }) as ClientReadableStream<{ status: string }>;
-    opened.push(() => watch.cancel());
+    afterwards(() => watch.cancel());
     watch.on('data', (answer: { status: string }) => seen.push(answer.status));
     watch.on('error', () => undefined);
     for (const service of ['', IDENTITY]) {

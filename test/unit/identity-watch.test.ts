@@ -447,10 +447,10 @@ describe('GET /v1/watch', () => {
   });
 
   test.each([
-    ['since=x', 'since: expected the revision of an earlier line, got "x"'],
+    ['since=x', 'since: expected the revision of an earlier answer, got "x"'],
     ['since=-1', 'since: expected'],
-    ['since=1&since=2', 'since: expected the revision of an earlier line, got a list of 2'],
-    ['epoch=', 'epoch: expected the epoch of an earlier line, got ""'],
+    ['since=1&since=2', 'since: expected the revision of an earlier answer, got a list of 2'],
+    ['epoch=', 'epoch: expected the epoch of an earlier answer, got ""'],
     ['epoch=a%0Ab', 'epoch: expected'],
     ['colour=red', 'colour: unknown key; known are epoch, since'],
   ])('is told which parameter is malformed: %s', async (query, detail) => {

@@ -21,7 +21,7 @@ const MAY_IMPORT: Readonly<Record<string, { values: readonly string[]; types?: r
   cni: { values: [] },
   api: { values: ['net', 'pods', 'identity'], types: ['datapath', 'reconcile', 'config', 'telemetry'] },
   doctor: { values: ['native', 'net', 'kernel', 'pods', 'datapath', 'config', 'cni'] },
-  client: { values: ['net', 'api/client.ts'], types: ['identity', 'api'] },
+  client: { values: ['native', 'net', 'api/client.ts'], types: ['identity', 'api'] },
   proxy: { values: ['net', 'client'] },
   agent: {
     values: [

@@ -28,7 +28,7 @@ test.each([
   ['6.18.44', []],
   ['6.5.0', ['6.6', '6.6']],
   ['6.1.0-56-cloud-amd64', ['6.6', '6.6', '6.5']],
-  ['5.10.0', ['6.6', '6.6', '6.5', '5.18']],
+  ['5.10.0', ['6.6', '6.6', '6.5', '5.18', '5.15', '5.18']],
 ])('doctor says what %s does without', (running, since) => {
   expect(featuresMissing(running).map((feature) => feature.since)).toEqual(since);
   const [first, ...rest] = kernel(running);

@@ -144,7 +144,17 @@ describe("another process's listener", () => {
     );
     const expected = hello.map((listening) => {
       const { family, address, port, cookie, v6only, transparent } = socketInfo(copy(listening));
-      return { family, address, port, cookie, v6only, transparent, uid: 0, inode: expect.any(Number) };
+      return {
+        family,
+        address,
+        port,
+        cookie,
+        v6only,
+        transparent,
+        uid: 0,
+        inode: expect.any(Number),
+        cgroup: expect.any(Number),
+      };
     });
     expect(expected.map(({ v6only }) => v6only)).toEqual([false, false, true]);
     const listed = netns.run(tcpListeners);

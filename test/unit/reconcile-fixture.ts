@@ -11,6 +11,7 @@ import type { BpfProgram } from '../../src/native/bpf.js';
 import type { Link } from '../../src/net/link.js';
 import type { Pod, PodUid } from '../../src/pods/pod.js';
 import type { InterceptDecision } from '../../src/reconcile/decision.js';
+import type { InstallerOptions } from '../../src/reconcile/endpoint-installer.js';
 import type { PlannedEndpoint } from '../../src/reconcile/planned-endpoint.js';
 import type { RepairKind } from '../../src/reconcile/repairs.js';
 import type { LinkReader } from '../../src/runtimes/location.js';
@@ -206,6 +207,7 @@ export class KernelStandIn {
     EndpointTables,
     | 'enrol'
     | 'write'
+    | 'describe'
     | 'verify'
     | 'remove'
     | 'liveInterfaces'
@@ -241,6 +243,7 @@ export class KernelStandIn {
       }
       return isEqual(before, { row, plan }) ? [] : ['the endpoint was not as written'];
     },
+    describe: () => undefined,
     verify: (row, plan) => {
       this.#step(`verify ${plan.ifindex}`);
       const held = this.endpoints.get(plan.ifindex);
@@ -330,3 +333,12 @@ export class KernelStandIn {
 function isEqual(a: Written, b: Written): boolean {
   return JSON.stringify(a) === JSON.stringify(b);
 }
+
+export const identityOf: InstallerOptions['identityOf'] = ({ namespace, name, serviceAccount, runtime }) => ({
+  namespace,
+  podName: name,
+  serviceAccount,
+  app: '',
+  runtime,
+  spiffeId: '',
+});

@@ -12,6 +12,7 @@ import { UNNAMED_MS } from '../../src/reconcile/removal.js';
 import {
   CanariesStandIn,
   gate,
+  identityOf,
   KernelStandIn,
   LinksStandIn,
   link,
@@ -70,6 +71,8 @@ function world(count: number) {
     bridges: { renew: async () => undefined },
     defaults: { enrol: 'all', failure: 'closed', other: 'pass' },
     instanceFor: () => ({ name: 'default', number: 0, inbound: false }),
+    identityOf,
+    claimants: () => 1,
     instanceName: () => 'default',
     authorities: [],
     tables: kernel.tables,

@@ -12,6 +12,7 @@
 #include <netinet/ip.h>
 #include <netinet/ip6.h>
 #include <netinet/tcp.h>
+#include <nodesentry.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -301,7 +302,7 @@ static int serve(int count, char **ports, int behind) {
 static int say_hello(const char *ip, const char *port) {
     struct target target = parse_target(ip, port);
     double started = now_ms();
-    char line[256];
+    char line[8192];
     int fd = dial(&target);
 
     if (fd < 0)
@@ -603,6 +604,140 @@ static int knock(const char *port, int count, char **ips) {
     }
 }
 
+/* --- a proxy that asks by getsockopt ---------------------------------------------------------------------------- */
+
+static void option_text(char *line, size_t size, const char *name, int fd, int level, int option, socklen_t room) {
+    char value[2048] = "";
+    socklen_t length = room;
+    size_t used = strlen(line);
+
+    if (getsockopt(fd, level, option, value, &length))
+        snprintf(line + used, size - used, ",\"%s\":\"%s\"", name, error_name(errno));
+    else
+        snprintf(line + used, size - used, ",\"%s\":\"%.*s\"", name, (int)length, value);
+}
+
+static void option_end(char *line, size_t size, const char *name, int fd, int option, socklen_t room) {
+    struct nodesentry_end end = {};
+    socklen_t length = room;
+    size_t used = strlen(line);
+
+    if (getsockopt(fd, SOL_NODESENTRY, option, &end, &length)) {
+        snprintf(line + used, size - used, ",\"%s\":\"%s\"", name, error_name(errno));
+        return;
+    }
+    snprintf(line + used, size - used,
+             ",\"%s\":{\"version\":%d,\"size\":%d,\"length\":%d,\"direction\":%d,\"assurance\":%d,\"runtime\":%d,"
+             "\"generation\":%u,\"uid\":\"%s\",\"namespace\":\"%s\",\"name\":\"%s\",\"serviceAccount\":\"%s\","
+             "\"app\":\"%s\",\"instance\":\"%s\"}",
+             name, end.version, end.size, length, end.direction, end.assurance, end.runtime, end.generation,
+             end.pod_uid, end.pod_namespace, end.pod_name, end.service_account, end.app, end.instance);
+}
+
+static void option_address(char *line, size_t size, const char *name, int fd, int level, socklen_t room) {
+    struct sockaddr_storage address = {};
+    socklen_t length = room;
+    char text[INET6_ADDRSTRLEN] = "";
+    size_t used = strlen(line);
+
+    if (getsockopt(fd, level, 80 /* SO_ORIGINAL_DST */, &address, &length)) {
+        snprintf(line + used, size - used, ",\"%s\":\"%s\"", name, error_name(errno));
+        return;
+    }
+    if (level == IPPROTO_IP)
+        inet_ntop(AF_INET, &((struct sockaddr_in *)&address)->sin_addr, text, sizeof(text));
+    else
+        inet_ntop(AF_INET6, &((struct sockaddr_in6 *)&address)->sin6_addr, text, sizeof(text));
+    snprintf(line + used, size - used, ",\"%s\":\"%s %d %d\"", name, text,
+             ntohs(level == IPPROTO_IP ? ((struct sockaddr_in *)&address)->sin_port
+                                       : ((struct sockaddr_in6 *)&address)->sin6_port),
+             length);
+}
+
+/* What a getsockopt costs, in nanoseconds; -1 where it is refused. */
+static double option_cost(int fd, int level, int option, socklen_t room, int count) {
+    char value[2048];
+    double started = now_ms();
+
+    for (int i = 0; i < count; i++) {
+        socklen_t length = room;
+
+        if (getsockopt(fd, level, option, value, &length))
+            return -1;
+    }
+    return (now_ms() - started) * 1e6 / count;
+}
+
+static void option_costs(char *line, size_t size, int fd) {
+    enum { COUNT = 300000 };
+
+    snprintf(line, size, "{\"ok\":true,\"SO_TYPE\":%.0f,\"id\":%.0f,\"end\":%.0f,\"originalDst\":%.0f}\n",
+             option_cost(fd, SOL_SOCKET, SO_TYPE, sizeof(int), COUNT),
+             option_cost(fd, SOL_NODESENTRY, NODESENTRY_PEER_ID, NODESENTRY_SPIFFE_MAX, COUNT),
+             option_cost(fd, SOL_NODESENTRY, NODESENTRY_PEER, sizeof(struct nodesentry_end), COUNT),
+             option_cost(fd, IPPROTO_IP, 80, sizeof(struct sockaddr_in), COUNT));
+}
+
+/* Answers each connection with what the options say of it, as one line, or, asked so, with what they cost. */
+static int tell_options(int count, char **words, int costs) {
+    struct pollfd listeners[8];
+
+    if (count < 2 || count > 16 || count % 2)
+        return 2;
+    for (int i = 0; i < count / 2; i++) {
+        struct target at = parse_target(words[2 * i], words[2 * i + 1]);
+        int fd = socket(at.family, SOCK_STREAM | SOCK_CLOEXEC, 0), on = 1;
+
+        setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+        if (bind(fd, (struct sockaddr *)&at.address, at.length) || listen(fd, 128)) {
+            perror("listen");
+            return 1;
+        }
+        listeners[i] = (struct pollfd){.fd = fd, .events = POLLIN};
+    }
+    puts("{\"ok\":true,\"serving\":true}");
+    fflush(stdout);
+    for (;;) {
+        if (poll(listeners, count / 2, -1) < 0)
+            continue;
+        for (int i = 0; i < count / 2; i++) {
+            char line[8192] = "{\"ok\":true";
+            int fd = listeners[i].revents & POLLIN ? accept(listeners[i].fd, NULL, NULL) : -1;
+
+            if (fd < 0)
+                continue;
+            /* Before the client has said anything, and after. */
+            option_text(line, sizeof(line), "peerIdAtOnce", fd, SOL_NODESENTRY, NODESENTRY_PEER_ID, 1024);
+            char hello[64];
+            if (read_line(fd, hello, sizeof(hello)) < 0) {
+                close(fd);
+                continue;
+            }
+            if (costs) {
+                option_costs(line, sizeof(line), fd);
+                send_all(fd, line, strlen(line));
+                close(fd);
+                continue;
+            }
+            option_text(line, sizeof(line), "peerId", fd, SOL_NODESENTRY, NODESENTRY_PEER_ID, NODESENTRY_SPIFFE_MAX);
+            option_text(line, sizeof(line), "peerIdInSmall", fd, SOL_NODESENTRY, NODESENTRY_PEER_ID, 20);
+            option_text(line, sizeof(line), "peerIdInNone", fd, SOL_NODESENTRY, NODESENTRY_PEER_ID, 0);
+            option_text(line, sizeof(line), "targetId", fd, SOL_NODESENTRY, NODESENTRY_TARGET_ID, 1024);
+            option_text(line, sizeof(line), "unknown", fd, SOL_NODESENTRY, 99, 1024);
+            option_end(line, sizeof(line), "peer", fd, NODESENTRY_PEER, sizeof(struct nodesentry_end));
+            option_end(line, sizeof(line), "peerInSmall", fd, NODESENTRY_PEER, sizeof(struct nodesentry_end) - 1);
+            option_end(line, sizeof(line), "target", fd, NODESENTRY_TARGET, sizeof(struct nodesentry_end));
+            option_address(line, sizeof(line), "dialled4", fd, IPPROTO_IP, sizeof(struct sockaddr_storage));
+            option_address(line, sizeof(line), "dialled6", fd, IPPROTO_IPV6, sizeof(struct sockaddr_storage));
+            option_address(line, sizeof(line), "dialledInSmall", fd, IPPROTO_IP, 4);
+            size_t used = strlen(line);
+            snprintf(line + used, sizeof(line) - used, "}\n");
+            send_all(fd, line, strlen(line));
+            close(fd);
+        }
+    }
+}
+
 /* --- spoofing --------------------------------------------------------------------------------------------------- */
 
 static uint16_t checksum(uint32_t sum, const void *data, size_t length) {
@@ -821,6 +956,15 @@ int main(int count, char **words) {
         return many(words[2], words[3], atoi(words[4]));
     if (strcmp(command, "hold") == 0 && count == 5)
         return hold(words[2], words[3], words[4]);
+    if (strcmp(command, "options") == 0)
+        return tell_options(count - 2, words + 2, 0);
+    if (strcmp(command, "bare-cost") == 0) {
+        printf("{\"ok\":true,\"SO_TYPE\":%.0f}\n",
+               option_cost(socket(AF_INET, SOCK_STREAM, 0), SOL_SOCKET, SO_TYPE, sizeof(int), 300000));
+        return 0;
+    }
+    if (strcmp(command, "option-costs") == 0)
+        return tell_options(count - 2, words + 2, 1);
     if (strcmp(command, "knock") == 0 && count > 3)
         return knock(words[2], count - 3, words + 3);
     if (strcmp(command, "frames") == 0 && count == 3)
@@ -829,13 +973,14 @@ int main(int count, char **words) {
         return flood(words[2], atoi(words[3]));
     if (strcmp(command, "spoof") == 0 && count == 6)
         return spoof(words[2], words[3], words[4], atoi(words[5]));
-    fprintf(
-        stderr,
-        "usage: app pause | serve|server PORT... | first {IP PORT}... | dial IP PORT | fetch|push IP PORT BYTES |\n"
-        "           keepalive|connects IP PORT COUNT INTERVAL_US | reuse IP PORT LOCALPORT COUNT |\n"
-        "           load KIND IP PORT INTERVAL_US FILE | hold IP PORT FILE | many IP PORT COUNT |\n"
-        "           abort IP PORT client|server | end IP PORT SERVER_MS OWN_MS | knock PORT IP... | spoof SRC IP PORT "
-        "COUNT "
-        "| frames LINK | flood LINK COUNT\n");
+    fprintf(stderr,
+            "usage: app pause | serve|server PORT... | first {IP PORT}... | dial IP PORT | fetch|push IP PORT BYTES |\n"
+            "           keepalive|connects IP PORT COUNT INTERVAL_US | reuse IP PORT LOCALPORT COUNT |\n"
+            "           load KIND IP PORT INTERVAL_US FILE | hold IP PORT FILE | many IP PORT COUNT |\n"
+            "           abort IP PORT client|server | end IP PORT SERVER_MS OWN_MS | options|option-costs {IP PORT}... "
+            "| knock PORT "
+            "IP... | spoof SRC IP PORT "
+            "COUNT "
+            "| frames LINK | flood LINK COUNT\n");
     return 2;
 }
