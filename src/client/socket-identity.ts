@@ -1,6 +1,7 @@
 /**
  * Who is at the ends of a connection that this process, a proxy that NodeSentry has adopted, has accepted: by getsockopt(2),
- * which asks nobody and goes on while the agent is down. The same as include/nodesentry.h, for Node.js.
+ * which asks nobody and goes on while the agent is down. The same as include/nodesentry.h, for Node.js: `nodesentry/client/socket`,
+ * apart from `nodesentry/client`, which needs no native addon.
  */
 
 import type { Socket } from 'node:net';

@@ -10,7 +10,7 @@ import { existsSync, mkdirSync, rmdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { credentials, loadPackageDefinition } from '@grpc/grpc-js';
 import { loadSync } from '@grpc/proto-loader';
-import { IdentityClient } from '../../src/client/index.js';
+import { IdentityClient } from '../../src/client/identity-client.js';
 import { staticPod, TestAgent } from '../e2e/agent.js';
 import { createNetwork } from '../lab/cni.js';
 import { inNetns, tryRun } from '../lab/exec.js';

@@ -41,7 +41,6 @@ beforeAll(() => {
   mkdirSync(home, { recursive: true });
   copyFileSync(join(ROOT, 'package.json'), join(home, 'package.json'));
   symlinkSync(join(ROOT, 'node_modules'), join(home, 'node_modules'));
-  symlinkSync(join(ROOT, 'build'), join(home, 'build')); // the native addon
   symlinkSync(join(ROOT, 'node_modules/@types'), join(folder, 'node_modules/@types'));
   execFileSync(TSC, ['-p', join(ROOT, 'tsconfig.build.json'), '--outDir', join(home, 'dist')]);
   writeFileSync(join(folder, 'package.json'), '{"type": "module"}');

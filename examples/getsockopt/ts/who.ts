@@ -4,7 +4,7 @@
 //     npx tsx who.ts 127.0.0.1 15001
 
 import { createServer } from 'node:net';
-import { identityOf, SocketIdentityError, spiffeIdOf } from 'nodesentry/client';
+import { identityOf, SocketIdentityError, spiffeIdOf } from 'nodesentry/client/socket';
 
 const [, , host, port] = process.argv;
 
