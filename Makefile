@@ -16,7 +16,7 @@
 #   make build | lint | format | clean
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: bench-enrolment bench-identity bench-loop bench-run-times build check image demo test test-kernels test-long test-full test-k8s lint format packages-build packages-lab packages-k8s go-tools envoy native typescript proto clean
+.PHONY: bench-enrolment bench-identity bench-loop bench-run-times build check image demo test test-kernels test-long test-full test-k8s lint format packages-build packages-lab packages-k8s go-tools envoy schemathesis native typescript proto clean
 
 # A clone without history cannot build the release before this one; said aloud, below.
 HAS_PREVIOUS := $(shell scripts/build-previous --check && echo yes)
@@ -38,6 +38,9 @@ go-tools:
 
 envoy:
 	@scripts/install-envoy
+
+schemathesis:
+	@scripts/install-schemathesis
 
 packages-k8s:
 	@scripts/install-debian-packages k8s
@@ -75,7 +78,7 @@ bench-run-times: build
 	@npx --no-install tsx test/bench/run-times.ts
 
 # With FILES a target runs those files and no others, each in the project that it belongs to.
-test: packages-lab go-tools envoy build
+test: packages-lab go-tools envoy schemathesis build
 	@echo "test: against the real kernel, runtimes and proxies"
 	@npx --no-install vitest run $(or $(FILES),--project unit --project kernel --project alone) $(call reports,test)
 

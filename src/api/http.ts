@@ -123,7 +123,7 @@ export async function startHttpApi(options: HttpApiOptions): Promise<HttpApi> {
 
 function guard(app: FastifyInstance, { config, credentials, log }: HttpApiOptions, table: RouteTable): void {
   const callers = new Callers({ ...config.api, credentials, log, nowMs: steadyUnixMs });
-  app.addHook('onRequest', async (request) => {
+  app.addHook('onRequest', async (request, reply) => {
     const caller = callers.of(request.raw.socket);
     caller.require(scopeOf(request.routeOptions.url));
     caller.charge(1);
@@ -132,6 +132,17 @@ function guard(app: FastifyInstance, { config, credentials, log }: HttpApiOption
       throw new IdentityError(
         'KEY_INVALID',
         `the URL: expected at most ${URL_LIMIT} characters, got ${url.length}`,
+      );
+    }
+    // Before anything is made of a body that nobody wants.
+    if (request.is404) {
+      const [path = ''] = url.split('?', 1);
+      const allowed = table.methodsOf(path);
+      reply.headers(allowed.length === 0 ? {} : { allow: allowed.join(', ') });
+      throw new ApiProblem(
+        allowed.length === 0 ? 404 : 405,
+        'NOT_FOUND',
+        `there is no ${request.method} ${path}`,
       );
     }
     if (url.startsWith('/v1/') && request.headers[GUARD_HEADER] !== 'true') {
@@ -151,19 +162,6 @@ function guard(app: FastifyInstance, { config, credentials, log }: HttpApiOption
     return payload;
   });
   app.setErrorHandler((error, _request, reply) => sendProblem(reply, error, log));
-  app.setNotFoundHandler((request, reply) => {
-    const [path = ''] = request.url.split('?', 1);
-    const detail = `there is no ${request.method} ${path}`;
-    const allowed = table.methodsOf(path);
-    if (allowed.length === 0) {
-      return sendProblem(reply, new ApiProblem(404, 'NOT_FOUND', detail), log);
-    }
-    return sendProblem(
-      reply.header('allow', allowed.join(', ')),
-      new ApiProblem(405, 'NOT_FOUND', detail),
-      log,
-    );
-  });
 }
 
 /** What needs none: health, and what is not there. */

@@ -71,39 +71,30 @@ const query = (name: string, schema: JsonSchema, description?: string): Paramete
   schema,
 });
 
-const WHOLE_NUMBER: JsonSchema = { type: 'string', pattern: '^\\d{1,19}$' };
+const ADDRESS = {
+  type: 'string',
+  maxLength: 64,
+  pattern: `^(?:${IPV4}(?::\\d{1,5})?|${IPV6}|\\[${IPV6}\\]:\\d{1,5})$`,
+};
+const TIME = { type: 'string', maxLength: 64, anyOf: [{ pattern: '^\\d{1,15}$' }, { format: 'date-time' }] };
+const EPOCH = { type: 'string', pattern: '^[A-Za-z0-9_-]{1,64}$' };
+const REVISION = { type: 'integer', minimum: 0, maximum: 999_999_999_999_999 };
 
-/** What `resolve` takes, be it alone or in a batch: one key, and how good the answer has to be. */
-const QUESTION: readonly Parameter[] = [
-  query('proto', PROTO, 'With src and dst, without at.'),
-  query('src', SOCKET_ADDRESS, 'The peer of the proxy’s connection.'),
-  query('dst', SOCKET_ADDRESS, 'Its local address.'),
-  query('podUid', { type: 'string', minLength: 1, maxLength: 253 }, 'In the place of proto, src and dst.'),
-  query(
-    'address',
-    {
-      type: 'string',
-      maxLength: 64,
-      pattern: `^(?:${IPV4}(?::\\d{1,5})?|${IPV6}|\\[${IPV6}\\]:\\d{1,5})$`,
-    },
-    'In the place of proto, src and dst; a port says nothing here.',
-  ),
-  query(
-    'hostInterface',
-    { type: 'string', minLength: 1, maxLength: 15 },
-    'The host’s end of the pod’s interface.',
-  ),
-  query('pid', WHOLE_NUMBER, 'Of a process of the pod, with startTime.'),
-  query('startTime', WHOLE_NUMBER, 'Field 22 of /proc/PID/stat.'),
-  query('minAssurance', ASSURANCE, 'What the answer has to rest on at least. Default DATAPATH_RECORDED.'),
-  query(
-    'at',
-    { type: 'string', maxLength: 64, anyOf: [{ pattern: '^\\d{1,15}$' }, { format: 'date-time' }] },
-    'Milliseconds of Unix time, or RFC 3339.',
-  ),
-  query('minEpoch', { type: 'string', minLength: 1, maxLength: 64 }, 'With minRevision.'),
-  query('minRevision', WHOLE_NUMBER, 'What the agent has to know at least, as the watch has told it.'),
-  query('waitMs', { type: 'string', pattern: '^\\d{1,4}$' }, 'How long to wait for that: at most 5000.'),
+/** What a question consists of: one key, and what of its answer is asked besides. */
+const QUESTION: readonly (readonly [name: string, schema: JsonSchema, description: string])[] = [
+  ['proto', PROTO, 'With src and dst; may be left out with at.'],
+  ['src', SOCKET_ADDRESS, 'The peer of the proxy’s connection.'],
+  ['dst', SOCKET_ADDRESS, 'Its local address.'],
+  ['podUid', { type: 'string', minLength: 1, maxLength: 253 }, 'A key by itself.'],
+  ['address', ADDRESS, 'A key by itself; a port says nothing here.'],
+  ['hostInterface', { type: 'string', pattern: '^[^\\s/:]{1,15}$' }, 'A key by itself.'],
+  ['pid', { type: 'integer', minimum: 1, maximum: 4_294_967_295 }, 'With startTime.'],
+  ['startTime', { type: 'string', pattern: '^[1-9]\\d{0,18}$' }, 'Field 22 of /proc/<pid>/stat.'],
+  ['minAssurance', ASSURANCE, 'Of a flow or an address. Default DATAPATH_RECORDED.'],
+  ['at', TIME, 'Who had the address then: milliseconds of Unix time, or RFC 3339.'],
+  ['minEpoch', EPOCH, 'With minRevision: the answer rests on that revision or a later one.'],
+  ['minRevision', REVISION, 'Of an earlier answer, or a line of the watch.'],
+  ['waitMs', { type: 'integer', minimum: 0, maximum: 5_000, default: 0 }, 'For that revision at most.'],
 ];
 
 export const OPERATIONS: readonly Operation[] = [
@@ -112,10 +103,10 @@ export const OPERATIONS: readonly Operation[] = [
     path: '/v1/resolve',
     id: 'resolve',
     summary:
-      'Whose flow it is, by proto, src and dst; or who a pod is, by one other key. With at, and src and dst or address: who had that address then.',
-    parameters: QUESTION,
+      'Whose flow it is, or which pod it is: by one key, which is a flow (proto, src and dst), podUid, address, hostInterface, or pid and startTime.',
+    parameters: QUESTION.map(([name, schema, description]) => query(name, schema, description)),
     answer: { json: 'ResolveAnswer' },
-    reasons: ['KEY_INVALID', ...NO_ANSWER, 'RATE_LIMITED'],
+    reasons: ['KEY_INVALID', ...NO_ANSWER],
   },
   {
     method: 'post',
@@ -133,13 +124,13 @@ export const OPERATIONS: readonly Operation[] = [
           items: {
             type: 'object',
             additionalProperties: false,
-            properties: Object.fromEntries(QUESTION.map(({ name, schema }) => [name, schema])),
+            properties: Object.fromEntries(QUESTION.map(([name, schema]) => [name, schema])),
           },
         },
       },
     },
     answer: { json: 'BatchAnswer' },
-    reasons: ['KEY_INVALID', ['KEY_INVALID', 413], ['KEY_INVALID', 415], 'RATE_LIMITED'],
+    reasons: ['KEY_INVALID', ['KEY_INVALID', 413], ['KEY_INVALID', 415]],
   },
   {
     method: 'get',
@@ -166,11 +157,11 @@ export const OPERATIONS: readonly Operation[] = [
     id: 'watchIdentities',
     summary: 'The live pods and what changes of them, for callers that keep a copy.',
     parameters: [
-      query('epoch', { type: 'string', pattern: '^[A-Za-z0-9_-]{1,64}$' }, 'Of the line that was read last.'),
-      query('since', { type: 'integer', minimum: 0, maximum: 999_999_999_999_999 }, 'Its revision.'),
+      query('epoch', EPOCH, 'Of the line that was read last.'),
+      query('since', REVISION, 'Its revision.'),
     ],
     answer: { lines: 'IdentityLine' },
-    reasons: ['KEY_INVALID', 'RATE_LIMITED'],
+    reasons: ['KEY_INVALID'],
   },
   {
     method: 'get',
@@ -187,7 +178,7 @@ export const OPERATIONS: readonly Operation[] = [
     id: 'watchFlows',
     summary: 'Flows as they start, and first packets that are refused.',
     answer: { lines: 'FlowLine' },
-    reasons: ['KEY_INVALID', 'RATE_LIMITED'],
+    reasons: ['KEY_INVALID'],
   },
   {
     method: 'get',

@@ -118,9 +118,9 @@ export const PodResolution = z
     revision: count(),
     ttlMs: ttlMs(),
   })
-  .meta({ description: 'Who a pod is, where no flow was asked about.' });
+  .meta({ description: 'A pod that was asked for by another key than a flow.' });
 
-export const ResolveAnswer = z.union([Resolution, PodResolution, PastResolution]);
+export const ResolveAnswer = z.union([Resolution, PastResolution, PodResolution]);
 
 export const Problem = z
   .object({
@@ -249,6 +249,7 @@ export const SHAPES = {
   Party,
   Resolution,
   PastResolution,
+  PodResolution,
   ResolveAnswer,
   BatchAnswer,
   Problem,

@@ -9,6 +9,10 @@ type Json = Readonly<Record<string, unknown>>;
 
 const GUARD = { $ref: '#/components/parameters/Guard' };
 
+const RETRY_AFTER = {
+  'Retry-After': { description: 'Seconds, where it is known.', schema: { type: 'integer', minimum: 0 } },
+};
+
 const ref = (name: ShapeName): JsonSchema => ({ $ref: `#/components/schemas/${name}` });
 
 /** `guardHeader` is what every request under /v1/ bears. */
@@ -59,6 +63,7 @@ function describe(operation: Operation): Json {
         ...operation.reasons,
         ...(isGuarded ? (['HEADER_MISSING'] as const) : []),
         'CALLER_NOT_ALLOWED',
+        'RATE_LIMITED',
         'INTERNAL',
       ]),
     },
@@ -87,7 +92,9 @@ function refusals(reasons: Operation['reasons']): Json {
     [...byStatus].map(([status, among]) => {
       const narrowed = { properties: { status: { const: status }, reason: { enum: among } } };
       const schema = { allOf: [ref('Problem'), narrowed] };
-      return [status, { description: `${among.join(', ')}.`, content: { [PROBLEM_TYPE]: { schema } } }];
+      const headers = status === STATUS_OF_API_REASON.RATE_LIMITED ? { headers: RETRY_AFTER } : {};
+      const content = { [PROBLEM_TYPE]: { schema } };
+      return [status, { description: `${among.join(', ')}.`, ...headers, content }];
     }),
   );
 }

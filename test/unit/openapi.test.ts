@@ -17,7 +17,7 @@ import type {
 import type { SHAPES } from '../../src/api/openapi-shapes.js';
 import type { Problem } from '../../src/api/problem.js';
 import type { PastResolution } from '../../src/identity/past.js';
-import type { Party, Resolution } from '../../src/identity/resolve.js';
+import type { Party, PodResolution, Resolution } from '../../src/identity/resolve.js';
 import type { Workload } from '../../src/identity/workload.js';
 import { type Fixture, type FixtureOptions, flowRecord, pod, SRC, startFixture } from './api-fixture.js';
 
@@ -182,6 +182,10 @@ describe('what is answered is what the document says', () => {
       '/v1/resolve?address=10.66.0.3&at=1700000000000&minAssurance=IP_ONLY',
     ],
     ['a flow in the past', 200, '/v1/resolve', `${RESOLVE}10.66.0.3:1&at=1700000000000&minAssurance=IP_ONLY`],
+    ['a pod by its UID', 200, '/v1/resolve', '/v1/resolve?podUid=uid-web-0'],
+    ['a pod by its address', 200, '/v1/resolve', '/v1/resolve?address=10.66.0.3&minAssurance=IP_ONLY'],
+    ['a pod by its interface', 200, '/v1/resolve', '/v1/resolve?hostInterface=veth0'],
+    ['a revision that does not come', 503, '/v1/resolve', '/v1/resolve?podUid=x&minEpoch=y&minRevision=1'],
     ['a malformed question', 400, '/v1/resolve', '/v1/resolve?proto=udp'],
     ['a question without the header', 400, '/v1/resolve', `${RESOLVE}10.66.0.3:1`, { headers: {} }],
     ['nobody', 404, '/v1/resolve', `${RESOLVE}10.9.9.9:1`],
@@ -359,6 +363,9 @@ test('another method is refused with those that there are', async () => {
     const reply = await ask(path, { method });
     expect([reply.status, reply.type, reply.allow]).toEqual([405, 'application/problem+json', allow]);
   }
+  // Whatever else is wrong with it.
+  const more = { headers: { 'content-type': 'text/csv' }, body: 'x' };
+  expect(await ask('/v1/status', { method: 'PUT', ...more })).toMatchObject({ status: 405 });
   expect(await ask('/v1/nothing', { method: 'PUT' })).toMatchObject({ status: 404, allow: undefined });
   expect(await ask('/openapixjson')).toMatchObject({ status: 404 });
 });
@@ -377,6 +384,7 @@ test('the shapes are the types that the answers are made as', () => {
   expectTypeOf<Shape<'Party'>>().toEqualTypeOf<Mutable<Party>>();
   expectTypeOf<Shape<'Resolution'>>().toEqualTypeOf<Mutable<Resolution>>();
   expectTypeOf<Shape<'PastResolution'>>().toEqualTypeOf<Mutable<PastResolution>>();
+  expectTypeOf<Shape<'PodResolution'>>().toEqualTypeOf<Mutable<PodResolution>>();
   expectTypeOf<Shape<'BatchAnswer'>>().toEqualTypeOf<Mutable<BatchMessage>>();
   expectTypeOf<Shape<'Problem'>>().toEqualTypeOf<Mutable<Problem>>();
   expectTypeOf<Shape<'Flow'>>().toEqualTypeOf<Mutable<FlowMessage>>();
