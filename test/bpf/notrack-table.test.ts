@@ -112,6 +112,11 @@ describe('the table', () => {
           `${protocol} daddr @${set} tcp flags syn / fin,syn,rst,ack socket wildcard 0 return`,
           `${protocol} daddr @${set} meta l4proto tcp socket transparent 1 meta mark set meta mark | 0x00000040`,
         ]),
+        ...[
+          'ip daddr @pods4 icmp type destination-unreachable',
+          'ip6 daddr @pods6 icmpv6 type destination-unreachable',
+          'ip6 daddr @pods6 icmpv6 type packet-too-big',
+        ].map((error) => `${error} socket transparent 1 meta mark set meta mark | 0x00000040`),
         '}',
       ].join(' '),
     );

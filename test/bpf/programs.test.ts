@@ -64,8 +64,9 @@ describe('the first agent', () => {
       const shown = execFileSync('bpftool', ['-j', 'prog', 'show', 'id', String(program.id)]);
       return (JSON.parse(shown.toString()) as { map_ids: number[] }).map_ids;
     };
-    const { canary, ...attached } = opened.programs;
+    const { canary, identity_option, ...attached } = opened.programs;
     expect(canary.name).toBe('canary'); // only passes frames on
+    expect(mapsOf(identity_option)).toContain(opened.maps.flows.id); // gives nothing to a listener
     for (const program of Object.values(attached)) {
       expect(mapsOf(program)).toContain(opened.maps.flows.id);
       expect(mapsOf(program)).toContain(opened.maps.listeners.id);
