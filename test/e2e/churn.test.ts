@@ -33,11 +33,14 @@ const REMEMBER_SECONDS = 3;
 /** So long a source may take to tell that a pod has gone. */
 const TOLD_MS = 1_000;
 const KIB = 1024;
+/** Addresses that pods had, and changes by which the readers of a watch can resume: lists that are full one day. */
+const HISTORY = 1_000;
+const LISTS_BYTES = HISTORY * 256 + 4_096 * 128;
 /**
  * Of the heap after a garbage collection. Less for each pod than what is known of one takes (about a KiB); 200 pods were
  * seen to leave 27 KiB, which are lists that had room for more.
  */
-const MAY_GROW_HEAP_BYTES = PODS * 512;
+const MAY_GROW_HEAP_BYTES = PODS * 512 + LISTS_BYTES;
 /** Of the whole process. V8 gives what it collected back to the system in its own time: three semi-spaces of 16 MiB. */
 const MAY_GROW_RSS_BYTES = 48 * KIB * KIB;
 
@@ -68,7 +71,7 @@ beforeAll(async () => {
     sources: { cni: {}, cri: { endpoint: runtime.endpoint, serviceAccount: 'default' } },
     interception: { enrol: 'all' },
   });
-  agent.writeConfig({ identity: { rememberSeconds: REMEMBER_SECONDS } });
+  agent.writeConfig({ identity: { rememberSeconds: REMEMBER_SECONDS, history: { entries: HISTORY } } });
   mkdirSync(heapFolder());
   const { NODE_OPTIONS: given = '' } = process.env;
   process.env.NODE_OPTIONS = `${given} --heapsnapshot-signal=SIGUSR2 --diagnostic-dir=${heapFolder()}`;

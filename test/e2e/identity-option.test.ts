@@ -10,14 +10,17 @@ import { createNetwork } from '../lab/cni.js';
 import { type Daemon, inNetns, run, runIn, tryRun, waitFor } from '../lab/exec.js';
 import { buildApp } from '../lab/image.js';
 import { Lab, REMOTE } from '../lab/lab.js';
+import { patient } from '../lab/patience.js';
 import { type PlainPod, runPlainPod } from '../lab/plain.js';
 import { reply } from '../lab/pod.js';
+import { sized } from '../lab/size.js';
 import { staticPod, TestAgent } from './agent.js';
 import { BOTH_WAYS } from './scene.js';
 
 const ID = (account: string) => `spiffe://cluster.local/ns/default/sa/${account}`;
 const LISTENERS = ['127.0.0.1', '15001', '::1', '15001', '127.0.0.1', '15006', '::1', '15006'] as const;
 const FAMILIES = [4, 6] as const;
+const FUZZED = sized(50_000, 500_000);
 const EGRESS = 0;
 const INGRESS = 1;
 const IP_AND_IFACE = 1;
@@ -132,6 +135,17 @@ it('a buffer that is too short, and an option that there is not', async () => {
     dialledInSmall: expect.stringMatching(/^E/),
   });
 });
+
+it(
+  `${FUZZED} random options and lengths: nothing is written behind a buffer, and the answers stand`,
+  async () => {
+    const words = ['-c', `echo 'fuzz ${FUZZED}' | socat -T60 - TCP:${REMOTE[4]}:80,connect-timeout=5`];
+    const fuzzed = JSON.parse(await runIn(web.netnsName, 'sh', words)) as { answered: number };
+    expect(fuzzed.answered).toBeGreaterThan(FUZZED / 100);
+    expect(await told(web.netnsName, REMOTE[4])).toMatchObject({ peerId: ID('web') });
+  },
+  patient(120_000),
+);
 
 it('goes on while the agent is down, from what is pinned', async () => {
   await agent.stop('SIGKILL');

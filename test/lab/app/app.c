@@ -668,6 +668,32 @@ static double option_cost(int fd, int level, int option, socklen_t room, int cou
     return (now_ms() - started) * 1e6 / count;
 }
 
+/* Any option, into a buffer of any length: bytes behind it stay as they were, and no length is answered that was not
+ * given. Returns how many were answered, or -1 where one was wrong. */
+static int option_fuzz(int fd, int count) {
+    static unsigned char value[4096];
+    uint64_t state = SEED, word;
+    int answered = 0;
+
+    for (int i = 0; i < count; i++) {
+        fill(&word, 1, &state);
+        int levels[] = {SOL_NODESENTRY, IPPROTO_IP, IPPROTO_IPV6, (int)(word >> 40)};
+        int level = levels[word & 3], option = (word >> 2) & 1 ? (int)((word >> 3) & 7) : (int)((word >> 3) & 127);
+        socklen_t room = (word >> 12) % 1500, length = room;
+
+        memset(value, 0xa5, sizeof(value));
+        if (getsockopt(fd, level, option, value, &length))
+            continue;
+        answered++;
+        if (level == SOL_NODESENTRY && length > room)
+            return -1;
+        for (socklen_t at = room; at < sizeof(value); at++)
+            if (value[at] != 0xa5)
+                return -1;
+    }
+    return answered;
+}
+
 static void option_costs(char *line, size_t size, int fd) {
     enum { COUNT = 300000 };
 
@@ -709,12 +735,19 @@ static int tell_options(int count, char **words, int costs) {
             /* Before the client has said anything, and after. */
             option_text(line, sizeof(line), "peerIdAtOnce", fd, SOL_NODESENTRY, NODESENTRY_PEER_ID, 1024);
             char hello[64];
+            int fuzz;
             if (read_line(fd, hello, sizeof(hello)) < 0) {
                 close(fd);
                 continue;
             }
             if (costs) {
                 option_costs(line, sizeof(line), fd);
+                send_all(fd, line, strlen(line));
+                close(fd);
+                continue;
+            }
+            if (sscanf(hello, "fuzz %d", &fuzz) == 1) {
+                snprintf(line, sizeof(line), "{\"ok\":true,\"answered\":%d}\n", option_fuzz(fd, fuzz));
                 send_all(fd, line, strlen(line));
                 close(fd);
                 continue;
