@@ -178,7 +178,8 @@ async function start(
         (held) => held.close(),
       )
     : undefined;
-  const datapath = new Datapath({ tables, flows, listeners, reconciler, repairs, late });
+  const identityOption = openIdentityOption({ programs, listeners, repairs, opened, log });
+  const datapath = new Datapath({ tables, flows, listeners, reconciler, repairs, late, identityOption });
 
   // Listeners before the first program: an enrolled pod must not meet an empty map for want of a look.
   await listeners.refresh();
@@ -188,7 +189,6 @@ async function start(
   if (migrated !== undefined) {
     log.info(migrated, 'took over from an agent of an older layout');
   }
-  const identityOption = openIdentityOption({ programs, listeners, repairs, opened, log });
   const proxyCgroups = new ProxyCgroups(programs.maps.proxy_cgroups, () => listeners.cgroups());
   const ensureCgroups = () => {
     proxyCgroups.ensure();

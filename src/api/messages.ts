@@ -1,6 +1,7 @@
 /** The JSON that goes over the socket besides `Resolution`. */
 
 import type { FlowDirection } from '../datapath/flows.js';
+import type { IdentityOptionStatus } from '../datapath/identity-option.js';
 import type { ListenerStatus } from '../datapath/listeners.js';
 import type { InterceptionReport, Workload } from '../identity/workload.js';
 import type { Family } from '../net/family.js';
@@ -104,6 +105,8 @@ export interface StatusMessage {
   readonly repairs: Readonly<Record<RepairKind, number>>;
   /** Pods that the CNI plugin did not announce, since the agent started; left out where it is not a source. */
   readonly podsLate?: number;
+  /** Where proxies can ask by getsockopt: in how many cgroups, or why in none. */
+  readonly socketOption: IdentityOptionStatus;
   /** What pods have sent, and what they were sent, by verdict, over all of them. */
   readonly packets: Readonly<Record<string, number>>;
   readonly packetsReceived: Readonly<Record<string, number>>;

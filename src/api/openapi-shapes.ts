@@ -233,6 +233,7 @@ export const Status = z.object({
     count(),
   ),
   podsLate: count().exactOptional(),
+  socketOption: z.object({ cgroups: count(), problem: text('Empty where nothing is wrong.') }),
   packets: totals(),
   packetsReceived: totals(),
   eventsLost: z.object({ kernel: count(), agent: count() }),

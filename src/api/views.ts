@@ -113,6 +113,7 @@ export class Views {
       endpoints: this.#endpointCounts(),
       repairs: datapath.repairs(),
       ...(podsLate === undefined ? {} : { podsLate }),
+      socketOption: datapath.socketOption(),
       ...(await this.#packetTotals()),
       eventsLost: await datapath.eventsLost(),
     };

@@ -42,6 +42,9 @@ function describe(status: StatusMessage): string {
     ),
     `Revision:    ${status.revision} of epoch ${status.epoch}`,
     `Events lost: ${lost}`,
+    ...(status.socketOption.problem === ''
+      ? []
+      : [`getsockopt:  proxies cannot ask by it: ${status.socketOption.problem}`]),
     ...(status.podsLate === undefined ? [] : [`Late pods:   ${late(status.podsLate)}`]),
     ...section('Sources', table(['NAME', 'SYNCED', 'LAST ERROR'], status.sources.map(sourceRow))),
     ...section('Listeners', table(LISTENER_HEADER, listenerRows(status.listeners))),

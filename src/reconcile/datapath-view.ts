@@ -2,6 +2,7 @@
 
 import type { EndpointCounters, EndpointTables } from '../datapath/endpoints.js';
 import type { FlowEvent, FlowRecord, Flows } from '../datapath/flows.js';
+import type { IdentityOption, IdentityOptionStatus } from '../datapath/identity-option.js';
 import type { ListenerStatus, Listeners } from '../datapath/listeners.js';
 import type { FamilyOff } from '../kernel/families.js';
 import type { SocketAddress } from '../net/socket-address.js';
@@ -30,6 +31,8 @@ export interface DatapathView {
   repairs(): Readonly<Record<RepairKind, number>>;
   /** Pods that the CNI plugin did not announce, since the agent started; undefined where it is not a source. */
   latePods(): number | undefined;
+  /** Where proxies can ask by getsockopt who is at the ends of a connection. */
+  socketOption(): IdentityOptionStatus;
   /** Flow events that nobody saw: the ring was full (kernel) or JavaScript was behind (agent). */
   eventsLost(): Promise<EventsLost>;
 }
@@ -46,6 +49,7 @@ export interface DatapathParts {
   readonly reconciler: Reconciler;
   readonly repairs: Repairs;
   readonly late?: Pick<LatePods, 'count'> | undefined;
+  readonly identityOption: Pick<IdentityOption, 'status'>;
 }
 
 export class Datapath implements DatapathView {
@@ -101,6 +105,10 @@ export class Datapath implements DatapathView {
 
   repairs(): Readonly<Record<RepairKind, number>> {
     return this.#parts.repairs.counts();
+  }
+
+  socketOption(): IdentityOptionStatus {
+    return this.#parts.identityOption.status();
   }
 
   latePods(): number | undefined {

@@ -146,6 +146,10 @@ export class FakeDatapath implements DatapathView {
     return { ...NO_REPAIRS, attachment: 3 };
   }
 
+  socketOption() {
+    return { cgroups: 1, problem: '' };
+  }
+
   latePods() {
     return this.late;
   }
