@@ -24,7 +24,7 @@ import { openPrograms } from '../kernel/programs.js';
 import { isBpffs, tcxSupported } from '../native/bpf.js';
 import { type LinkEvent, openLinkEvents } from '../native/link-events.js';
 import { Netfilter } from '../native/netfilter.js';
-import { peerCredentials } from '../native/sockets.js';
+import { netnsCookieAt, peerCredentials } from '../native/sockets.js';
 import { confirmation } from '../pods/confirmation.js';
 import type { PodUid } from '../pods/pod.js';
 import { type PodChange, PodStore } from '../pods/pod-store.js';
@@ -256,6 +256,7 @@ async function start(
     node: config.node,
     synced,
     sources,
+    netnsCookieAt,
   });
   const onEndpoint = (listener: (uid: PodUid) => void) => reconciler.onStatus(listener);
   const watch = opened.own(new IdentityWatch({ store, identity, onEndpoint }));

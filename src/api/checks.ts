@@ -90,6 +90,14 @@ export function startTimeOf(given: unknown, key: string): bigint {
   return ticks;
 }
 
+export function netnsCookieOf(given: unknown, key: string): bigint {
+  const cookie = wholeNumber(given, MAX_U64);
+  if (cookie === undefined || cookie === 0n) {
+    throw invalid(key, 'what SO_NETNS_COOKIE of a socket is', given);
+  }
+  return cookie;
+}
+
 /** Milliseconds of Unix time. */
 export function timeOf(given: unknown, key: string): number {
   const text = shortText(given);

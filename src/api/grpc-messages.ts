@@ -14,6 +14,8 @@ export interface ResolveRequest {
   readonly podUid?: string;
   readonly address?: string;
   readonly hostInterface?: string;
+  /** As text: a number of 64 bits. */
+  readonly netnsCookie?: string;
   readonly process?: { readonly pid: number; readonly startTime: string };
   /** A number where the caller's enum knows a value that ours does not. */
   readonly minAssurance: string | number;

@@ -7,6 +7,7 @@ import {
   addressOf,
   epochOf,
   interfaceName,
+  netnsCookieOf,
   pidOf,
   podUidOf,
   refused,
@@ -65,7 +66,7 @@ function queryOf(request: ResolveRequest, place: string, assured: Assured): Reso
     case 'socketCookie':
       throw refused(`${place}socket_cookie`, 'not served');
     case 'netnsCookie':
-      throw refused(`${place}netns_cookie`, 'not served');
+      return { netnsCookie: netnsCookieOf(request.netnsCookie, `${place}netns_cookie`) };
     default:
       throw refused(`${place}key`, 'expected one of the keys, got nothing');
   }

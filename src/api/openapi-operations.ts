@@ -88,6 +88,11 @@ const QUESTION: readonly (readonly [name: string, schema: JsonSchema, descriptio
   ['podUid', { type: 'string', minLength: 1, maxLength: 253 }, 'A key by itself.'],
   ['address', ADDRESS, 'A key by itself; a port says nothing here.'],
   ['hostInterface', { type: 'string', pattern: '^[^\\s/:]{1,15}$' }, 'A key by itself.'],
+  [
+    'netnsCookie',
+    { type: 'string', pattern: '^[1-9]\\d{0,18}$' },
+    'A key by itself: SO_NETNS_COOKIE of a socket of the pod.',
+  ],
   ['pid', { type: 'integer', minimum: 1, maximum: 4_294_967_295 }, 'With startTime.'],
   ['startTime', { type: 'string', pattern: '^[1-9]\\d{0,18}$' }, 'Field 22 of /proc/<pid>/stat.'],
   ['minAssurance', ASSURANCE, 'Of a flow or an address. Default DATAPATH_RECORDED.'],
@@ -103,7 +108,7 @@ export const OPERATIONS: readonly Operation[] = [
     path: '/v1/resolve',
     id: 'resolve',
     summary:
-      'Whose flow it is, or which pod it is: by one key, which is a flow (proto, src and dst), podUid, address, hostInterface, or pid and startTime.',
+      'Whose flow it is, or which pod it is: by one key, which is a flow (proto, src and dst), podUid, address, hostInterface, netnsCookie, or pid and startTime.',
     parameters: QUESTION.map(([name, schema, description]) => query(name, schema, description)),
     answer: { json: 'ResolveAnswer' },
     reasons: ['KEY_INVALID', ...NO_ANSWER],

@@ -9,6 +9,7 @@ import {
   epochOf,
   interfaceName,
   invalid,
+  netnsCookieOf,
   pidOf,
   podUidOf,
   refused,
@@ -91,6 +92,8 @@ function queryOf(key: Key, fields: Fields, place: string, assured: Assured): Res
       const pid = pidOf(fields.pid, `${place}pid`);
       return { pid, startTime: startTimeOf(fields.startTime, `${place}startTime`) };
     }
+    case 'netnsCookie':
+      return { netnsCookie: netnsCookieOf(fields.netnsCookie, `${place}netnsCookie`) };
     default:
       throw refused(`${place}${key}`, 'not served');
   }

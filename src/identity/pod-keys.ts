@@ -48,6 +48,18 @@ export function podsByProcess(
     .map(({ uid }) => uid);
 }
 
+/** The pods in the network namespace that SO_NETNS_COOKIE of their sockets names. `cookieAt`: of the namespace at a path. */
+export function podsByNetnsCookie(
+  cookie: bigint,
+  store: Pick<PodStore, 'list'>,
+  cookieAt: (path: string) => bigint | undefined,
+): readonly PodUid[] {
+  return store
+    .list()
+    .filter(({ hostNetwork, netns }) => !hostNetwork && netns !== undefined && cookieAt(netns) === cookie)
+    .map(({ uid }) => uid);
+}
+
 /** What a namespace is, whatever path it was reached by: device and inode. */
 function namespaceAt(path: string): string | undefined {
   const found = vanishing(() => statSync(path, { bigint: true }));

@@ -10,7 +10,7 @@ import type { PodStore } from '../pods/pod-store.js';
 import type { DatapathView } from '../reconcile/datapath-view.js';
 import { IdentityError, type IdentityReason } from './errors.js';
 import { Naming, type NamingOptions } from './naming.js';
-import { type ProcessKey, podsByInterface, podsByProcess } from './pod-keys.js';
+import { type ProcessKey, podsByInterface, podsByNetnsCookie, podsByProcess } from './pod-keys.js';
 import { type Workload, type WorkloadPlace, type WorkloadState, workloadOf } from './workload.js';
 
 /** Weakest first. */
@@ -39,7 +39,11 @@ export interface AddressQuery {
 }
 
 /** Of a pod itself: nothing was sent, so nothing has an assurance. */
-export type PodQuery = { readonly podUid: PodUid } | { readonly hostInterface: string } | ProcessKey;
+export type PodQuery =
+  | { readonly podUid: PodUid }
+  | { readonly hostInterface: string }
+  | { readonly netnsCookie: bigint }
+  | ProcessKey;
 
 export type ResolveQuery = FlowQuery | AddressQuery | PodQuery;
 
@@ -71,6 +75,8 @@ export type PodResolution = Pick<Resolution, 'workload' | 'instance' | 'epoch' |
 };
 
 export interface IdentityOptions extends WorkloadPlace, NamingOptions {
+  /** SO_NETNS_COOKIE of the network namespace at a path; undefined where it has gone, or the kernel does not tell. */
+  readonly netnsCookieAt: (path: string) => bigint | undefined;
   readonly store: Pick<PodStore, 'epoch' | 'revision' | 'get' | 'list' | 'byIp' | 'removed' | 'departed'>;
   readonly datapath: Pick<
     DatapathView,
@@ -163,7 +169,11 @@ export class IdentityService {
     }
     const { store, datapath } = this.#options;
     const [uid, ...others] =
-      'hostInterface' in query ? podsByInterface(query.hostInterface, datapath) : podsByProcess(query, store);
+      'hostInterface' in query
+        ? podsByInterface(query.hostInterface, datapath)
+        : 'netnsCookie' in query
+          ? podsByNetnsCookie(query.netnsCookie, store, this.#options.netnsCookieAt)
+          : podsByProcess(query, store);
     if (uid === undefined) {
       throw this.#naming.unknown(`no pod of this node ${textOf(query)}`);
     }
@@ -291,6 +301,9 @@ export class IdentityService {
 function textOf(query: PodQuery): string {
   if ('podUid' in query) {
     return `has the UID ${query.podUid}`;
+  }
+  if ('netnsCookie' in query) {
+    return `is known by the network namespace with the cookie ${query.netnsCookie}`;
   }
   return 'hostInterface' in query
     ? `is known by the interface ${query.hostInterface}`

@@ -2,6 +2,8 @@
 
 import { isIP } from 'node:net';
 import { checkBytes, checkFd, checkPositive, checkUnsigned } from './addon.js';
+import { closeFd } from './descriptors.js';
+import { isKernelError } from './errors.js';
 import {
   addon,
   type PeerCredentials,
@@ -9,6 +11,7 @@ import {
   type SocketInfo,
   type TcpListener,
 } from './kernel-addon.js';
+import { openNamespace, withNetns } from './namespaces.js';
 
 export type { PeerCredentials, SocketHolder, SocketInfo, TcpListener } from './kernel-addon.js';
 
@@ -56,6 +59,23 @@ export function socketOption(fd: number, level: number, name: number, size: numb
 /** The number that BPF programs know the current network namespace by; 0 where the kernel does not tell (before 5.14). */
 export function netnsCookie(): bigint {
   return addon.netnsCookie();
+}
+
+/** The same of the network namespace at a path; undefined where it has gone, or the kernel does not tell. */
+export function netnsCookieAt(path: string): bigint | undefined {
+  try {
+    const netns = openNamespace(path);
+    try {
+      return withNetns(netns, netnsCookie) || undefined;
+    } finally {
+      closeFd(netns);
+    }
+  } catch (error) {
+    if (isKernelError(error) && ['ENOENT', 'ESRCH', 'EINVAL'].includes(error.code)) {
+      return undefined;
+    }
+    throw error;
+  }
 }
 
 /** KernelError ENOTSOCK for what is no socket. */

@@ -14,6 +14,7 @@ import { PastIdentity } from '../../src/identity/past.js';
 import { type IdentityOptions, IdentityService } from '../../src/identity/resolve.js';
 import { IdentityWatch, type IdentityWatchOptions } from '../../src/identity/watch.js';
 import type { FamilyOff } from '../../src/kernel/families.js';
+import { netnsCookieAt } from '../../src/native/sockets.js';
 import { formatSocketAddress, type SocketAddress } from '../../src/net/socket-address.js';
 import type { Pod, PodUid } from '../../src/pods/pod.js';
 import { PodStore } from '../../src/pods/pod-store.js';
@@ -196,6 +197,7 @@ export function identityParts(
     node: 'node-a',
     synced: () => state.synced,
     sources,
+    netnsCookieAt,
   });
   return { store, datapath, identity };
 }

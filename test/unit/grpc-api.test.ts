@@ -215,7 +215,7 @@ describe('Resolve', () => {
       'min_assurance: only a flow or an address has',
     ],
     [{ socketCookie: 0 }, 'socket_cookie: not served'],
-    [{ netnsCookie: 4 }, 'netns_cookie: not served'],
+    [{ netnsCookie: 0 }, 'netns_cookie: expected what SO_NETNS_COOKIE of a socket is, got "0"'],
     [{ hostInterface: 'eth0/../x' }, 'host_interface: expected the name of a network interface'],
     [{ hostInterface: '' }, 'host_interface: expected the name of a network interface'],
     [{ process: { startTime: 1 } }, 'process.pid: expected the number of a process, got 0'],

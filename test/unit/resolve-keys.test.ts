@@ -5,6 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { Revisions } from '../../src/identity/revisions.js';
+import { netnsCookie, netnsCookieAt } from '../../src/native/sockets.js';
 import { endpoint, type Fixture, pod, startFixture, uid } from './api-fixture.js';
 import { type OwnNamespace, ownNamespace, startTimeOf } from './own-namespace.js';
 
@@ -152,6 +153,18 @@ describe('a pod by a process', () => {
   });
 });
 
+test('a pod by the cookie of its network namespace', async () => {
+  const [own, other] = [await namespace(), await namespace()];
+  fixture.store.replaceSource('static', [
+    pod('web-0', { netns: own.path }),
+    pod('web-1', { ips: ['10.66.0.4'], netns: other.path }),
+    pod('web-2', { ips: ['10.66.0.5'], netns: '/run/netns/does-not-exist' }),
+  ]);
+  expect(await ask(`netnsCookie=${netnsCookieAt(own.path)}`)).toMatchObject(named('web-0'));
+  expect(await ask(`netnsCookie=${netnsCookieAt(other.path)}`)).toMatchObject(named('web-1'));
+  expect(await ask(`netnsCookie=${netnsCookie()}`)).toMatchObject(refused(404, 'WORKLOAD_NOT_FOUND'));
+});
+
 describe('a revision that the answer has to rest on', () => {
   const at = (revision: number, waitMs = 0, epoch = 'epoch-1') =>
     ask(`podUid=uid-web-1&minEpoch=${epoch}&minRevision=${revision}&waitMs=${waitMs}`);
@@ -211,7 +224,7 @@ test.each([
   ['hostInterface=0123456789abcdef', 'hostInterface: expected the name of a network interface'],
   ['address=web-0', 'address: expected an address such as 10.66.0.3'],
   ['socketCookie=1', 'socketCookie: not served'],
-  ['netnsCookie=1', 'netnsCookie: not served'],
+  ['netnsCookie=x', 'netnsCookie: expected what SO_NETNS_COOKIE of a socket is, got "x"'],
   ['podUid=a&minRevision=1', 'minEpoch: expected the epoch of an earlier answer, got nothing'],
   ['podUid=a&minEpoch=e', 'minRevision: expected the revision of an earlier answer, got nothing'],
   ['podUid=a&waitMs=5', 'minEpoch: expected'],
