@@ -2,6 +2,7 @@
 
 import { packageVersion } from '../telemetry/version.js';
 import { agentCommand } from './agent.js';
+import { apiCheckCommand } from './api-check.js';
 import { cleanupCommand } from './cleanup.js';
 import { cniCommand } from './cni.js';
 import { configCommand } from './config.js';
@@ -28,6 +29,7 @@ export function main(args: readonly string[]): Promise<0 | 1 | 2> {
     podsCommand(),
     flowsCommand(),
     resolveCommand(),
+    apiCheckCommand(),
     statusCommand(),
     cleanupCommand(),
     proxyCommand(),
