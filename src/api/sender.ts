@@ -9,6 +9,13 @@ import { ApiProblem } from './problem.js';
 export const SPIFFE_HEADER = 'x-spiffe-id';
 export const REASON_HEADER = 'x-nodesentry-reason';
 
+/** What an answer without a body says of the sender. */
+export const SENDER_HEADERS = {
+  [SPIFFE_HEADER]: 'Its SPIFFE ID.',
+  'x-nodesentry-namespace': 'Its namespace.',
+  'x-nodesentry-pod': 'Its name.',
+} as const;
+
 /** Nobody is named, and asking again would not help. */
 const NOBODY: ReadonlySet<string> = new Set<IdentityReason>([
   'WORKLOAD_NOT_FOUND',
@@ -39,4 +46,12 @@ export async function senderOf(answers: Answers, parse: () => FlowQuery): Promis
       ? new ApiProblem(403, error.code, error.message)
       : error;
   }
+}
+
+export function senderHeaders(sender: Workload): Readonly<Record<keyof typeof SENDER_HEADERS, string>> {
+  return {
+    [SPIFFE_HEADER]: sender.spiffeId,
+    'x-nodesentry-namespace': sender.namespace,
+    'x-nodesentry-pod': sender.podName,
+  };
 }
