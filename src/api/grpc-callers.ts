@@ -8,7 +8,7 @@ import {
 } from '@grpc/grpc-js';
 import type { Scope } from '../config/config.js';
 import type { Caller } from './caller.js';
-import { IDENTITY_SERVICE } from './grpc-protos.js';
+import { AUTHORIZATION_SERVICE, IDENTITY_SERVICE } from './grpc-protos.js';
 import type { GrpcStatuses } from './grpc-status.js';
 
 /** What of other services is asked, health and reflection, needs none. */
@@ -17,6 +17,7 @@ const SCOPES: ReadonlyMap<string, Scope> = new Map([
   [`/${IDENTITY_SERVICE}/BatchResolve`, 'resolve'],
   [`/${IDENTITY_SERVICE}/Watch`, 'watch'],
   [`/${IDENTITY_SERVICE}/GetStatus`, 'admin'],
+  [`/${AUTHORIZATION_SERVICE}/Check`, 'resolve'],
 ]);
 
 /** For the connection of this caller alone. */
@@ -38,7 +39,7 @@ export function credentialsOf(
     };
     return new ServerInterceptingCall(call, {
       start: (next) => {
-        const needed = path.startsWith(`/${IDENTITY_SERVICE}/`) ? (SCOPES.get(path) ?? 'admin') : undefined;
+        const needed = SCOPES.get(path) ?? (path.startsWith(`/${IDENTITY_SERVICE}/`) ? 'admin' : undefined);
         if (goesOn(() => caller.require(needed))) {
           next({
             onReceiveMessage: (message, take) => {

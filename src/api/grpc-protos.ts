@@ -16,6 +16,7 @@ import descriptor from 'protobufjs/ext/descriptor/index.js';
 export const PROTO_FOLDER = fileURLToPath(new URL('../../proto', import.meta.url));
 export const IDENTITY_SERVICE = 'nodesentry.identity.v1.Identity';
 export const HEALTH_SERVICE = 'grpc.health.v1.Health';
+export const AUTHORIZATION_SERVICE = 'envoy.service.auth.v3.Authorization';
 
 const OPTIONS: Options = {
   longs: String,

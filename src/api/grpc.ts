@@ -10,9 +10,16 @@ import { ReflectionService } from '@grpc/reflection';
 import { steadyUnixMs } from '../base/clock.js';
 import { Answers } from './answers.js';
 import { Callers } from './callers.js';
+import { authorizationHandlers } from './ext-authz.js';
 import { credentialsOf } from './grpc-callers.js';
 import { healthHandlers } from './grpc-health.js';
-import { compiledProtos, HEALTH_SERVICE, IDENTITY_SERVICE, loadService } from './grpc-protos.js';
+import {
+  AUTHORIZATION_SERVICE,
+  compiledProtos,
+  HEALTH_SERVICE,
+  IDENTITY_SERVICE,
+  loadService,
+} from './grpc-protos.js';
 import { identityHandlers } from './grpc-service.js';
 import { GrpcStatuses } from './grpc-status.js';
 import { IdentityCalls, withSerializedWatch } from './grpc-watch.js';
@@ -93,14 +100,19 @@ function grpcServer(options: GrpcApiOptions, statuses: GrpcStatuses): Server {
   });
   const server = new Server(LIMITS);
   const service = loadService('nodesentry/identity/v1/identity.proto', IDENTITY_SERVICE);
+  const answers = new Answers(options);
   server.addService(
     withSerializedWatch(service),
     identityHandlers({
-      answers: new Answers(options),
+      answers,
       views,
       statuses,
       calls: new IdentityCalls(options.watch, service),
     }),
+  );
+  server.addService(
+    loadService('envoy/service/auth/v3/external_auth.proto', AUTHORIZATION_SERVICE),
+    authorizationHandlers({ answers, statuses }),
   );
   server.addService(
     loadService('grpc/health/v1/health.proto', HEALTH_SERVICE),

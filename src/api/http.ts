@@ -25,8 +25,9 @@ import type { BatchItem, BatchMessage, FlowsMessage } from './messages.js';
 import { openApiDocument } from './openapi.js';
 import { ApiProblem, PROBLEM_TYPE, type Problem, problem, problemOf } from './problem.js';
 import { batchQueries, parseLimit, parseWatchFrom, refuseKeys } from './query.js';
-import { parseQuestion } from './question.js';
+import { parseFlow, parseQuestion } from './question.js';
 import { type Route, RouteTable } from './route-table.js';
+import { senderHeaders, senderOf } from './sender.js';
 import { applyAccess, removeStaleSocket } from './unix-socket.js';
 import { Views } from './views.js';
 
@@ -65,6 +66,7 @@ const URL_LIMIT = 2_048;
 const SCOPES: ReadonlyMap<string, Scope> = new Map([
   ['/v1/resolve', 'resolve'],
   ['/v1/resolve::batch', 'resolve'],
+  ['/v1/authorize', 'resolve'],
   ['/v1/workloads/:uid', 'resolve'],
   ['/v1/workloads', 'watch'],
   ['/v1/watch', 'watch'],
@@ -73,7 +75,7 @@ const SCOPES: ReadonlyMap<string, Scope> = new Map([
 
 /** Listens on `<runDir>/http.sock`. Throws SocketInUseError where somebody else does. */
 export async function startHttpApi(options: HttpApiOptions): Promise<HttpApi> {
-  const { runDir, config } = options;
+  const { runDir, config, credentials, log } = options;
   const path = join(runDir, SOCKET_NAME);
   mkdirSync(runDir, { recursive: true, mode: 0o755 });
   await removeStaleSocket(path);
@@ -97,8 +99,9 @@ export async function startHttpApi(options: HttpApiOptions): Promise<HttpApi> {
   });
   const table = new RouteTable();
   app.addHook('onRoute', ({ method, url }) => table.add(method, url));
-  guard(app, options, table);
-  identityRoutes(app, new Answers(options), views);
+  const callers = new Callers({ ...config.api, credentials, log, nowMs: steadyUnixMs });
+  guard(app, options, table, callers);
+  identityRoutes(app, new Answers(options), views, callers);
   watchRoute(app, streams);
   flowRoutes(app, views, flowWatch);
   operationRoutes(app, options, views);
@@ -121,8 +124,7 @@ export async function startHttpApi(options: HttpApiOptions): Promise<HttpApi> {
   };
 }
 
-function guard(app: FastifyInstance, { config, credentials, log }: HttpApiOptions, table: RouteTable): void {
-  const callers = new Callers({ ...config.api, credentials, log, nowMs: steadyUnixMs });
+function guard(app: FastifyInstance, { log }: HttpApiOptions, table: RouteTable, callers: Callers): void {
   app.addHook('onRequest', async (request, reply) => {
     const caller = callers.of(request.raw.socket);
     caller.require(scopeOf(request.routeOptions.url));
@@ -191,7 +193,7 @@ function answerProblem(reply: FastifyReply, body: Problem): FastifyReply {
     .send(Buffer.from(JSON.stringify(body)));
 }
 
-function identityRoutes(app: FastifyInstance, answers: Answers, views: Views): void {
+function identityRoutes(app: FastifyInstance, answers: Answers, views: Views, callers: Callers): void {
   app.get('/v1/resolve', async ({ query }, reply) =>
     answers.to(
       () => parseQuestion(query),
@@ -220,6 +222,11 @@ function identityRoutes(app: FastifyInstance, answers: Answers, views: Views): v
     const queries = batchQueries(request.body);
     const results = await Promise.all(queries.map((query, index) => answered(query, `queries[${index}].`)));
     return { results };
+  });
+  app.get('/v1/authorize', async ({ query, raw }, reply) => {
+    const sender = await senderOf(answers, () => parseFlow(query));
+    callers.of(raw.socket).checkAgain(); // an answer without a body is not serialized
+    return reply.headers(senderHeaders(sender)).send();
   });
   app.get('/v1/workloads', async (request) => {
     refuseKeys(request.query);

@@ -5,6 +5,7 @@ import { ASSURANCES } from '../identity/resolve.js';
 import type { ShapeName } from './openapi-shapes.js';
 import type { ApiReason } from './problem.js';
 import { MAX_BATCH, MAX_FLOWS } from './query.js';
+import { SENDER_HEADERS } from './sender.js';
 
 export type JsonSchema = Readonly<Record<string, unknown>>;
 
@@ -26,6 +27,8 @@ export interface Operation {
   readonly body?: JsonSchema;
   readonly answer:
     | { readonly json: ShapeName }
+    /** Names and what they say; there is no body. */
+    | { readonly headers: Readonly<Record<string, string>> }
     /** NDJSON that goes on until one side ends it. */
     | { readonly lines: ShapeName }
     | { readonly type: string; readonly schema: JsonSchema };
@@ -136,6 +139,28 @@ export const OPERATIONS: readonly Operation[] = [
     },
     answer: { json: 'BatchAnswer' },
     reasons: ['KEY_INVALID', ['KEY_INVALID', 413], ['KEY_INVALID', 415]],
+  },
+  {
+    method: 'get',
+    path: '/v1/authorize',
+    id: 'authorize',
+    summary:
+      'Who sends this flow, as headers for nginx’s auth_request and the like; 403 where nobody is named.',
+    parameters: [
+      query('proto', PROTO, 'May be left out.'),
+      { ...query('src', SOCKET_ADDRESS, 'The peer of the proxy’s connection.'), required: true },
+      { ...query('dst', SOCKET_ADDRESS, 'Its local address.'), required: true },
+    ],
+    answer: { headers: SENDER_HEADERS },
+    reasons: [
+      'KEY_INVALID',
+      ['WORKLOAD_NOT_FOUND', 403],
+      ['WORKLOAD_UNCONFIRMED', 403],
+      ['AMBIGUOUS', 403],
+      ['ASSURANCE_TOO_LOW', 403],
+      'NOT_SYNCED',
+      'RATE_LIMITED',
+    ],
   },
   {
     method: 'get',

@@ -58,7 +58,7 @@ function describe(operation: Operation): Json {
       ? {}
       : { requestBody: { required: true, content: { 'application/json': { schema: body } } } }),
     responses: {
-      200: { description: 'The answer.', content: answerOf(operation) },
+      200: { description: 'The answer.', ...answerOf(operation) },
       ...refusals([
         ...operation.reasons,
         ...(isGuarded ? (['HEADER_MISSING'] as const) : []),
@@ -71,6 +71,16 @@ function describe(operation: Operation): Json {
 }
 
 function answerOf({ answer }: Operation): Json {
+  if ('headers' in answer) {
+    const header = (description: string) => ({ description, required: true, schema: { type: 'string' } });
+    return {
+      headers: Object.fromEntries(Object.entries(answer.headers).map(([name, what]) => [name, header(what)])),
+    };
+  }
+  return { content: contentOf(answer) };
+}
+
+function contentOf(answer: Exclude<Operation['answer'], { readonly headers: unknown }>): Json {
   if ('json' in answer) {
     return { 'application/json': { schema: ref(answer.json) } };
   }

@@ -1,7 +1,7 @@
 /** What is asked of `resolve`, as HTTP's parameters and the queries of a batch say it. */
 
 import type { PastQuery } from '../identity/past.js';
-import { ASSURANCES, type Assurance, type ResolveQuery } from '../identity/resolve.js';
+import { ASSURANCES, type Assurance, type FlowQuery, type ResolveQuery } from '../identity/resolve.js';
 import type { AtLeast } from '../identity/revisions.js';
 import {
   addressOf,
@@ -57,6 +57,12 @@ export function parseQuestion(given: unknown, place = ''): Question {
   return fields.at === undefined
     ? { now: queryOf(key, fields, place, assured), atLeast }
     : { past: pastOf(key, fields, place, assured) };
+}
+
+/** Of a flow alone, for an answer that rests on its record. Throws IdentityError KEY_INVALID, which names the key. */
+export function parseFlow(given: unknown): FlowQuery {
+  const fields = checkedKeys(given, KEYS.flow, '');
+  return { proto: tcpOnly(fields.proto ?? 'tcp', 'proto'), ...endsOf(fields, '') };
 }
 
 /** A flow where none is given: that is what most ask about, so its first parameter is missed. */

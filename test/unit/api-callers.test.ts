@@ -12,6 +12,7 @@ afterEach(closeAll);
 
 const CONFIG = 'node: node-a\nsources: {static: {file: pods.yaml}}\napi: ';
 const RESOLVE = '/v1/resolve?proto=tcp&src=10.66.0.3:41886&dst=10.200.1.1:80';
+const AUTHORIZE = '/v1/authorize?src=10.66.0.3:41886&dst=10.200.1.1:80';
 
 /** Over one connection that is kept. */
 async function http(api: string, credentials?: (fd: number) => PeerCredentials) {
@@ -40,6 +41,7 @@ async function http(api: string, credentials?: (fd: number) => PeerCredentials) 
       reason: isJson ? JSON.parse(text).reason : undefined,
       detail: isJson ? JSON.parse(text).detail : undefined,
       retryAfter: response.headers['retry-after'],
+      spiffeId: response.headers['x-spiffe-id'],
     };
   };
   return { call, fixture };
@@ -47,7 +49,7 @@ async function http(api: string, credentials?: (fd: number) => PeerCredentials) 
 
 describe('what a caller may ask', () => {
   const PATHS = {
-    resolve: [RESOLVE, '/v1/workloads/uid-web-0'],
+    resolve: [RESOLVE, AUTHORIZE, '/v1/workloads/uid-web-0'],
     watch: ['/v1/watch', '/v1/workloads'],
     admin: ['/v1/status', '/v1/flows', '/v1/flows/watch', '/metrics'],
   };
@@ -148,11 +150,15 @@ describe('a caller that has ended before its answer', () => {
   test('gets none over HTTP', async () => {
     const { end, credentials } = await other();
     const { call } = await http('{allow: [{uid: 0}]}', credentials);
-    expect((await call(RESOLVE)).status).toBe(200);
+    for (const path of [RESOLVE, AUTHORIZE]) {
+      expect((await call(path)).status).toBe(200);
+    }
     await end();
-    const refused = await call(RESOLVE);
-    expect(refused).toMatchObject({ status: 403, reason: 'CALLER_NOT_ALLOWED' });
-    expect(refused.detail).toContain('has ended');
+    for (const path of [RESOLVE, AUTHORIZE]) {
+      const refused = await call(path);
+      expect(refused).toMatchObject({ status: 403, reason: 'CALLER_NOT_ALLOWED', spiffeId: undefined });
+      expect(refused.detail).toContain('has ended');
+    }
   });
 
   test('gets none over gRPC', async () => {

@@ -245,6 +245,8 @@ describe('what is answered is what the document says', () => {
       '/v1/resolve:batch',
       { method: 'POST', body: '{}', headers: { ...GUARD, 'content-type': 'text/csv' } },
     ],
+    ['nobody to let pass', 403, '/v1/authorize', '/v1/authorize?src=10.66.0.3:1&dst=10.200.1.1:80'],
+    ['a malformed flow to let pass', 400, '/v1/authorize', '/v1/authorize?src=10.66.0.3:1'],
     ['the workloads', 200, '/v1/workloads', '/v1/workloads'],
     [
       'the workloads, of which one was never enrolled',

@@ -314,6 +314,48 @@ static int say_hello(const char *ip, const char *port) {
     return 0;
 }
 
+static void print_text(const char *text, size_t length) {
+    putchar('"');
+    for (size_t i = 0; i < length; i++) {
+        unsigned char byte = text[i];
+        if (byte < 0x20 || byte > 0x7e || byte == '"' || byte == '\\')
+            printf("\\u%04x", byte);
+        else
+            putchar(byte);
+    }
+    putchar('"');
+}
+
+/* GET / over HTTP/1.1 with headers such as name:value; prints what came back until the end, status line and all. */
+static int request(const char *ip, const char *port, int count, char **headers) {
+    struct target target = parse_target(ip, port);
+    double started = now_ms();
+    static char text[CHUNK];
+    size_t length = 0;
+    ssize_t got;
+    int fd = dial(&target);
+
+    if (fd < 0)
+        return failed("connect", errno, started);
+    length = snprintf(text, sizeof(text), "GET / HTTP/1.1\r\nhost: app\r\nconnection: close\r\n");
+    for (int i = 0; i < count && length < sizeof(text); i++)
+        length += snprintf(text + length, sizeof(text) - length, "%s\r\n", headers[i]);
+    if (length + 2 >= sizeof(text))
+        return failed("headers", E2BIG, started);
+    memcpy(text + length, "\r\n", 2);
+    if (send_all(fd, text, length + 2))
+        return failed("send", errno, started);
+    length = 0;
+    while ((got = recv(fd, text + length, sizeof(text) - length, 0)) > 0)
+        length += got;
+    if (got < 0)
+        return failed("answer", errno, started);
+    printf("{\"ok\":true,\"localPort\":%d,\"answer\":", local_port(fd));
+    print_text(text, length);
+    printf("}\n");
+    return 0;
+}
+
 static int fetch(const char *ip, const char *port, const char *size) {
     struct target target = parse_target(ip, port);
     uint64_t wanted = strtoull(size, NULL, 10), sum, expected = FNV_START, state = SEED;
@@ -969,6 +1011,8 @@ int main(int count, char **words) {
         return first(count - 2, words + 2);
     if (strcmp(command, "dial") == 0 && count == 4)
         return say_hello(words[2], words[3]);
+    if (strcmp(command, "request") == 0 && count >= 4)
+        return request(words[2], words[3], count - 4, words + 4);
     if (strcmp(command, "fetch") == 0 && count == 5)
         return fetch(words[2], words[3], words[4]);
     if (strcmp(command, "push") == 0 && count == 5)
@@ -1008,6 +1052,7 @@ int main(int count, char **words) {
         return spoof(words[2], words[3], words[4], atoi(words[5]));
     fprintf(stderr,
             "usage: app pause | serve|server PORT... | first {IP PORT}... | dial IP PORT | fetch|push IP PORT BYTES |\n"
+            "           request IP PORT HEADER... |\n"
             "           keepalive|connects IP PORT COUNT INTERVAL_US | reuse IP PORT LOCALPORT COUNT |\n"
             "           load KIND IP PORT INTERVAL_US FILE | hold IP PORT FILE | many IP PORT COUNT |\n"
             "           abort IP PORT client|server | end IP PORT SERVER_MS OWN_MS | options|option-costs {IP PORT}... "
