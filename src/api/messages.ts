@@ -21,6 +21,29 @@ export interface WorkloadsMessage {
   readonly workloads: readonly WorkloadMessage[];
 }
 
+/** An app with its pods on this node, so that a registry can name the node in their place. */
+export interface ServiceMessage {
+  readonly app: string;
+  /** Which serves the app's pods; empty where they are not intercepted. */
+  readonly instance: string;
+  /** Where that instance takes connections to its pods, as `address:port` of this node; none where it takes none. */
+  readonly inbound: readonly string[];
+  readonly pods: readonly {
+    readonly uid: string;
+    readonly namespace: string;
+    readonly podName: string;
+    readonly spiffeId: string;
+    readonly ips: readonly string[];
+  }[];
+}
+
+export interface ServicesMessage {
+  readonly epoch: string;
+  readonly revision: number;
+  readonly node: string;
+  readonly services: readonly ServiceMessage[];
+}
+
 export type BatchItem = { readonly resolution: Answer } | { readonly problem: Problem };
 
 export interface BatchMessage {

@@ -172,6 +172,15 @@ export const OPERATIONS: readonly Operation[] = [
   },
   {
     method: 'get',
+    path: '/v1/services',
+    id: 'listServices',
+    summary: 'The apps of this node, each with its pods and where their instance takes connections to them.',
+    parameters: [query('app', { type: 'string', minLength: 1, maxLength: 253 }, 'That one alone.')],
+    answer: { json: 'Services' },
+    reasons: ['KEY_INVALID'],
+  },
+  {
+    method: 'get',
     path: '/v1/workloads/{uid}',
     id: 'getWorkload',
     summary: 'A pod by its UID, also for a while after it went.',

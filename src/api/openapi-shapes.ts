@@ -60,6 +60,20 @@ export const Workloads = z.object({
   workloads: z.array(WorkloadReport),
 });
 
+export const Services = z.object({
+  epoch: z.string(),
+  revision: count(),
+  node: z.string(),
+  services: z.array(
+    z.object({
+      app: z.string(),
+      instance: text('Empty where the pods are not intercepted.'),
+      inbound: z.array(socketAddress()),
+      pods: z.array(Workload.pick({ uid: true, namespace: true, podName: true, spiffeId: true, ips: true })),
+    }),
+  ),
+});
+
 const assurance = () => z.enum(ASSURANCES);
 const direction = () => z.enum(['EGRESS', 'INGRESS']);
 const Original = z.object({ src: socketAddress(), dst: socketAddress() });
@@ -244,6 +258,7 @@ export const Ready = z.object({ status: z.literal('ready') });
 
 /** By the names that they have in the document. */
 export const SHAPES = {
+  Services,
   Workload,
   WorkloadReport,
   Workloads,

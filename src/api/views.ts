@@ -12,7 +12,14 @@ import type { PodStore } from '../pods/pod-store.js';
 import type { PodSource } from '../pods/source.js';
 import type { DatapathView } from '../reconcile/datapath-view.js';
 import type { EndpointState } from '../reconcile/status.js';
-import type { FlowMessage, StatusMessage, WorkloadMessage, WorkloadsMessage } from './messages.js';
+import type {
+  FlowMessage,
+  ServiceMessage,
+  ServicesMessage,
+  StatusMessage,
+  WorkloadMessage,
+  WorkloadsMessage,
+} from './messages.js';
 
 export interface ViewsOptions {
   readonly store: Pick<PodStore, 'epoch' | 'revision' | 'list' | 'get' | 'removed' | 'syncedSources'>;
@@ -49,6 +56,38 @@ export class Views {
     // One that is forgotten meanwhile is left out.
     const workloads = await inTurns(pods, (pod) => this.#workloadOrNone(pod.uid));
     return { epoch, revision, workloads: workloads.filter((workload) => workload !== undefined) };
+  }
+
+  /** Live pods with an app, by app and by the instance that serves them; of that app alone where one is named. */
+  async services(app?: string): Promise<ServicesMessage> {
+    const { epoch, revision, workloads } = await this.workloads();
+    const services = new Map<string, ServiceMessage>();
+    for (const workload of workloads) {
+      const { instance } = workload.interception;
+      if (workload.app === '' || (app !== undefined && workload.app !== app)) {
+        continue;
+      }
+      const key = JSON.stringify([workload.app, instance]);
+      const before = services.get(key);
+      const { uid, namespace, podName, spiffeId, ips } = workload;
+      services.set(key, {
+        app: workload.app,
+        instance,
+        inbound: before?.inbound ?? this.#inboundOf(instance),
+        pods: [...(before?.pods ?? []), { uid, namespace, podName, spiffeId, ips }],
+      });
+    }
+    const sorted = [...services].sort(([a], [b]) => compare(a, b)).map(([, service]) => service);
+    return { epoch, revision, node: this.#options.node, services: sorted };
+  }
+
+  #inboundOf(instance: string): string[] {
+    return this.#options.datapath
+      .listeners()
+      .filter(
+        (listener) => listener.instance === instance && listener.direction === 'inbound' && listener.adopted,
+      )
+      .map(({ address }) => address);
   }
 
   #workloadOrNone(uid: PodUid): WorkloadMessage | undefined {

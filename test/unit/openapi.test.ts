@@ -9,6 +9,7 @@ import type {
   FlowMessage,
   FlowsMessage,
   IdentityLine,
+  ServicesMessage,
   StatusMessage,
   WatchLine,
   WorkloadMessage,
@@ -256,6 +257,9 @@ describe('what is answered is what the document says', () => {
       {},
       (agent) => agent.store.replaceSource('static', [pod('x')]),
     ],
+    ['the services', 200, '/v1/services', '/v1/services'],
+    ['the services of an app', 200, '/v1/services', '/v1/services?app=web'],
+    ['the services of an app without a name', 400, '/v1/services', '/v1/services?app='],
     ['a workload', 200, '/v1/workloads/{uid}', '/v1/workloads/uid-web-0'],
     ['no workload', 404, '/v1/workloads/{uid}', '/v1/workloads/nobody'],
     ['a UID that is none', 414, '/v1/workloads/{uid}', `/v1/workloads/${'x'.repeat(300)}`],
@@ -383,6 +387,7 @@ test('the shapes are the types that the answers are made as', () => {
   expectTypeOf<Shape<'Workload'>>().toEqualTypeOf<Mutable<Workload>>();
   expectTypeOf<Shape<'WorkloadReport'>>().toEqualTypeOf<Mutable<WorkloadMessage>>();
   expectTypeOf<Shape<'Workloads'>>().toEqualTypeOf<Mutable<WorkloadsMessage>>();
+  expectTypeOf<Shape<'Services'>>().toEqualTypeOf<Mutable<ServicesMessage>>();
   expectTypeOf<Shape<'Party'>>().toEqualTypeOf<Mutable<Party>>();
   expectTypeOf<Shape<'Resolution'>>().toEqualTypeOf<Mutable<Resolution>>();
   expectTypeOf<Shape<'PastResolution'>>().toEqualTypeOf<Mutable<PastResolution>>();
