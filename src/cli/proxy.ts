@@ -4,7 +4,8 @@ import { IdentityClient } from '../client/identity-client.js';
 import { LOG_LEVELS } from '../config/config.js';
 import { socketFrom } from '../native/sockets.js';
 import { parseSocketAddress, type SocketAddress } from '../net/socket-address.js';
-import { startProxy } from '../proxy/proxy.js';
+import { type ProxiedFlow, startProxy } from '../proxy/proxy.js';
+import { DEFAULT_TYPES, proxyV2Header } from '../proxy/proxy-v2.js';
 import { createLogger } from '../telemetry/log.js';
 import { globalOptions, wholeNumber } from './options.js';
 
@@ -15,6 +16,9 @@ interface ProxyCommandOptions {
   readonly inbound6?: SocketAddress;
   readonly listen: readonly SocketAddress[];
   readonly keepSource?: true;
+  readonly sendProxyV2?: true;
+  readonly proxyV2Id: number;
+  readonly proxyV2Pod: number;
   readonly allowUnidentified?: true;
   readonly connectTimeoutMs: number;
   readonly resolveTimeoutMs: number;
@@ -44,6 +48,12 @@ export function proxyCommand(): Command {
       '--keep-source',
       "connect from the client's address, on a port of its own; needs CAP_NET_RAW or CAP_NET_ADMIN, and answers that are routed back here",
     )
+    .option(
+      '--send-proxy-v2',
+      'tell each destination first, by the PROXY protocol, both addresses and who has opened the connection',
+    )
+    .option('--proxy-v2-id <type>', 'type of the TLV with the SPIFFE ID', tlvType, DEFAULT_TYPES.id)
+    .option('--proxy-v2-pod <type>', 'type of the TLV with namespace/pod', tlvType, DEFAULT_TYPES.pod)
     .option('--allow-unidentified', 'pass flows on whose pod is not known, instead of resetting them')
     .option('--connect-timeout-ms <ms>', 'for reaching the original destination', milliseconds, 5_000)
     .option('--resolve-timeout-ms <ms>', 'for an answer of the agent, restarts included', milliseconds, 5_000)
@@ -75,6 +85,7 @@ async function run(options: ProxyCommandOptions, command: Command): Promise<void
       client,
       log,
       ...(options.keepSource ? { socketFrom } : {}),
+      ...(options.sendProxyV2 ? { headerOf: proxyV2(options) } : {}),
       allowUnidentified: options.allowUnidentified ?? false,
       connectTimeoutMs: options.connectTimeoutMs,
       resolveTimeoutMs: options.resolveTimeoutMs,
@@ -86,6 +97,20 @@ async function run(options: ProxyCommandOptions, command: Command): Promise<void
   } finally {
     await client.close();
   }
+}
+
+function proxyV2({ proxyV2Id: id, proxyV2Pod: pod }: ProxyCommandOptions) {
+  return ({ peer, destination, sender }: ProxiedFlow) =>
+    proxyV2Header(peer, destination, sender, { id, pod });
+}
+
+/** In decimal or as 0xE0. */
+function tlvType(text: string): number {
+  const type = /^(?:\d{1,3}|0x[\da-f]{1,2})$/i.test(text) ? Number(text) : 0;
+  if (type < 1 || type > 255) {
+    throw new InvalidArgumentError('expected a number from 1 to 255, such as 0xE0.');
+  }
+  return type;
 }
 
 function listenAddresses(options: ProxyCommandOptions): SocketAddress[] {

@@ -34,6 +34,15 @@ export interface ProxyOptions {
    * node's own address. The proxy closes it.
    */
   readonly socketFrom?: (clientIp: string) => number | undefined;
+  /** What the destination is sent first, before anything of the client's. Default nothing. */
+  readonly headerOf?: (flow: ProxiedFlow) => Buffer | undefined;
+}
+
+export interface ProxiedFlow {
+  readonly peer: SocketAddress;
+  readonly destination: SocketAddress;
+  /** Undefined where nothing proves who has opened the connection: always, of what a pod receives. */
+  readonly sender: Resolution['workload'] | undefined;
 }
 
 export interface StartedProxy {
@@ -77,6 +86,7 @@ class RunningProxy implements StartedProxy {
       idleTimeoutMs: 3_600_000,
       destinationOf: localAddressOf,
       socketFrom: () => undefined,
+      headerOf: () => undefined,
       ...options,
     };
   }
@@ -175,6 +185,11 @@ class RunningProxy implements StartedProxy {
     } else {
       log.info({ ...report, resolved: identified }, 'flow');
       const upstream = connected.value;
+      const sender = identified ? (who.value.source.workload ?? undefined) : undefined;
+      const header = this.#options.headerOf({ peer, destination, sender });
+      if (header !== undefined) {
+        upstream.write(header);
+      }
       tunnel(client, upstream, idleTimeoutMs, () =>
         log.debug(
           {

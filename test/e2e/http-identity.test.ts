@@ -49,6 +49,17 @@ const PROXIES: readonly Proxy[] = [
     },
     unasked: 500,
   },
+  {
+    name: 'HAProxy',
+    outbound: OUTBOUND,
+    command: 'haproxy',
+    words: () => {
+      exampleFor(lab, agent, 'haproxy-identity.lua');
+      return ['-C', lab.directory, '-f', exampleFor(lab, agent, 'haproxy-identity.cfg')];
+    },
+    log: (daemon) => daemon.log(),
+    unasked: 503,
+  },
 ];
 
 beforeAll(async () => {

@@ -31,6 +31,7 @@ const WEB = {
   workload: { namespace: 'default', podName: 'web-0', spiffeId: 'spiffe://cluster.local/ns/default/sa/web' },
   direction: 'INGRESS',
   assurance: 'DATAPATH_RECORDED',
+  source: { workload: null, reason: 'WORKLOAD_NOT_FOUND' },
 } as Resolution;
 
 type Line = Record<string, unknown> & { message: string };
