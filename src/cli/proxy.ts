@@ -6,6 +6,7 @@ import { socketFrom } from '../native/sockets.js';
 import { parseSocketAddress, type SocketAddress } from '../net/socket-address.js';
 import { type ProxiedFlow, startProxy } from '../proxy/proxy.js';
 import { DEFAULT_TYPES, proxyV2Header } from '../proxy/proxy-v2.js';
+import { recordedAt } from '../proxy/who.js';
 import { createLogger } from '../telemetry/log.js';
 import { globalOptions, wholeNumber } from './options.js';
 
@@ -84,6 +85,7 @@ async function run(options: ProxyCommandOptions, command: Command): Promise<void
       listen: listenAddresses(options),
       client,
       log,
+      recordedAt,
       ...(options.keepSource ? { socketFrom } : {}),
       ...(options.sendProxyV2 ? { headerOf: proxyV2(options) } : {}),
       allowUnidentified: options.allowUnidentified ?? false,

@@ -7,12 +7,12 @@
 
 import { createServer, type Server, Socket } from 'node:net';
 import type { Logger } from 'pino';
-import { ApiError, type Resolution } from '../client/identity-client.js';
+import { ApiError } from '../client/identity-client.js';
 import { familyOf } from '../net/family.js';
 import { formatSocketAddress, type SocketAddress } from '../net/socket-address.js';
 import { leadsBack, plainIp } from './addresses.js';
 import { reset, tunnel } from './tunnel.js';
-import { type Asked, namesOf, otherEnd, whoIs } from './who.js';
+import { type Asked, type Known, knownBy, type Named, namesOf, otherEnd, whoIs } from './who.js';
 
 export interface ProxyOptions {
   readonly listen: readonly SocketAddress[];
@@ -34,6 +34,11 @@ export interface ProxyOptions {
    * node's own address. The proxy closes it.
    */
   readonly socketFrom?: (clientIp: string) => number | undefined;
+  /**
+   * What the kernel says of an accepted connection, without asking anybody; undefined where it says nothing, and then the
+   * agent is asked. Default: it is always asked.
+   */
+  readonly recordedAt?: (client: Socket) => Known | undefined;
   /** What the destination is sent first, before anything of the client's. Default nothing. */
   readonly headerOf?: (flow: ProxiedFlow) => Buffer | undefined;
 }
@@ -42,7 +47,7 @@ export interface ProxiedFlow {
   readonly peer: SocketAddress;
   readonly destination: SocketAddress;
   /** Undefined where nothing proves who has opened the connection: always, of what a pod receives. */
-  readonly sender: Resolution['workload'] | undefined;
+  readonly sender: Named | undefined;
 }
 
 export interface StartedProxy {
@@ -86,6 +91,7 @@ class RunningProxy implements StartedProxy {
       idleTimeoutMs: 3_600_000,
       destinationOf: localAddressOf,
       socketFrom: () => undefined,
+      recordedAt: () => undefined,
       headerOf: () => undefined,
       ...options,
     };
@@ -157,7 +163,7 @@ class RunningProxy implements StartedProxy {
     const connecting = settled(
       connectTo(destination, () => socketFrom(peer.ip), connectTimeoutMs, gone.signal),
     );
-    const who = await settled(this.#who(peer, destination, gone.signal));
+    const who = await settled(this.#who(client, peer, destination, gone.signal));
     const identified = 'value' in who;
     if (!identified && !allowUnidentified) {
       gone.abort(); // fail closed, and do not leave a connection behind
@@ -185,7 +191,7 @@ class RunningProxy implements StartedProxy {
     } else {
       log.info({ ...report, resolved: identified }, 'flow');
       const upstream = connected.value;
-      const sender = identified ? (who.value.source.workload ?? undefined) : undefined;
+      const sender = identified ? who.value.sender : undefined;
       const header = this.#options.headerOf({ peer, destination, sender });
       if (header !== undefined) {
         upstream.write(header);
@@ -204,14 +210,20 @@ class RunningProxy implements StartedProxy {
     }
   }
 
-  #who(peer: SocketAddress, destination: SocketAddress, signal: AbortSignal): Promise<Resolution> {
-    return whoIs(this.#options.client, peer, destination, this.#options.resolveTimeoutMs, signal);
+  async #who(
+    socket: Socket,
+    peer: SocketAddress,
+    destination: SocketAddress,
+    signal: AbortSignal,
+  ): Promise<Known> {
+    const { client, recordedAt, resolveTimeoutMs } = this.#options;
+    return recordedAt(socket) ?? knownBy(await whoIs(client, peer, destination, resolveTimeoutMs, signal));
   }
 
-  #named(resolution: Resolution, peer: SocketAddress, destination: SocketAddress): object {
-    const { workload, direction, assurance } = resolution;
-    const other = otherEnd(this.#options.client, resolution, peer, destination);
-    return { direction, ...namesOf(workload), assurance, other };
+  #named(known: Known, peer: SocketAddress, destination: SocketAddress): object {
+    const { own, direction, assurance, by } = known;
+    const other = otherEnd(this.#options.client, known, peer, destination);
+    return { direction, ...namesOf(own), assurance, by, other };
   }
 }
 

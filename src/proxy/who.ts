@@ -1,8 +1,23 @@
 /** Asks whose flow it is, and keeps asking while the agent restarts; who is at its other end the client knows by itself. */
 
+import type { Socket } from 'node:net';
 import { setTimeout as delay } from 'node:timers/promises';
 import { ApiError, type IdentityClient, type Resolution } from '../client/identity-client.js';
+import { identityOf, SocketIdentityError, spiffeIdOf } from '../client/socket-identity.js';
 import type { SocketAddress } from '../net/socket-address.js';
+
+export type Named = Pick<Resolution['workload'], 'namespace' | 'podName' | 'spiffeId'>;
+
+/** Whose a flow is, whoever has said so. */
+export interface Known {
+  /** The pod that it was intercepted for. */
+  readonly own: Named;
+  /** Who has opened the connection; undefined where nothing proves it: always, of what a pod receives. */
+  readonly sender: Named | undefined;
+  readonly direction: Resolution['direction'];
+  readonly assurance: Resolution['assurance'];
+  readonly by: 'resolve' | 'getsockopt';
+}
 
 export type Asked = Pick<IdentityClient, 'resolve' | 'byAddress'>;
 
@@ -32,6 +47,28 @@ export async function whoIs(
   }
 }
 
+export function knownBy({ workload, source, direction, assurance }: Resolution): Known {
+  return { own: workload, sender: source.workload ?? undefined, direction, assurance, by: 'resolve' };
+}
+
+/** What the kernel has recorded at an accepted connection; undefined where that names no pod. */
+export function recordedAt(socket: Socket): Known | undefined {
+  for (const end of ['peer', 'target'] as const) {
+    try {
+      const { namespace, podName, direction, assurance } = identityOf(socket, end);
+      if (assurance === 'DATAPATH_RECORDED') {
+        const own = { namespace, podName, spiffeId: spiffeIdOf(socket, end) };
+        return { own, sender: end === 'peer' ? own : undefined, direction, assurance, by: 'getsockopt' };
+      }
+    } catch (error) {
+      if (!(error instanceof SocketIdentityError || socket.destroyed)) {
+        throw error;
+      }
+    }
+  }
+  return undefined;
+}
+
 /** The end that is not the flow's own pod, by its address: for the log, and never what decides. */
 export function otherEnd(
   client: Pick<Asked, 'byAddress'>,
@@ -45,6 +82,6 @@ export function otherEnd(
     : { ...namesOf(known.workload), assurance: known.assurance };
 }
 
-export function namesOf({ namespace, podName, spiffeId }: Resolution['workload']): object {
+export function namesOf({ namespace, podName, spiffeId }: Named): object {
   return { workload: `${namespace}/${podName}`, spiffeId };
 }
