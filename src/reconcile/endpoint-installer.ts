@@ -24,7 +24,7 @@ export interface InstallerOptions {
   readonly claimants: (ip: string) => number;
   /** Pods whose CNI ADD has not been answered yet: they have no process. */
   readonly starting: ReadonlySet<PodUid>;
-  readonly log: Pick<Log, 'info' | 'error'>;
+  readonly log: Pick<Log, 'info' | 'warn' | 'error'>;
 }
 
 /** What was reached for a pod, as read back. */
@@ -43,6 +43,8 @@ export class EndpointInstaller {
   readonly #installed = new Map<PodUid, Installed>();
   /** Those that lead to a pod, as told. */
   readonly #addresses = new Map<PodUid, string>();
+  /** Of which proxies cannot be told by system call; logged once. */
+  readonly #undescribed = new Set<PodUid>();
 
   constructor(options: InstallerOptions) {
     this.#options = options;
@@ -63,6 +65,7 @@ export class EndpointInstaller {
   forget(uid: PodUid): void {
     this.#installed.delete(uid);
     this.#addresses.delete(uid);
+    this.#undescribed.delete(uid);
   }
 
   forgetAllBut(uids: ReadonlySet<PodUid>): void {
@@ -111,12 +114,26 @@ export class EndpointInstaller {
 
   /** An address that another pod claims as well, be it enrolled or not, leads to nobody. */
   #describe(row: EndpointRow, { pod, endpoints }: InterceptDecision, before?: InterceptDecision): void {
-    const { tables, identityOf, claimants } = this.#options;
+    const { tables, identityOf, claimants, log } = this.#options;
     const ips = endpoints.flatMap(({ plan }) => plan.ips).filter((ip) => claimants(ip) < 2);
     const key = ips.join();
-    if (before?.pod !== pod || this.#addresses.get(pod.uid) !== key) {
+    if (before?.pod === pod && this.#addresses.get(pod.uid) === key) {
+      return;
+    }
+    try {
       tables.describe(row, identityOf(pod), ips);
       this.#addresses.set(pod.uid, key);
+      this.#undescribed.delete(pod.uid);
+    } catch (error) {
+      // Its traffic does not wait for that: proxies have the other doors, and the next look tries again.
+      this.#addresses.delete(pod.uid);
+      if (!this.#undescribed.has(pod.uid)) {
+        this.#undescribed.add(pod.uid);
+        log.warn(
+          { pod: `${pod.namespace}/${pod.name}`, err: error },
+          'proxies cannot ask by system call who it is',
+        );
+      }
     }
   }
 
