@@ -34,7 +34,8 @@ it('examples/registry/feed.ts keeps a file in step with the pods', async () => {
     file,
   ];
   scene.lab.daemon(scene.lab.node, 'feed', 'npx', words);
-  const apps = () => (existsSync(file) ? Object.keys(JSON.parse(readFileSync(file, 'utf8')) as object) : []);
+  const apps = () =>
+    existsSync(file) ? Object.keys(JSON.parse(readFileSync(file, 'utf8')) as object).sort() : [];
   await expect.poll(apps, { timeout: 30_000 }).toEqual(['db', 'web']);
   await scene.addPlain('cache');
   await expect.poll(apps, { timeout: 10_000 }).toEqual(expect.arrayContaining(['cache']));

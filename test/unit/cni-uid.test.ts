@@ -146,7 +146,7 @@ describe('a pod that starts without its UID, where the API server is asked', () 
   test('is not the one of that name that is being deleted, and waits for its own', async () => {
     webIs('uid-old', { deletionTimestamp: '2026-11-25T00:00:00Z' });
     await withKubernetes();
-    expect(await add('c1', { timeoutMs: 200 })).toMatchObject({
+    expect(await add('c1', { timeoutMs: 1_000 })).toMatchObject({
       code: 11,
       retry: true,
       msg: expect.stringContaining('the API server has not told of this pod yet'),
