@@ -47,7 +47,9 @@ export async function whoIs(
   }
 }
 
-export function knownBy({ workload, source, direction, assurance }: Resolution): Known {
+/** An agent of an older release names no ends, and has recorded what pods send alone. */
+export function knownBy({ workload, direction, assurance, ...ends }: Resolution): Known {
+  const { source = { workload, assurance } }: Partial<Pick<Resolution, 'source'>> = ends;
   return { own: workload, sender: source.workload ?? undefined, direction, assurance, by: 'resolve' };
 }
 
