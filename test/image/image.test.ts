@@ -268,7 +268,7 @@ describe('the image', () => {
     expect(statSync(ARCHIVE).size).toBeLessThan(100e6);
   });
 
-  it('has no compiler in it, no header, no npm, and none of the packages that only the build needs', async () => {
+  it('has no compiler in it, no header but ours, no npm, and none of the packages that only the build needs', async () => {
     /** Each of them that is a command. */
     const commands = async (names: readonly string[]): Promise<string[]> => {
       const words = ['sh', '-c', `for name in ${names.join(' ')}; do command -v $name; done; true`];
@@ -304,13 +304,17 @@ describe('the image', () => {
         ...['npm', 'npx', 'corepack', 'tsc', 'cmake-js'],
       ]),
     ).toEqual([]);
+    // What proxies are compiled with, and its page of the manual.
+    expect(
+      await files(['/usr/local/include/nodesentry.h', '/usr/local/share/man/man7/nodesentry.7']),
+    ).toHaveLength(2);
     expect(ofBuild(true).length).toBeGreaterThan(10);
     expect(
       await files([
         ...ofBuild(true),
         ...[
           '/usr/local/lib/node_modules',
-          '/usr/local/include/*',
+          '/usr/local/include/[!n]*', // the one is nodesentry.h
           '/usr/include/*',
           '/usr/lib/gcc',
           '/usr/lib/llvm*',
