@@ -17,7 +17,7 @@ import { afterwards, ask, closeAll, FLOW, identityClient, start as startGrpc } f
 /** By each of three parsers; with the others, over a million. */
 const PARSED = sized(4_000, 300_000);
 const HTTP_REQUESTS = sized(1_000, 60_000);
-const GRPC_CONNECTIONS = sized(200, 15_000);
+const GRPC_CONNECTIONS = sized(200, 8_000);
 const GRPC_MESSAGES = sized(1_000, 60_000);
 const LIMIT_MS = sized(60_000, 1_800_000);
 
