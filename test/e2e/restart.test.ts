@@ -19,6 +19,7 @@ import { BOTH_WAYS, INBOUND_WORDS } from './scene.js';
 describe('an agent that is killed', () => {
   let lab: Lab;
   let agent: TestAgent;
+  let proxy: TestProxy;
   let pod: LabPod;
   let uplink: Capture;
 
@@ -34,7 +35,8 @@ describe('an agent that is killed', () => {
     expect(reply(await pod.app(['server', '80']))).toMatchObject({ serving: true });
     await agent.start();
     // As long as an agent may take to start here, under load.
-    await new TestProxy(lab, agent).start(...INBOUND_WORDS, '--resolve-timeout-ms', String(patient(10_000)));
+    proxy = new TestProxy(lab, agent);
+    await proxy.start(...INBOUND_WORDS, '--resolve-timeout-ms', String(patient(10_000)));
     await agent.adopted(4);
     await agent.reaches('web', 'INTERCEPTED');
     uplink = await Capture.start(lab, lab.node, 'uplink', POD_DIALS);
@@ -101,9 +103,10 @@ describe('an agent that is killed', () => {
   it('leaves pods intercepted while no agent runs', async () => {
     const started = (await agent.packets('web')).FLOW_STARTED ?? 0;
     await agent.stop('SIGTERM');
-    // It reaches the proxy, which can ask nobody whose it is and so resets it: it did not get past.
-    const dialled = await pod.app(['dial', REMOTE[4], '80'], 30_000);
-    expect(reply(dialled).ok).toBe(false);
+    // It reaches the proxy, which asks the kernel whose it is: it did not get past.
+    const { ok, localPort } = reply(await pod.app(['dial', REMOTE[4], '80'], 30_000));
+    expect(ok).toBe(true);
+    expect(await proxy.flowFrom(`${pod.ips[4]}:${localPort}`)).toMatchObject({ by: 'getsockopt' });
     await agent.start();
     await agent.reaches('web', 'INTERCEPTED');
     expect((await agent.packets('web')).FLOW_STARTED).toBe(started + 1);
