@@ -86,8 +86,7 @@ static __always_inline struct flow *record_of(struct bpf_sock *sk, const struct 
     return flow && endpoint && started_by(flow, endpoint) ? flow : NULL;
 }
 
-static __always_inline int tell_original_destination(struct bpf_sockopt *context, const struct bpf_sock *sk,
-                                                     const struct flow_key *key) {
+static __always_inline int tell_original_destination(struct bpf_sockopt *context, const struct flow_key *key) {
     if (context->level == SOL_IP) {
         struct sockaddr_in *to = context->optval;
 
@@ -188,5 +187,5 @@ int identity_option(struct bpf_sockopt *context) {
     flow = record_of(sk, &key, on_node);
     if (!flow)
         return is_ours && on_node ? refused(context, ENOENT) : GO_ON;
-    return is_destination ? tell_original_destination(context, sk, &key) : tell(context, &key, flow);
+    return is_destination ? tell_original_destination(context, &key) : tell(context, &key, flow);
 }

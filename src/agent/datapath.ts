@@ -35,7 +35,7 @@ import type { Netfilter } from '../native/netfilter.js';
 import { Redirects } from '../native/redirects.js';
 import { netnsCookie, tcpConnections } from '../native/sockets.js';
 import { ipToBytes } from '../net/ip.js';
-import { authoritiesAmong, isConfirmed } from '../pods/confirmation.js';
+import { authoritiesAmong, isNamed } from '../pods/confirmation.js';
 import { appOf, type PodUid, spiffeIdOf } from '../pods/pod.js';
 import type { PodStore } from '../pods/pod-store.js';
 import type { PodSource } from '../pods/source.js';
@@ -70,6 +70,7 @@ export function createReconciler(parts: {
     parts;
   const { mark, table, rulePriority, enrol, failure, other } = config.interception;
   const log = parts.log.child({ part: 'datapath' });
+  const authorities = authoritiesAmong(parts.sources);
   const attachments = tcxSupported()
     ? new TcxLinks<Role>(MANIFEST, programs.linksPath)
     : new ClsactFilters<Role>(MANIFEST);
@@ -156,19 +157,16 @@ export function createReconciler(parts: {
       );
     },
     instanceName: (number) => slots.nameOf(number),
-    authorities: authoritiesAmong(parts.sources),
+    authorities,
     claimants: (ip) => store.byIp(ip).length,
-    identityOf: (pod) => {
-      const isNamed = isConfirmed(pod, authoritiesAmong(parts.sources)) && pod.serviceAccount !== '';
-      return {
-        namespace: pod.namespace,
-        podName: pod.name,
-        serviceAccount: pod.serviceAccount,
-        app: appOf(pod) ?? '',
-        runtime: pod.runtime,
-        spiffeId: isNamed ? spiffeIdOf(pod, config.trustDomain) : '',
-      };
-    },
+    identityOf: (pod) => ({
+      namespace: pod.namespace,
+      podName: pod.name,
+      serviceAccount: pod.serviceAccount,
+      app: appOf(pod) ?? '',
+      runtime: pod.runtime,
+      spiffeId: isNamed(pod, authorities) ? spiffeIdOf(pod, config.trustDomain) : '',
+    }),
     synced,
     starting: parts.starting,
     log,

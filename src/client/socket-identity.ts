@@ -11,8 +11,20 @@ import { socketOption } from '../native/sockets.js';
 const SOL_NODESENTRY = 0x4e53;
 const OPTIONS = { peer: { id: 1, end: 2 }, target: { id: 3, end: 4 } } as const;
 const SPIFFE_MAX = 640;
-/** `struct nodesentry_end`: version 1; a later one only adds to its end. */
-const END_BYTES = 784;
+/** `struct nodesentry_end`: offsets, in bytes, by the names of C. A later version only adds to its end. */
+export const END_LAYOUT = {
+  direction: 4,
+  assurance: 5,
+  runtime: 6,
+  generation: 8,
+  pod_uid: 16,
+  pod_namespace: 80,
+  pod_name: 144,
+  service_account: 400,
+  app: 656,
+  instance: 720,
+} as const;
+export const END_BYTES = 784;
 const RUNTIMES = ['unknown', 'runc', 'runsc', 'rund'] as const;
 const ASSURANCES = ['IP_ONLY', 'IP_AND_IFACE', 'DATAPATH_RECORDED'] as const;
 
@@ -77,22 +89,19 @@ export function spiffeIdOf(socket: Socket, end: End = 'peer'): string {
 /** Everything that is known of one end. Throws as `spiffeIdOf`. */
 export function identityOf(socket: Socket, end: End = 'peer'): SocketIdentity {
   const bytes = ask(socket, OPTIONS[end].end, END_BYTES);
-  const text = (from: number, to: number) => {
-    const field = bytes.subarray(from, to);
-    const zero = field.indexOf(0);
-    return field.toString('utf8', 0, zero < 0 ? field.length : zero);
-  };
+  const at = END_LAYOUT;
+  const text = (from: number) => bytes.toString('utf8', from, bytes.indexOf(0, from));
   return {
-    podUid: text(16, 80),
-    namespace: text(80, 144),
-    podName: text(144, 400),
-    serviceAccount: text(400, 656),
-    app: text(656, 720),
-    runtime: RUNTIMES[bytes.readUInt8(6)] ?? 'unknown',
-    generation: bytes.readUInt32LE(8),
-    direction: bytes.readUInt8(4) === 1 ? 'INGRESS' : 'EGRESS',
-    assurance: ASSURANCES[bytes.readUInt8(5)] ?? 'IP_ONLY',
-    instance: text(720, 784),
+    podUid: text(at.pod_uid),
+    namespace: text(at.pod_namespace),
+    podName: text(at.pod_name),
+    serviceAccount: text(at.service_account),
+    app: text(at.app),
+    runtime: RUNTIMES[bytes.readUInt8(at.runtime)] ?? 'unknown',
+    generation: bytes.readUInt32LE(at.generation),
+    direction: bytes.readUInt8(at.direction) === 1 ? 'INGRESS' : 'EGRESS',
+    assurance: ASSURANCES[bytes.readUInt8(at.assurance)] ?? 'IP_ONLY',
+    instance: text(at.instance),
   };
 }
 

@@ -338,7 +338,11 @@ export class EndpointTables {
   #leaveAddresses(ifindex: number): void {
     const value = this.#endpoints.get(ifindex);
     if (value !== undefined) {
-      this.#identities.leave(this.#layouts.endpoint.number(value, 'id'));
+      const { endpoint, sourceKey } = this.#layouts;
+      const keys = [...this.#sourcesOf(ifindex)].map((key) =>
+        sourceKey.bytes(Buffer.from(key, 'latin1'), 'address').toString('latin1'),
+      );
+      this.#identities.leave(endpoint.number(value, 'id'), keys);
     }
   }
 

@@ -70,16 +70,20 @@ export class Identities {
       this.#maps.identities.set(u32(id), row);
       this.#rows.set(id, row);
     }
-    this.#claim(id, ips);
+    this.#claim(id, new Set(ips.map((ip) => Buffer.from(ipToBytes(ip)).toString('latin1'))));
   }
 
-  /** No address leads to the endpoint any more; who it was can still be asked by a connection. */
-  leave(id: number): void {
-    this.#claim(id, []);
+  /** These addresses lead to the endpoint no more; who it was can still be asked by a connection. `keys`: as in the map. */
+  leave(id: number, keys: Iterable<string>): void {
+    const rest = new Set(this.#claimed.get(id));
+    for (const key of keys) {
+      rest.delete(key);
+    }
+    this.#claim(id, rest);
   }
 
   forget(id: number): void {
-    this.leave(id);
+    this.#claim(id, new Set());
     this.#maps.identities.delete(u32(id));
     this.#rows.delete(id);
   }
@@ -111,8 +115,7 @@ export class Identities {
     return wrong;
   }
 
-  #claim(id: number, ips: readonly string[]): void {
-    const wanted = new Set(ips.map((ip) => Buffer.from(ipToBytes(ip)).toString('latin1')));
+  #claim(id: number, wanted: Set<string>): void {
     for (const key of this.#claimed.get(id) ?? []) {
       const ids = this.#claims.get(key);
       if (!wanted.has(key) && ids?.delete(id) === true) {

@@ -1,6 +1,6 @@
 /** Which pods have a name by the word of those who may say so, and why others have none. */
 
-import { authoritiesAmong, isConfirmed } from '../pods/confirmation.js';
+import { authoritiesAmong, isConfirmed, isNamed } from '../pods/confirmation.js';
 import type { Pod } from '../pods/pod.js';
 import type { PodSource } from '../pods/source.js';
 import { IdentityError } from './errors.js';
@@ -31,18 +31,19 @@ export class Naming {
 
   /** Throws IdentityError where the pod has no name, or none yet. */
   requireNamed(pod: Pod): void {
+    if (isNamed(pod, this.#authorities)) {
+      return;
+    }
     if (!this.isConfirmed(pod)) {
       throw this.#notToldYet(pod, namesOf(this.#authorities, 'or'), this.#authorityBehind());
     }
-    if (pod.serviceAccount === '' && !pod.sources.includes('kubernetes')) {
+    if (!pod.sources.includes('kubernetes')) {
       throw this.#unconfirmed(pod);
     }
-    if (pod.serviceAccount === '') {
-      throw new IdentityError(
-        'WORKLOAD_NOT_FOUND',
-        `pod ${pod.namespace}/${pod.name} has no service account, and so no identity: Kubernetes gives none to static pods of the kubelet`,
-      );
-    }
+    throw new IdentityError(
+      'WORKLOAD_NOT_FOUND',
+      `pod ${pod.namespace}/${pod.name} has no service account, and so no identity: Kubernetes gives none to static pods of the kubelet`,
+    );
   }
 
   /** The runtime is late where the CNI plugin tells of a pod that starts: it may know the account in a moment. */

@@ -32,8 +32,7 @@ export class CgroupLinks {
   ensure(cgroups: ReadonlySet<number>, program: BpfProgram): string[] {
     const changes: string[] = [];
     for (const cgroup of this.list().filter((other) => !cgroups.has(other))) {
-      this.#link(cgroup).detach();
-      this.#links.delete(cgroup);
+      this.detach(cgroup);
     }
     for (const cgroup of cgroups) {
       const done = this.#link(cgroup).attach(program);

@@ -11,6 +11,8 @@ const MOUNTS = [
   '/sys/fs/cgroup/unified',
 ];
 
+const AWAY: ReadonlySet<string> = new Set(['ENOENT', 'ENODEV', 'ENOTDIR']);
+
 export class CgroupTree {
   readonly #mounts: readonly string[];
 
@@ -54,7 +56,10 @@ function search(folder: string, cgroup: number): string | undefined {
 function unlessAway<T>(look: () => T): T | undefined {
   try {
     return look();
-  } catch {
-    return undefined;
+  } catch (error) {
+    if (AWAY.has((error as NodeJS.ErrnoException).code ?? '')) {
+      return undefined;
+    }
+    throw error;
   }
 }

@@ -23,6 +23,11 @@ export function isConfirmed(pod: Pod, authorities: readonly Pick<PodSource, 'nam
   );
 }
 
+/** Whether the pod has an identity that may be told: the last word has been said, and names a service account. */
+export function isNamed(pod: Pod, authorities: readonly Pick<PodSource, 'name'>[]): boolean {
+  return isConfirmed(pod, authorities) && pod.serviceAccount !== '';
+}
+
 /**
  * Sources that drop a pod only where somebody said so: who edits the file, the runtime by DEL. From the others a pod is
  * missing also where one answer was incomplete.

@@ -113,7 +113,8 @@ export class EndpointInstaller {
   }
 
   /** An address that another pod claims as well, be it enrolled or not, leads to nobody. */
-  #describe(row: EndpointRow, { pod, endpoints }: InterceptDecision, before?: InterceptDecision): void {
+  #describe(row: EndpointRow, decision: InterceptDecision, before?: InterceptDecision): void {
+    const { pod, endpoints } = decision;
     const { tables, identityOf, claimants, log } = this.#options;
     const ips = endpoints.flatMap(({ plan }) => plan.ips).filter((ip) => claimants(ip) < 2);
     const key = ips.join();
@@ -129,10 +130,7 @@ export class EndpointInstaller {
       this.#addresses.delete(pod.uid);
       if (!this.#undescribed.has(pod.uid)) {
         this.#undescribed.add(pod.uid);
-        log.warn(
-          { pod: `${pod.namespace}/${pod.name}`, err: error },
-          'proxies cannot ask by system call who it is',
-        );
+        log.warn({ pod: nameOf(decision), err: error }, 'proxies cannot ask by system call who it is');
       }
     }
   }

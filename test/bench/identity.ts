@@ -6,12 +6,12 @@
  *   make bench-identity
  */
 
-import { existsSync, mkdirSync, rmdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { credentials, loadPackageDefinition } from '@grpc/grpc-js';
 import { loadSync } from '@grpc/proto-loader';
 import { IdentityClient } from '../../src/client/identity-client.js';
 import { staticPod, TestAgent } from '../e2e/agent.js';
+import { inCgroup, makeCgroup } from '../lab/cgroups.js';
 import { createNetwork } from '../lab/cni.js';
 import { inNetns, tryRun } from '../lab/exec.js';
 import { buildApp } from '../lab/image.js';
@@ -21,9 +21,6 @@ import { reply } from '../lab/pod.js';
 
 const ROUNDS = 5;
 const CALLS = 2_000;
-const CGROUPS = ['/sys/fs/cgroup', '/sys/fs/cgroup/unified'].find((path) =>
-  existsSync(`${path}/cgroup.controllers`),
-);
 const PROTO = join(import.meta.dirname, '../../proto');
 
 const median = (values: readonly number[]) =>
@@ -63,11 +60,8 @@ try {
   await agent.start();
   const app = await buildApp();
   // In a cgroup of its own, so that a socket without our program can be measured beside it.
-  const cgroup = `${CGROUPS}/nsl-bench-${process.pid}`;
-  mkdirSync(cgroup);
-  lab.cleanup.add(`cgroup ${cgroup}`, () => rmdirSync(cgroup));
-  const enter = `echo $$ > ${cgroup}/cgroup.procs; exec ${app} option-costs 127.0.0.1 15001`;
-  lab.daemon(lab.node, 'proxy', 'sh', ['-c', enter]);
+  const command = [app, 'option-costs', '127.0.0.1', '15001'];
+  lab.daemon(lab.node, 'proxy', 'sh', inCgroup(makeCgroup(lab, 'bench'), command));
   await agent.adopted(1);
   await agent.reaches('web', 'INTERCEPTED');
 

@@ -2,6 +2,7 @@ import { execFileSync } from 'node:child_process';
 import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { END_BYTES, END_LAYOUT } from '../../src/client/socket-identity.js';
 import { type DatapathPrograms, MANIFEST } from '../../src/datapath/manifest.js';
 import { LEFT_TO_CONNTRACK, LEFT_TO_LOOKUP } from '../../src/kernel/notrack-rules.js';
 import { openObjectFile } from '../../src/kernel/pins.js';
@@ -48,6 +49,15 @@ describe('the first agent', () => {
     );
     expect(opened.linksPath).toBe(join(bpffs, 'v1/links'));
     expect(opened.removeStalePrograms()).toEqual([]);
+  });
+
+  it('has the struct that proxies read as the client for Node.js reads it', () => {
+    const object = cleanup.owned(openObjectFile(OBJECTS, 'identity-option'));
+    const { size, fields } = object.layout('nodesentry_end');
+    expect(size).toBe(END_BYTES);
+    for (const [name, offset] of Object.entries(END_LAYOUT)) {
+      expect([name, fields.get(name)?.offset]).toEqual([name, offset]);
+    }
   });
 
   it('mounts a bpffs where there is none', () => {

@@ -3,9 +3,8 @@
  * pod passes the other's inbound listener as well.
  */
 
-import { existsSync, mkdirSync, rmdirSync } from 'node:fs';
-import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { inCgroup, makeCgroup } from '../lab/cgroups.js';
 import { createNetwork } from '../lab/cni.js';
 import { type Daemon, inNetns, tryRun } from '../lab/exec.js';
 import { buildApp } from '../lab/image.js';
@@ -18,9 +17,6 @@ const FAMILIES = [4, 6] as const;
 const PORTS = { default: [15001, 15006], payments: [16001, 16006] } as const;
 type Instance = keyof typeof PORTS;
 const PODS = { web: 'default', shop: 'default', bank: 'payments' } as const;
-const CGROUPS =
-  ['/sys/fs/cgroup', '/sys/fs/cgroup/unified'].find((path) => existsSync(join(path, 'cgroup.controllers'))) ??
-  '';
 
 let lab: Lab;
 let agent: TestAgent;
@@ -36,19 +32,11 @@ async function startProxy(instance: Instance, cgroup: string, ...more: string[])
   const [i4 = '', i6 = ''] = addresses(inbound);
   const listen = ['--outbound', o4, '--outbound6', o6, '--inbound', i4, '--inbound6', i6];
   const command = [CLI, '--run-dir', agent.runDir, 'proxy', ...listen, ...more];
-  const enter = `echo $$ > ${cgroup}/cgroup.procs; exec "$@"`;
   const name = `proxy-${instance}-${more.length}-${cgroup.split('/').at(-1)}`;
-  const proxy = lab.daemon(lab.node, name, 'sh', ['-c', enter, 'sh', ...command]);
+  const proxy = lab.daemon(lab.node, name, 'sh', inCgroup(cgroup, command));
   proxies.set(instance, proxy);
   await proxy.logged(/proxy running/);
 }
-
-const makeCgroup = (name: string) => {
-  const cgroup = join(CGROUPS, `nsl-${lab.id}-${name}`);
-  mkdirSync(cgroup);
-  lab.cleanup.add(`cgroup ${cgroup}`, () => rmdirSync(cgroup));
-  return cgroup;
-};
 
 async function stopProxies(): Promise<void> {
   await Promise.all([...proxies.values()].map((proxy) => proxy.stop()));
@@ -98,7 +86,7 @@ describe.each([
 ] as const)('proxies %s, each in a cgroup of its own', (_how, words) => {
   beforeAll(async () => {
     for (const instance of ['default', 'payments'] as const) {
-      await startProxy(instance, makeCgroup(`${instance}-${words.length}`), ...words);
+      await startProxy(instance, makeCgroup(lab, `${instance}-${words.length}`), ...words);
     }
     await agent.adopted(8);
     await Promise.all(Object.keys(PODS).map((name) => agent.reaches(name, 'INTERCEPTED')));
@@ -140,7 +128,7 @@ describe.each([
 
 describe('proxies that share a cgroup', () => {
   beforeAll(async () => {
-    const shared = makeCgroup('shared');
+    const shared = makeCgroup(lab, 'shared');
     for (const instance of ['default', 'payments'] as const) {
       await startProxy(instance, shared);
     }

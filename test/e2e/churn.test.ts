@@ -7,6 +7,8 @@ import { mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { afterAll, beforeAll, expect, it } from 'vitest';
+import { IdentityClient } from '../../src/client/identity-client.js';
+import { type Door, GrpcDoor, HttpDoor } from '../../src/conformance/doors.js';
 import { BpfMap } from '../../src/native/bpf.js';
 import { inNetns, type Output, tryRun, waitFor } from '../lab/exec.js';
 import { buildApp } from '../lab/image.js';
@@ -16,7 +18,6 @@ import { reply } from '../lab/pod.js';
 import { sized } from '../lab/size.js';
 import { CriStandIn } from '../unit/cri-stand-in.js';
 import { TestAgent, TestProxy } from './agent.js';
-import { Doors } from './doors.js';
 
 const PODS = sized(200, 1_000);
 const WARM_UP = 60;
@@ -54,7 +55,8 @@ let app: string;
 /** Who got an address last. */
 const lastHolder = new Map<string, NamespacePod>();
 const addedAtMs = new Map<NamespacePod, number>();
-let doors: Doors;
+let doors: readonly [Door, Door];
+let client: IdentityClient;
 /** When the client's copy first knew a pod, by UID. */
 const copiedAtMs = new Map<string, number>();
 /** When a pod had gone, whoever knows of it by then. */
@@ -80,14 +82,21 @@ beforeAll(async () => {
   proxy = new TestProxy(lab, agent);
   await proxy.start();
   await agent.adopted(2);
-  doors = new Doors(agent.runDir);
-  lab.cleanup.add('the doors', () => doors.close());
-  doors.client.on('change', ({ type, workload }) => {
+  const http = join(agent.runDir, 'http.sock');
+  doors = [new HttpDoor(http), new GrpcDoor(join(agent.runDir, 'identity.sock'))];
+  client = new IdentityClient({ socket: http });
+  lab.cleanup.add('the doors', async () => {
+    doors.forEach((door) => {
+      door.close();
+    });
+    await client.close();
+  });
+  client.on('change', ({ type, workload }) => {
     if (type === 'UPSERT' && !copiedAtMs.has(workload.podUid)) {
       copiedAtMs.set(workload.podUid, performance.now());
     }
   });
-  await doors.synced();
+  await waitFor('the client to have its copy', () => client.synced);
   pods = new NamespacePods(lab, { socket: join(agent.runDir, 'cni.sock') });
 }, 60_000);
 
@@ -215,14 +224,16 @@ async function churn(count: number, dialled: Dial[]): Promise<number> {
 
 const TO = { ip: REMOTE[4], port: 80 };
 
-let byTurns = false;
+let turns = 0;
 
 /** What the agent answers, or the code of its refusal; by one door after the other. */
 async function ask(ip: string, port: number, minAssurance?: 'IP_ONLY') {
-  const query = { proto: 'tcp', src: { ip, port }, dst: TO } as const;
-  const whole = minAssurance === undefined ? query : { ...query, minAssurance };
-  byTurns = !byTurns;
-  return byTurns ? doors.http(whole) : doors.grpc(whole);
+  const flow = { proto: 'tcp', src: `${ip}:${port}`, dst: `${TO.ip}:${TO.port}` };
+  turns += 1;
+  const answer = await (doors[turns % 2] as Door).ask({ ...flow, ...(minAssurance && { minAssurance }) });
+  return 'reason' in answer
+    ? { refused: answer.reason }
+    : { uid: answer.podUid, state: answer.state, assurance: answer.assurance };
 }
 
 function oneOf<T>(list: readonly T[]): T {
@@ -240,7 +251,7 @@ async function questions(dialled: readonly Dial[], ended: () => boolean, atLeast
   /** Right while the pod has not gone, and another come under its address, with the question on its way. */
   const askForAddress = async (): Promise<void> => {
     const pod = oneOf(pods.live());
-    const copied = doors.client.byAddress(pod.ip);
+    const copied = client.byAddress(pod.ip);
     // It may not know yet that the address has changed hands.
     const isLate = performance.now() - (addedAtMs.get(pod) ?? 0) < TOLD_MS;
     if (copied.workload !== undefined && copied.workload.podUid !== pod.uid && !isLate) {

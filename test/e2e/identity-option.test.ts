@@ -3,9 +3,10 @@
  * options in both directions and families, by a proxy of the lab that tells them to its client; and the examples.
  */
 
-import { existsSync, mkdirSync, readFileSync, rmdirSync } from 'node:fs';
+import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { inCgroup, makeCgroup } from '../lab/cgroups.js';
 import { createNetwork } from '../lab/cni.js';
 import { type Daemon, inNetns, run, runIn, tryRun, waitFor } from '../lab/exec.js';
 import { buildApp } from '../lab/image.js';
@@ -27,11 +28,6 @@ const IP_AND_IFACE = 1;
 const DATAPATH_RECORDED = 2;
 const END_BYTES = 784;
 
-/** Version 2, alone or beside version 1. */
-const CGROUPS =
-  ['/sys/fs/cgroup', '/sys/fs/cgroup/unified'].find((path) => existsSync(join(path, 'cgroup.controllers'))) ??
-  '';
-
 let lab: Lab;
 let agent: TestAgent;
 let web: PlainPod;
@@ -41,8 +37,8 @@ let proxy: Daemon;
 /** In a cgroup of its own, where one is given. */
 async function startProxy(command: readonly string[], cgroup?: string): Promise<void> {
   const name = `proxy-${cgroup === undefined ? 'root' : 'own'}-${command.length}`;
-  const enter = cgroup === undefined ? '' : `echo $$ > ${cgroup}/cgroup.procs; `;
-  proxy = lab.daemon(lab.node, name, 'sh', ['-c', `${enter}exec "$@"`, 'sh', ...command]);
+  const words = cgroup === undefined ? ['-c', 'exec "$@"', 'sh', ...command] : inCgroup(cgroup, command);
+  proxy = lab.daemon(lab.node, name, 'sh', words);
 }
 
 const asked = async (from: string, ip: string, port = '80') =>
@@ -171,13 +167,9 @@ it('an address that two pods claim leads to neither', async () => {
 });
 
 describe('a proxy in a cgroup of its own', () => {
-  const cgroup = join(CGROUPS, `nsl-proxy-${process.pid}`);
-
   beforeAll(async () => {
     await proxy.stop();
-    mkdirSync(cgroup);
-    lab.cleanup.add(`cgroup ${cgroup}`, () => rmdirSync(cgroup));
-    await startProxy([await buildApp(), 'options', ...LISTENERS], cgroup);
+    await startProxy([await buildApp(), 'options', ...LISTENERS], makeCgroup(lab, 'proxy'));
   });
 
   it('is told the same', async () => {
