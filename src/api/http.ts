@@ -24,7 +24,7 @@ import { IdentityStreams } from './identity-streams.js';
 import type { BatchItem, BatchMessage, FlowsMessage } from './messages.js';
 import { openApiDocument } from './openapi.js';
 import { ApiProblem, PROBLEM_TYPE, type Problem, problem, problemOf } from './problem.js';
-import { batchQueries, parseLimit, parseWatchFrom, refuseKeys } from './query.js';
+import { batchQueries, parseApp, parseLimit, parseWatchFrom, refuseKeys } from './query.js';
 import { parseFlow, parseQuestion } from './question.js';
 import { type Route, RouteTable } from './route-table.js';
 import { senderHeaders, senderOf } from './sender.js';
@@ -69,6 +69,7 @@ const SCOPES: ReadonlyMap<string, Scope> = new Map([
   ['/v1/authorize', 'resolve'],
   ['/v1/workloads/:uid', 'resolve'],
   ['/v1/workloads', 'watch'],
+  ['/v1/services', 'watch'],
   ['/v1/watch', 'watch'],
   ['/metrics', 'admin'],
 ]);
@@ -236,6 +237,7 @@ function identityRoutes(app: FastifyInstance, answers: Answers, views: Views, ca
     refuseKeys(request.query);
     return views.workload(request.params.uid as PodUid);
   });
+  app.get('/v1/services', async ({ query }) => views.services(parseApp(query)));
 }
 
 /** Aborts when the caller has gone before its answer. */

@@ -21,6 +21,24 @@ export interface WorkloadsMessage {
   readonly workloads: readonly WorkloadMessage[];
 }
 
+/** The pods of an app that are reached in one way. */
+export interface ServiceMessage {
+  readonly namespace: string;
+  readonly app: string;
+  readonly node: string;
+  /** Whose inbound listener gets what the pods are sent; empty where it goes straight to them. */
+  readonly instance: string;
+  /** Where that listener is, null where it is not adopted. */
+  readonly inbound: { readonly ipv4: string | null; readonly ipv6: string | null };
+  readonly pods: readonly Pick<Workload, 'uid' | 'generation' | 'podName' | 'spiffeId' | 'ips'>[];
+}
+
+export interface ServicesMessage {
+  readonly epoch: string;
+  readonly revision: number;
+  readonly services: readonly ServiceMessage[];
+}
+
 export type BatchItem = { readonly resolution: Answer } | { readonly problem: Problem };
 
 export interface BatchMessage {

@@ -60,6 +60,29 @@ export const Workloads = z.object({
   workloads: z.array(WorkloadReport),
 });
 
+const inbound = () => socketAddress().nullable().meta({ description: 'Null: nobody who may listens there.' });
+
+export const Services = z.object({
+  epoch: z.string(),
+  revision: count(),
+  services: z.array(
+    z
+      .object({
+        namespace: z.string(),
+        app: z.string(),
+        node: z.string(),
+        instance: text('Empty where what the pods are sent goes straight to them.'),
+        inbound: z
+          .object({ ipv4: inbound(), ipv6: inbound() })
+          .meta({ description: 'Of the instance, the listener that gets what the pods are sent.' }),
+        pods: z.array(
+          Workload.pick({ uid: true, generation: true, podName: true, spiffeId: true, ips: true }),
+        ),
+      })
+      .meta({ description: 'The pods of an app that are reached in one way.' }),
+  ),
+});
+
 const assurance = () => z.enum(ASSURANCES);
 const direction = () => z.enum(['EGRESS', 'INGRESS']);
 const Original = z.object({ src: socketAddress(), dst: socketAddress() });
@@ -247,6 +270,7 @@ export const SHAPES = {
   Workload,
   WorkloadReport,
   Workloads,
+  Services,
   Party,
   Resolution,
   PastResolution,

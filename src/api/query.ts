@@ -6,6 +6,8 @@ import { checkedKeys, epochOf, invalid, revisionOf } from './checks.js';
 export const MAX_BATCH = 256;
 export const MAX_FLOWS = 10_000;
 const DEFAULT_FLOWS = 100;
+/** Of a label, or the name of a pod's owner. */
+export const MAX_APP = 253;
 
 /** The queries of a batch, unchecked: each is answered for itself. Throws IdentityError KEY_INVALID. */
 export function batchQueries(body: unknown): readonly unknown[] {
@@ -27,6 +29,15 @@ export function parseLimit(given: unknown): number {
     throw invalid('limit', `a number from 1 to ${MAX_FLOWS}`, limit);
   }
   return value;
+}
+
+/** Undefined: every app. Throws IdentityError KEY_INVALID. */
+export function parseApp(given: unknown): string | undefined {
+  const { app } = checkedKeys(given, ['app'], '');
+  if (app !== undefined && (typeof app !== 'string' || app === '' || app.length > MAX_APP)) {
+    throw invalid('app', `a text of 1 to ${MAX_APP} characters`, app);
+  }
+  return app;
 }
 
 /** Throws IdentityError KEY_INVALID, which names the parameter. */

@@ -12,7 +12,15 @@ import type { PodStore } from '../pods/pod-store.js';
 import type { PodSource } from '../pods/source.js';
 import type { DatapathView } from '../reconcile/datapath-view.js';
 import type { EndpointState } from '../reconcile/status.js';
-import type { FlowMessage, StatusMessage, WorkloadMessage, WorkloadsMessage } from './messages.js';
+import type {
+  FlowMessage,
+  ListenerMessage,
+  ServicesMessage,
+  StatusMessage,
+  WorkloadMessage,
+  WorkloadsMessage,
+} from './messages.js';
+import { servicesOf } from './services.js';
 
 export interface ViewsOptions {
   readonly store: Pick<PodStore, 'epoch' | 'revision' | 'list' | 'get' | 'removed' | 'syncedSources'>;
@@ -49,6 +57,10 @@ export class Views {
     // One that is forgotten meanwhile is left out.
     const workloads = await inTurns(pods, (pod) => this.#workloadOrNone(pod.uid));
     return { epoch, revision, workloads: workloads.filter((workload) => workload !== undefined) };
+  }
+
+  async services(app: string | undefined): Promise<ServicesMessage> {
+    return servicesOf(await this.workloads(), this.#listeners(), this.#options.node, app);
   }
 
   #workloadOrNone(uid: PodUid): WorkloadMessage | undefined {
@@ -90,7 +102,7 @@ export class Views {
   }
 
   async status(): Promise<StatusMessage> {
-    const { store, datapath, sources, interception, node, version, uptimeMs } = this.#options;
+    const { store, datapath, sources, node, version, uptimeMs } = this.#options;
     const blockers = this.#options.blockers();
     const synced = store.syncedSources();
     const podsLate = datapath.latePods();
@@ -109,7 +121,7 @@ export class Views {
         lastError: lastError ?? '',
       })),
       familiesOff: datapath.familiesOff().map(({ family, reason }) => ({ family, reason })),
-      listeners: datapath.listeners().map((listener) => ({ ...listener, failure: interception.failure })),
+      listeners: this.#listeners(),
       endpoints: this.#endpointCounts(),
       repairs: datapath.repairs(),
       ...(podsLate === undefined ? {} : { podsLate }),
@@ -117,6 +129,11 @@ export class Views {
       ...(await this.#packetTotals()),
       eventsLost: await datapath.eventsLost(),
     };
+  }
+
+  #listeners(): ListenerMessage[] {
+    const { datapath, interception } = this.#options;
+    return datapath.listeners().map((listener) => ({ ...listener, failure: interception.failure }));
   }
 
   #endpointCounts(): Record<EndpointState, number> {

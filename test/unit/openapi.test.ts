@@ -9,6 +9,7 @@ import type {
   FlowMessage,
   FlowsMessage,
   IdentityLine,
+  ServicesMessage,
   StatusMessage,
   WatchLine,
   WorkloadMessage,
@@ -19,7 +20,16 @@ import type { Problem } from '../../src/api/problem.js';
 import type { PastResolution } from '../../src/identity/past.js';
 import type { Party, PodResolution, Resolution } from '../../src/identity/resolve.js';
 import type { Workload } from '../../src/identity/workload.js';
-import { type Fixture, type FixtureOptions, flowRecord, pod, SRC, startFixture } from './api-fixture.js';
+import {
+  endpoint,
+  type Fixture,
+  type FixtureOptions,
+  flowRecord,
+  pod,
+  SRC,
+  startFixture,
+  uid,
+} from './api-fixture.js';
 
 type Json = { readonly [key: string]: unknown };
 /** Of what is walked here: whatever the document holds at that place. */
@@ -259,6 +269,28 @@ describe('what is answered is what the document says', () => {
     ['a workload', 200, '/v1/workloads/{uid}', '/v1/workloads/uid-web-0'],
     ['no workload', 404, '/v1/workloads/{uid}', '/v1/workloads/nobody'],
     ['a UID that is none', 414, '/v1/workloads/{uid}', `/v1/workloads/${'x'.repeat(300)}`],
+    [
+      'the services',
+      200,
+      '/v1/services',
+      '/v1/services',
+      {},
+      ({ datapath }) => {
+        const held = { instance: 'default', family: 4, sockets: { all: 1, transparent: 1 } } as const;
+        datapath.listening = [
+          {
+            ...held,
+            address: '10.0.0.5:15006',
+            direction: 'inbound',
+            adopted: true,
+            pid: 7,
+            process: 'envoy',
+          },
+        ];
+        datapath.statuses.splice(0, 1, endpoint(uid('uid-web-0'), { inbound: true }));
+      },
+    ],
+    ['the services of no app', 400, '/v1/services', '/v1/services?app='],
     ['the watch', 200, '/v1/watch', '/v1/watch', { lines: 3 }],
     ['a malformed watch', 400, '/v1/watch', '/v1/watch?since=x'],
     [
@@ -383,6 +415,7 @@ test('the shapes are the types that the answers are made as', () => {
   expectTypeOf<Shape<'Workload'>>().toEqualTypeOf<Mutable<Workload>>();
   expectTypeOf<Shape<'WorkloadReport'>>().toEqualTypeOf<Mutable<WorkloadMessage>>();
   expectTypeOf<Shape<'Workloads'>>().toEqualTypeOf<Mutable<WorkloadsMessage>>();
+  expectTypeOf<Shape<'Services'>>().toEqualTypeOf<Mutable<ServicesMessage>>();
   expectTypeOf<Shape<'Party'>>().toEqualTypeOf<Mutable<Party>>();
   expectTypeOf<Shape<'Resolution'>>().toEqualTypeOf<Mutable<Resolution>>();
   expectTypeOf<Shape<'PastResolution'>>().toEqualTypeOf<Mutable<PastResolution>>();
