@@ -233,11 +233,11 @@ function identityRoutes(app: FastifyInstance, answers: Answers, views: Views, ca
     refuseKeys(request.query);
     return views.workloads();
   });
-  app.get('/v1/services', async (request) => views.services(parseApp(request.query)));
   app.get<{ Params: { uid: string } }>('/v1/workloads/:uid', async (request) => {
     refuseKeys(request.query);
     return views.workload(request.params.uid as PodUid);
   });
+  app.get('/v1/services', async ({ query }) => views.services(parseApp(query)));
 }
 
 /** Aborts when the caller has gone before its answer. */

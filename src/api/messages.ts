@@ -21,26 +21,21 @@ export interface WorkloadsMessage {
   readonly workloads: readonly WorkloadMessage[];
 }
 
-/** An app with its pods on this node, so that a registry can name the node in their place. */
+/** The pods of an app that are reached in one way. */
 export interface ServiceMessage {
+  readonly namespace: string;
   readonly app: string;
-  /** Which serves the app's pods; empty where they are not intercepted. */
+  readonly node: string;
+  /** Whose inbound listener gets what the pods are sent; empty where it goes straight to them. */
   readonly instance: string;
-  /** Where that instance takes connections to its pods, as `address:port` of this node; none where it takes none. */
-  readonly inbound: readonly string[];
-  readonly pods: readonly {
-    readonly uid: string;
-    readonly namespace: string;
-    readonly podName: string;
-    readonly spiffeId: string;
-    readonly ips: readonly string[];
-  }[];
+  /** Where that listener is, null where it is not adopted. */
+  readonly inbound: { readonly ipv4: string | null; readonly ipv6: string | null };
+  readonly pods: readonly Pick<Workload, 'uid' | 'generation' | 'podName' | 'spiffeId' | 'ips'>[];
 }
 
 export interface ServicesMessage {
   readonly epoch: string;
   readonly revision: number;
-  readonly node: string;
   readonly services: readonly ServiceMessage[];
 }
 

@@ -4,7 +4,7 @@ import { STATUS_OF_REASON } from '../identity/errors.js';
 import { ASSURANCES } from '../identity/resolve.js';
 import type { ShapeName } from './openapi-shapes.js';
 import type { ApiReason } from './problem.js';
-import { MAX_BATCH, MAX_FLOWS } from './query.js';
+import { MAX_APP, MAX_BATCH, MAX_FLOWS } from './query.js';
 import { SENDER_HEADERS } from './sender.js';
 
 export type JsonSchema = Readonly<Record<string, unknown>>;
@@ -80,6 +80,7 @@ const ADDRESS = {
   pattern: `^(?:${IPV4}(?::\\d{1,5})?|${IPV6}|\\[${IPV6}\\]:\\d{1,5})$`,
 };
 const TIME = { type: 'string', maxLength: 64, anyOf: [{ pattern: '^\\d{1,15}$' }, { format: 'date-time' }] };
+const APP = { type: 'string', minLength: 1, maxLength: MAX_APP };
 const EPOCH = { type: 'string', pattern: '^[A-Za-z0-9_-]{1,64}$' };
 const REVISION = { type: 'integer', minimum: 0, maximum: 999_999_999_999_999 };
 
@@ -172,15 +173,6 @@ export const OPERATIONS: readonly Operation[] = [
   },
   {
     method: 'get',
-    path: '/v1/services',
-    id: 'listServices',
-    summary: 'The apps of this node, each with its pods and where their instance takes connections to them.',
-    parameters: [query('app', { type: 'string', minLength: 1, maxLength: 253 }, 'That one alone.')],
-    answer: { json: 'Services' },
-    reasons: ['KEY_INVALID'],
-  },
-  {
-    method: 'get',
     path: '/v1/workloads/{uid}',
     id: 'getWorkload',
     summary: 'A pod by its UID, also for a while after it went.',
@@ -189,6 +181,15 @@ export const OPERATIONS: readonly Operation[] = [
     ],
     answer: { json: 'WorkloadReport' },
     reasons: ['KEY_INVALID', ['KEY_INVALID', 414], 'WORKLOAD_NOT_FOUND', 'NOT_SYNCED'],
+  },
+  {
+    method: 'get',
+    path: '/v1/services',
+    id: 'listServices',
+    summary: 'The apps of this node, for a registry that publishes the node in the place of each pod.',
+    parameters: [query('app', APP, 'Of this app alone.')],
+    answer: { json: 'Services' },
+    reasons: ['KEY_INVALID'],
   },
   {
     method: 'get',

@@ -60,17 +60,26 @@ export const Workloads = z.object({
   workloads: z.array(WorkloadReport),
 });
 
+const inbound = () => socketAddress().nullable().meta({ description: 'Null: nobody who may listens there.' });
+
 export const Services = z.object({
   epoch: z.string(),
   revision: count(),
-  node: z.string(),
   services: z.array(
-    z.object({
-      app: z.string(),
-      instance: text('Empty where the pods are not intercepted.'),
-      inbound: z.array(socketAddress()),
-      pods: z.array(Workload.pick({ uid: true, namespace: true, podName: true, spiffeId: true, ips: true })),
-    }),
+    z
+      .object({
+        namespace: z.string(),
+        app: z.string(),
+        node: z.string(),
+        instance: text('Empty where what the pods are sent goes straight to them.'),
+        inbound: z
+          .object({ ipv4: inbound(), ipv6: inbound() })
+          .meta({ description: 'Of the instance, the listener that gets what the pods are sent.' }),
+        pods: z.array(
+          Workload.pick({ uid: true, generation: true, podName: true, spiffeId: true, ips: true }),
+        ),
+      })
+      .meta({ description: 'The pods of an app that are reached in one way.' }),
   ),
 });
 
@@ -258,10 +267,10 @@ export const Ready = z.object({ status: z.literal('ready') });
 
 /** By the names that they have in the document. */
 export const SHAPES = {
-  Services,
   Workload,
   WorkloadReport,
   Workloads,
+  Services,
   Party,
   Resolution,
   PastResolution,

@@ -4,9 +4,10 @@ import type { WatchFrom } from '../identity/watch.js';
 import { checkedKeys, epochOf, invalid, revisionOf } from './checks.js';
 
 export const MAX_BATCH = 256;
-const MAX_APP = 253;
 export const MAX_FLOWS = 10_000;
 const DEFAULT_FLOWS = 100;
+/** Of a label, or the name of a pod's owner. */
+export const MAX_APP = 253;
 
 /** The queries of a batch, unchecked: each is answered for itself. Throws IdentityError KEY_INVALID. */
 export function batchQueries(body: unknown): readonly unknown[] {
@@ -30,6 +31,15 @@ export function parseLimit(given: unknown): number {
   return value;
 }
 
+/** Undefined: every app. Throws IdentityError KEY_INVALID. */
+export function parseApp(given: unknown): string | undefined {
+  const { app } = checkedKeys(given, ['app'], '');
+  if (app !== undefined && (typeof app !== 'string' || app === '' || app.length > MAX_APP)) {
+    throw invalid('app', `a text of 1 to ${MAX_APP} characters`, app);
+  }
+  return app;
+}
+
 /** Throws IdentityError KEY_INVALID, which names the parameter. */
 export function parseWatchFrom(given: unknown): WatchFrom {
   const { epoch, since } = checkedKeys(given, ['epoch', 'since'], '');
@@ -37,18 +47,6 @@ export function parseWatchFrom(given: unknown): WatchFrom {
     epoch: epoch === undefined ? undefined : epochOf(epoch, 'epoch'),
     since: since === undefined ? undefined : revisionOf(since, 'since'),
   };
-}
-
-/** Undefined: all of them. Throws IdentityError KEY_INVALID. */
-export function parseApp(given: unknown): string | undefined {
-  const { app } = checkedKeys(given, ['app'], '');
-  if (app === undefined) {
-    return undefined;
-  }
-  if (typeof app !== 'string' || app === '' || app.length > MAX_APP) {
-    throw invalid('app', `the name of an app, 1 to ${MAX_APP} characters`, app);
-  }
-  return app;
 }
 
 /** For what takes no parameters. Throws IdentityError KEY_INVALID. */

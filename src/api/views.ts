@@ -14,12 +14,13 @@ import type { DatapathView } from '../reconcile/datapath-view.js';
 import type { EndpointState } from '../reconcile/status.js';
 import type {
   FlowMessage,
-  ServiceMessage,
+  ListenerMessage,
   ServicesMessage,
   StatusMessage,
   WorkloadMessage,
   WorkloadsMessage,
 } from './messages.js';
+import { servicesOf } from './services.js';
 
 export interface ViewsOptions {
   readonly store: Pick<PodStore, 'epoch' | 'revision' | 'list' | 'get' | 'removed' | 'syncedSources'>;
@@ -58,36 +59,8 @@ export class Views {
     return { epoch, revision, workloads: workloads.filter((workload) => workload !== undefined) };
   }
 
-  /** Live pods with an app, by app and by the instance that serves them; of that app alone where one is named. */
-  async services(app?: string): Promise<ServicesMessage> {
-    const { epoch, revision, workloads } = await this.workloads();
-    const services = new Map<string, ServiceMessage>();
-    for (const workload of workloads) {
-      const { instance } = workload.interception;
-      if (workload.app === '' || (app !== undefined && workload.app !== app)) {
-        continue;
-      }
-      const key = JSON.stringify([workload.app, instance]);
-      const before = services.get(key);
-      const { uid, namespace, podName, spiffeId, ips } = workload;
-      services.set(key, {
-        app: workload.app,
-        instance,
-        inbound: before?.inbound ?? this.#inboundOf(instance),
-        pods: [...(before?.pods ?? []), { uid, namespace, podName, spiffeId, ips }],
-      });
-    }
-    const sorted = [...services].sort(([a], [b]) => compare(a, b)).map(([, service]) => service);
-    return { epoch, revision, node: this.#options.node, services: sorted };
-  }
-
-  #inboundOf(instance: string): string[] {
-    return this.#options.datapath
-      .listeners()
-      .filter(
-        (listener) => listener.instance === instance && listener.direction === 'inbound' && listener.adopted,
-      )
-      .map(({ address }) => address);
+  async services(app: string | undefined): Promise<ServicesMessage> {
+    return servicesOf(await this.workloads(), this.#listeners(), this.#options.node, app);
   }
 
   #workloadOrNone(uid: PodUid): WorkloadMessage | undefined {
@@ -129,7 +102,7 @@ export class Views {
   }
 
   async status(): Promise<StatusMessage> {
-    const { store, datapath, sources, interception, node, version, uptimeMs } = this.#options;
+    const { store, datapath, sources, node, version, uptimeMs } = this.#options;
     const blockers = this.#options.blockers();
     const synced = store.syncedSources();
     const podsLate = datapath.latePods();
@@ -148,7 +121,7 @@ export class Views {
         lastError: lastError ?? '',
       })),
       familiesOff: datapath.familiesOff().map(({ family, reason }) => ({ family, reason })),
-      listeners: datapath.listeners().map((listener) => ({ ...listener, failure: interception.failure })),
+      listeners: this.#listeners(),
       endpoints: this.#endpointCounts(),
       repairs: datapath.repairs(),
       ...(podsLate === undefined ? {} : { podsLate }),
@@ -156,6 +129,11 @@ export class Views {
       ...(await this.#packetTotals()),
       eventsLost: await datapath.eventsLost(),
     };
+  }
+
+  #listeners(): ListenerMessage[] {
+    const { datapath, interception } = this.#options;
+    return datapath.listeners().map((listener) => ({ ...listener, failure: interception.failure }));
   }
 
   #endpointCounts(): Record<EndpointState, number> {

@@ -3,17 +3,21 @@ import { Command, InvalidArgumentError } from 'commander';
 import { GRPC_SOCKET_NAME } from '../api/grpc.js';
 import { SOCKET_NAME } from '../api/http.js';
 import { type Context, runChecks } from '../conformance/check.js';
-import { GrpcDoor, HttpDoor } from '../conformance/doors.js';
-import { KEY_CHECKS, REASON_CHECKS } from '../conformance/key-checks.js';
+import { DOOR_CHECKS } from '../conformance/door-checks.js';
+import { GrpcDoor } from '../conformance/grpc-door.js';
+import { HttpDoor } from '../conformance/http-door.js';
+import { KEY_CHECKS } from '../conformance/key-checks.js';
+import { REASON_CHECKS } from '../conformance/reason-checks.js';
 import { SOCKET_CHECKS } from '../conformance/socket-checks.js';
 import { WATCH_CHECKS } from '../conformance/watch-checks.js';
-import { parseSocketAddress } from '../net/socket-address.js';
+import { formatSocketAddress, parseSocketAddress } from '../net/socket-address.js';
 import { globalOptions } from './options.js';
 import { json, type Print, printToStdout, table } from './output.js';
 
 interface ApiCheckOptions {
   readonly httpSocket?: string;
   readonly grpcSocket?: string;
+  readonly flow?: Context['flow'];
   readonly getsockoptListener?: Context['listener'];
   readonly fast?: true;
   readonly json?: true;
@@ -24,6 +28,11 @@ export function apiCheckCommand(print: Print = printToStdout): Command {
     .description('whether the identity API of this node keeps what is promised of it, by its sockets alone')
     .option('--http-socket <path>', 'default: http.sock in the run directory')
     .option('--grpc-socket <path>', 'default: identity.sock in the run directory')
+    .option(
+      '--flow <source,destination>',
+      'a flow of a pod to ask about, besides those that are listed',
+      flow,
+    )
     .option(
       '--getsockopt-listener <address:port>',
       'listen there as the proxy of an instance, and ask the kernel as well of the connections that come',
@@ -36,10 +45,11 @@ export function apiCheckCommand(print: Print = printToStdout): Command {
       const http = new HttpDoor(options.httpSocket ?? join(runDir, SOCKET_NAME));
       const grpc = new GrpcDoor(options.grpcSocket ?? join(runDir, GRPC_SOCKET_NAME));
       try {
-        const checks = [...KEY_CHECKS, ...REASON_CHECKS, ...WATCH_CHECKS, ...SOCKET_CHECKS];
+        const checks = [...KEY_CHECKS, ...REASON_CHECKS, ...DOOR_CHECKS, ...WATCH_CHECKS, ...SOCKET_CHECKS];
         const outcomes = await runChecks(checks, {
           http,
           grpc,
+          flow: options.flow,
           fast: options.fast === true,
           listener: options.getsockoptListener,
         });
@@ -55,6 +65,14 @@ export function apiCheckCommand(print: Print = printToStdout): Command {
         grpc.close();
       }
     });
+}
+
+function flow(text: string): NonNullable<Context['flow']> {
+  const [src, dst, ...more] = text.split(',').map(parseSocketAddress);
+  if (src === undefined || dst === undefined || more.length > 0) {
+    throw new InvalidArgumentError('expected two addresses and ports such as 10.66.0.3:41886,10.200.1.1:80.');
+  }
+  return { src: formatSocketAddress(src), dst: formatSocketAddress(dst) };
 }
 
 function listener(text: string): { readonly host: string; readonly port: number } {

@@ -1,10 +1,16 @@
 /** What a check is, and how all of them are run: one after the other, each for itself. */
 
-import type { GrpcDoor, HttpDoor } from './doors.js';
+import type { Door } from './doors.js';
+import type { GrpcDoor } from './grpc-door.js';
+import type { HttpDoor } from './http-door.js';
+
+const TRIES = 5;
 
 export interface Context {
   readonly http: HttpDoor;
   readonly grpc: GrpcDoor;
+  /** As HTTP's parameters have them: a flow that is to be asked about besides those that are listed. */
+  readonly flow: { readonly src: string; readonly dst: string } | undefined;
   /** Neither waits for a heartbeat nor for connections. */
   readonly fast: boolean;
   /** Where a proxy of the caller's is to listen, so that it is adopted; undefined: the door is left out. */
@@ -44,11 +50,27 @@ export async function runChecks(checks: readonly Check[], context: Context): Pro
   return outcomes;
 }
 
+export const doorsOf = ({ http, grpc }: Context): readonly Door[] => [http, grpc];
+
 /** Throws where they differ, with both. */
 export function same(what: string, wanted: unknown, got: unknown): void {
   const [one, other] = [JSON.stringify(wanted), JSON.stringify(got)];
   if (one !== other) {
     throw new Error(`${what}: expected ${one}, got ${other}`);
+  }
+}
+
+/** Pods may come and go between two looks: once has to do. */
+export async function eventually(
+  what: string,
+  look: () => Promise<readonly [wanted: unknown, got: unknown]>,
+): Promise<void> {
+  for (let tries = 1; ; tries++) {
+    const [wanted, got] = await look();
+    if (tries === TRIES || JSON.stringify(wanted) === JSON.stringify(got)) {
+      same(what, wanted, got);
+      return;
+    }
   }
 }
 

@@ -1,15 +1,14 @@
 /** The rules that a copy of the identities rests on, at both doors. */
 
 import { IdentityClient } from '../client/identity-client.js';
-import { type Check, type Context, same, truth } from './check.js';
-import type { Door, WatchEvent, WatchFrom } from './doors.js';
+import { type WatchEvent, workloadText } from './answer.js';
+import { type Check, doorsOf, eventually, same, truth } from './check.js';
+import type { Door, WatchFrom } from './doors.js';
 
 const TIMEOUT_MS = 10_000;
-/** A heartbeat comes every ten seconds. */
-const HEARTBEAT_MS = 25_000;
-const TRIES = 5;
+/** A heartbeat comes every ten seconds; after half as much again nodesentry/client takes the agent for gone. */
+const HEARTBEAT_MS = 15_000;
 
-const doorsOf = ({ http, grpc }: Context): readonly Door[] => [http, grpc];
 const isWhole = (events: readonly WatchEvent[]) => events.at(-1)?.kind === 'SNAPSHOT_DONE';
 
 async function whole(door: Door, from?: WatchFrom): Promise<readonly WatchEvent[]> {
@@ -18,27 +17,17 @@ async function whole(door: Door, from?: WatchFrom): Promise<readonly WatchEvent[
   return events;
 }
 
-function uidsIn(events: readonly WatchEvent[]): string {
-  const uids = new Set<string>();
-  for (const { kind, uid } of events) {
+/** Of the pods that are left at the end, a line each. */
+function podsIn(events: readonly WatchEvent[]): string {
+  const pods = new Map<string, string>();
+  for (const { kind, uid, workload } of events) {
     if (kind === 'UPSERT') {
-      uids.add(uid);
+      pods.set(uid, workload);
     } else if (kind === 'REMOVED') {
-      uids.delete(uid);
+      pods.delete(uid);
     }
   }
-  return [...uids].sort().join(' ');
-}
-
-/** Pods may come and go in between: once has to do. */
-async function eventually(what: string, look: () => Promise<readonly [string, string]>): Promise<void> {
-  for (let tries = 1; ; tries++) {
-    const [one, other] = await look();
-    if (one === other || tries === TRIES) {
-      same(what, one, other);
-      return;
-    }
-  }
+  return [...pods.values()].sort().join('\n');
 }
 
 export const WATCH_CHECKS: readonly Check[] = [
@@ -61,21 +50,21 @@ export const WATCH_CHECKS: readonly Check[] = [
   },
   {
     id: 'watch.same',
-    says: 'both doors, and the list of workloads, have the same pods',
+    says: 'both doors, and the list of workloads, have the same pods, and the same of each',
     run: async (context) => {
       const listed = async () => {
         const { body } = await context.http.send('GET', '/v1/workloads');
-        const { workloads } = body as { workloads: readonly { uid: string; state: string }[] };
+        const { workloads } = body as { workloads: readonly { readonly state: string }[] };
         return workloads
           .filter(({ state }) => state === 'LIVE')
-          .map(({ uid }) => uid)
+          .map((workload) => workloadText({ ...workload }))
           .sort()
-          .join(' ');
+          .join('\n');
       };
       for (const door of doorsOf(context)) {
         await eventually(`${door.name} and /v1/workloads`, async () => [
           await listed(),
-          uidsIn(await whole(door)),
+          podsIn(await whole(door)),
         ]);
       }
       return undefined;
@@ -83,21 +72,33 @@ export const WATCH_CHECKS: readonly Check[] = [
   },
   {
     id: 'watch.resume',
-    says: 'who comes back from the last revision gets nothing twice',
+    says: 'who comes back from a revision gets no pod twice, nothing older, and the same at both doors',
     run: async (context) => {
-      for (const door of doorsOf(context)) {
-        const last = (await whole(door)).at(-1);
-        const from = { epoch: last?.epoch ?? '', since: last?.revision ?? 0 };
-        const events = await whole(door, from);
+      const before = await whole(context.http);
+      const { epoch = '', revision: since = 0 } = before.at(-1) ?? {};
+      const known = new Set(before.filter(({ kind }) => kind === 'UPSERT').map(({ workload }) => workload));
+      const resume = async (door: Door) => {
+        const events = await whole(door, { epoch, since });
+        const what = `${door.name}, from revision ${since} of ${epoch}`;
+        const upserts = events.filter(({ kind }) => kind === 'UPSERT');
         truth(
-          `${door.name}: a snapshot came, for revision ${from.since} of ${from.epoch}`,
+          `${what}: a snapshot came`,
           events.every(({ kind }) => kind !== 'SNAPSHOT'),
         );
         truth(
-          `${door.name}: what was known came again`,
-          events.every(({ kind, revision }) => kind === 'SNAPSHOT_DONE' || revision >= from.since),
+          `${what}: an earlier revision came`,
+          events.every(({ revision }) => revision >= since),
         );
-      }
+        same(`${what}, pods`, new Set(upserts.map(({ uid }) => uid)).size, upserts.length);
+        // Generations change without a revision of their own, so those of this one come again.
+        const again = upserts.filter(({ workload, revision }) => known.has(workload) && revision > since);
+        same(`${what}, what was known`, '', podsIn(again));
+        return podsIn(events);
+      };
+      await eventually('what HTTP and gRPC have since', async () => [
+        await resume(context.http),
+        await resume(context.grpc),
+      ]);
       return undefined;
     },
   },
@@ -144,12 +145,12 @@ export const WATCH_CHECKS: readonly Check[] = [
           await new Promise((resolve) => setTimeout(resolve, 10));
         }
         await eventually('the copy and the watch', async () => [
-          uidsIn(await whole(context.http)),
+          podsIn(await whole(context.http)),
           client
             .workloads()
-            .map(({ uid }) => uid)
+            .map((workload) => workloadText({ ...workload }))
             .sort()
-            .join(' '),
+            .join('\n'),
         ]);
       } finally {
         await client.close();

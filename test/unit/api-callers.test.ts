@@ -50,7 +50,7 @@ async function http(api: string, credentials?: (fd: number) => PeerCredentials) 
 describe('what a caller may ask', () => {
   const PATHS = {
     resolve: [RESOLVE, AUTHORIZE, '/v1/workloads/uid-web-0'],
-    watch: ['/v1/watch', '/v1/workloads'],
+    watch: ['/v1/watch', '/v1/workloads', '/v1/services'],
     admin: ['/v1/status', '/v1/flows', '/v1/flows/watch', '/metrics'],
   };
 

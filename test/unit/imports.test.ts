@@ -21,7 +21,7 @@ const MAY_IMPORT: Readonly<Record<string, { values: readonly string[]; types?: r
   cni: { values: [] },
   api: { values: ['net', 'pods', 'identity'], types: ['datapath', 'reconcile', 'config', 'telemetry'] },
   doctor: { values: ['native', 'net', 'kernel', 'pods', 'datapath', 'config', 'cni'] },
-  conformance: { values: ['net', 'client', 'api/grpc-protos.ts'] },
+  conformance: { values: ['native', 'net', 'client', 'api/grpc-protos.ts'] },
   client: { values: ['native', 'net', 'api/client.ts'], types: ['identity', 'api'] },
   proxy: { values: ['net', 'client'] },
   agent: {

@@ -20,7 +20,16 @@ import type { Problem } from '../../src/api/problem.js';
 import type { PastResolution } from '../../src/identity/past.js';
 import type { Party, PodResolution, Resolution } from '../../src/identity/resolve.js';
 import type { Workload } from '../../src/identity/workload.js';
-import { type Fixture, type FixtureOptions, flowRecord, pod, SRC, startFixture } from './api-fixture.js';
+import {
+  endpoint,
+  type Fixture,
+  type FixtureOptions,
+  flowRecord,
+  pod,
+  SRC,
+  startFixture,
+  uid,
+} from './api-fixture.js';
 
 type Json = { readonly [key: string]: unknown };
 /** Of what is walked here: whatever the document holds at that place. */
@@ -257,12 +266,31 @@ describe('what is answered is what the document says', () => {
       {},
       (agent) => agent.store.replaceSource('static', [pod('x')]),
     ],
-    ['the services', 200, '/v1/services', '/v1/services'],
-    ['the services of an app', 200, '/v1/services', '/v1/services?app=web'],
-    ['the services of an app without a name', 400, '/v1/services', '/v1/services?app='],
     ['a workload', 200, '/v1/workloads/{uid}', '/v1/workloads/uid-web-0'],
     ['no workload', 404, '/v1/workloads/{uid}', '/v1/workloads/nobody'],
     ['a UID that is none', 414, '/v1/workloads/{uid}', `/v1/workloads/${'x'.repeat(300)}`],
+    [
+      'the services',
+      200,
+      '/v1/services',
+      '/v1/services',
+      {},
+      ({ datapath }) => {
+        const held = { instance: 'default', family: 4, sockets: { all: 1, transparent: 1 } } as const;
+        datapath.listening = [
+          {
+            ...held,
+            address: '10.0.0.5:15006',
+            direction: 'inbound',
+            adopted: true,
+            pid: 7,
+            process: 'envoy',
+          },
+        ];
+        datapath.statuses.splice(0, 1, endpoint(uid('uid-web-0'), { inbound: true }));
+      },
+    ],
+    ['the services of no app', 400, '/v1/services', '/v1/services?app='],
     ['the watch', 200, '/v1/watch', '/v1/watch', { lines: 3 }],
     ['a malformed watch', 400, '/v1/watch', '/v1/watch?since=x'],
     [
