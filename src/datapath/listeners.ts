@@ -33,6 +33,7 @@ interface Adopted extends SocketOwner {
   readonly process: string;
 }
 
+/** At most, between two tries to adopt the same sockets. */
 const RETRY_MS = 1_000;
 
 /** By inode. */
@@ -60,8 +61,11 @@ export class Listeners {
   /** As `#adopted`, and also after it has gone. */
   readonly #last = new Map<number, Adopted>();
   readonly #complaints = new Map<number, string>();
-  /** Sockets that could not be adopted: finding an owner walks /proc, so the same ones are not tried at every look. */
-  readonly #vain = new Map<number, { signature: string; untilMs: number }>();
+  /**
+   * Sockets that could not be adopted: finding an owner walks /proc, so the same ones are tried more and more seldom. At
+   * first often: a socket that is being handed from a master to its worker has a holder a moment later.
+   */
+  readonly #vain = new Map<number, { signature: string; sinceMs: number; untilMs: number }>();
   readonly #groups = new Map<number, ListenerStatus['sockets']>();
   /** The group that was last found to be its owner's, by cookies. */
   readonly #vetted = new Map<number, string>();
@@ -150,9 +154,10 @@ export class Listeners {
       this.#lost(slot);
       return changed;
     }
-    const vain = this.#vain.get(slot.index);
-    const isOld = vain?.signature === signature;
-    if (isOld && performance.now() < vain.untilMs) {
+    const nowMs = performance.now();
+    const last = this.#vain.get(slot.index);
+    const vain = last?.signature === signature ? last : { signature, sinceMs: nowMs, untilMs: nowMs };
+    if (nowMs < vain.untilMs) {
       return changed;
     }
     const owners = await findOwners();
@@ -167,8 +172,10 @@ export class Listeners {
       this.#vain.delete(slot.index);
       return true;
     }
-    this.#vain.set(slot.index, { signature, untilMs: performance.now() + RETRY_MS });
-    // Of a proxy that works, a socket that cannot be opened is most likely being closed: the next try tells.
+    const elapsedMs = nowMs - vain.sinceMs;
+    this.#vain.set(slot.index, { ...vain, untilMs: nowMs + Math.min(elapsedMs, RETRY_MS) });
+    // Of a proxy that works, a socket that cannot be opened is most likely being closed: the tries of a second tell.
+    const isOld = elapsedMs >= RETRY_MS;
     const isCertain = refusal !== undefined && refusal !== UNKNOWN_HOLDER;
     if (failures.length > 0 && (isCertain || isOld || !isInPlace)) {
       if (refusal !== undefined) {

@@ -76,23 +76,47 @@ async function listenerOf(instance: string): Promise<ListenerMessage | undefined
   return listeners.find((listener) => listener.instance === instance && listener.family === 4);
 }
 
-/** Adopted, every socket of it fit to take connections, and held by another process than before. */
-function adopted(instance: string, sockets: number, before?: number): Promise<ListenerMessage> {
+/** Adopted, and every socket of it fit to take connections. */
+function adopted(instance: string, sockets: number): Promise<ListenerMessage> {
   return waitFor(`the listener of ${instance} to be adopted`, async () => {
     const found = await listenerOf(instance);
     const isWhole = found?.sockets.all === sockets && found.sockets.transparent === sockets;
-    return found?.adopted && isWhole && found.pid !== before ? found : undefined;
+    return found?.adopted && isWhole ? found : undefined;
   });
 }
 
+/** The same, held by a worker of this master, and not by the one before: a master opens the sockets that it hands on. */
+function adoptedWorker(
+  instance: string,
+  sockets: number,
+  master: Daemon,
+  before?: number,
+): Promise<ListenerMessage> {
+  return waitFor(`a worker of ${master.name} to be adopted`, async () => {
+    const found = await adopted(instance, sockets);
+    return found.pid !== before && parentOf(found.pid) === master.pid ? found : undefined;
+  });
+}
+
+/** Undefined where there is no such process any more. */
+function parentOf(pid: number | undefined): number | undefined {
+  try {
+    return Number(/^PPid:\s+(\d+)/m.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))?.[1]);
+  } catch {
+    return undefined;
+  }
+}
+
 /** Connections that wait for no answer, connections with a request, and requests over one connection. */
-function load(pod: PlainPod): Promise<Load> {
+async function load(pod: PlainPod): Promise<Load> {
   const each = { pod, family: 4, everyMs: EVERY_MS } as const;
-  return Load.start(lab, [
+  const flowing = await Load.start(lab, [
     { ...each, kind: 'handshakes' },
     { ...each, kind: 'connects' },
     { ...each, kind: 'keepalive' },
   ]);
+  onTestFinished(() => flowing.end());
+  return flowing;
 }
 
 /** How many SYNs of the pod we have answered with a reset. */
@@ -249,7 +273,7 @@ it.each([
     const pod = podOf(instance);
     const spec = { shards, exposed };
     let haproxy = startHaproxy(instance, spec);
-    let held = await adopted(instance, shards);
+    let held = await adoptedWorker(instance, shards, haproxy);
     const flowing = await load(pod);
     for (let n = 0; n < RELOADS; n++) {
       const reloaded = await under(flowing, pod, async () => {
@@ -258,7 +282,7 @@ it.each([
         } else {
           process.kill(haproxy.pid, 'SIGUSR2');
         }
-        held = await adopted(instance, shards, held.pid);
+        held = await adoptedWorker(instance, shards, haproxy, held.pid);
         await dialsAreTakenByWorker(pod, haproxy, held);
       });
       expectShortRefusal(`HAProxy, ${shards} sockets, ${way}`, reloaded);
@@ -276,12 +300,12 @@ it.each([
   async ({ instance, shards }) => {
     const pod = podOf(instance);
     const haproxy = startHaproxy(instance, { shards, exposed: true, transparent: true });
-    let held = await adopted(instance, shards);
+    let held = await adoptedWorker(instance, shards, haproxy);
     const flowing = await load(pod);
     for (let n = 0; n < RELOADS; n++) {
       const reloaded = await under(flowing, pod, async () => {
         process.kill(haproxy.pid, 'SIGUSR2');
-        held = await adopted(instance, shards, held.pid);
+        held = await adoptedWorker(instance, shards, haproxy, held.pid);
         await dialsAreTakenByWorker(pod, haproxy, held);
       });
       expectNothingNoticed(`HAProxy, ${shards} sockets handed on`, reloaded);

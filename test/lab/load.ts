@@ -78,8 +78,13 @@ export class Load {
   /** The same, and ends it. */
   async stop(): Promise<Told[]> {
     const last = await this.#ask('q');
-    await Promise.all(this.#streams.map(({ daemon }) => daemon.stop()));
+    await this.end();
     return last;
+  }
+
+  /** Without a word, also a second time. */
+  async end(): Promise<void> {
+    await Promise.all(this.#streams.map(({ daemon }) => daemon.stop()));
   }
 
   async #ask(byte: string): Promise<Told[]> {
