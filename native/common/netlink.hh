@@ -19,8 +19,8 @@ inline int error_of(const nlmsghdr *message) {
 }
 
 // Calls `each` for every message that comes, until it returns false. Whether a message answers the request or is left
-// over from one that was given up, its sequence number tells.
-template <typename Each> void receive(Napi::Env env, int fd, const char *doing, Each each) {
+// over from one that was given up, its sequence number tells. Returns the errno of recv; 0: well. For any thread.
+template <typename Each> int try_receive(int fd, Each each) {
     alignas(nlmsghdr) char buffer[32 << 10];
 
     for (;;) {
@@ -28,23 +28,26 @@ template <typename Each> void receive(Napi::Env env, int fd, const char *doing, 
         if (got < 0 && errno == EINTR)
             continue;
         if (got < 0)
-            throw kernel_error(env, errno, "recv", doing);
+            return errno;
         auto length = static_cast<uint32_t>(got);
         for (auto *message = reinterpret_cast<nlmsghdr *>(buffer); NLMSG_OK(message, length);
              message = NLMSG_NEXT(message, length)) {
             if (!each(message))
-                return;
+                return 0;
         }
     }
 }
 
-// Sends a request and calls `each` for every message of its answer. Returns the errno that it ended with; 0: well.
-template <typename Each> int ask(Napi::Env env, int fd, const nlmsghdr &request, const char *doing, Each each) {
+template <typename Each> void receive(Napi::Env env, int fd, const char *doing, Each each) {
+    if (int error = try_receive(fd, each))
+        throw kernel_error(env, error, "recv", doing);
+}
+
+// What comes for a request that has been sent. Returns the errno that it ended with; 0: well. For any thread.
+template <typename Each> int try_answer(int fd, const nlmsghdr &request, Each each) {
     int error = 0;
 
-    if (send(fd, &request, request.nlmsg_len, 0) < 0)
-        throw kernel_error(env, errno, "send", doing);
-    receive(env, fd, doing, [&](const nlmsghdr *message) {
+    int failed = try_receive(fd, [&](const nlmsghdr *message) {
         if (message->nlmsg_seq != request.nlmsg_seq)
             return true;
         if (message->nlmsg_type == NLMSG_DONE)
@@ -56,7 +59,14 @@ template <typename Each> int ask(Napi::Env env, int fd, const nlmsghdr &request,
         each(message);
         return true;
     });
-    return error;
+    return failed ? failed : error;
+}
+
+// Sends a request and calls `each` for every message of its answer. Returns the errno that it ended with; 0: well.
+template <typename Each> int ask(Napi::Env env, int fd, const nlmsghdr &request, const char *doing, Each each) {
+    if (send(fd, &request, request.nlmsg_len, 0) < 0)
+        throw kernel_error(env, errno, "send", doing);
+    return try_answer(fd, request, each);
 }
 
 } // namespace ns

@@ -2,31 +2,16 @@
 #include <algorithm>
 #include <arpa/inet.h>
 #include <array>
-#include <cstring>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
-#include <sys/socket.h>
 #include <vector>
 
-#include <linux/inet_diag.h>
-#include <linux/netlink.h>
 #include <linux/rtnetlink.h>
-#include <linux/sock_diag.h>
 
-#include "common/errors.hh"
-#include "common/netlink.hh"
 #include "functions.hh"
+#include "sock_diag.hh"
 
 namespace ns {
 
 namespace {
-
-constexpr uint32_t kListen = 1 << 10; // TCP_LISTEN
-
-struct Request {
-    nlmsghdr header;
-    inet_diag_req_v2 body;
-};
 
 // The attribute's data where it is there and long enough, else null.
 const void *attribute(const nlmsghdr *message, const inet_diag_msg *diag, unsigned short type, size_t size) {
@@ -43,7 +28,6 @@ const void *attribute(const nlmsghdr *message, const inet_diag_msg *diag, unsign
 Napi::Object describe(Napi::Env env, const nlmsghdr *message) {
     auto *diag = static_cast<const inet_diag_msg *>(NLMSG_DATA(message));
     char text[INET6_ADDRSTRLEN] = "";
-    uint64_t cookie = diag->id.idiag_cookie[0] | static_cast<uint64_t>(diag->id.idiag_cookie[1]) << 32;
 
     inet_ntop(diag->idiag_family, diag->id.idiag_src, text, sizeof(text));
     auto result = Napi::Object::New(env);
@@ -52,7 +36,7 @@ Napi::Object describe(Napi::Env env, const nlmsghdr *message) {
     result.Set("port", ntohs(diag->id.idiag_sport));
     result.Set("inode", diag->idiag_inode);
     result.Set("uid", diag->idiag_uid);
-    result.Set("cookie", Napi::BigInt::New(env, cookie));
+    result.Set("cookie", Napi::BigInt::New(env, cookie_of(diag)));
     auto *only = static_cast<const uint8_t *>(attribute(message, diag, INET_DIAG_SKV6ONLY, sizeof(uint8_t)));
     result.Set("v6only", only && *only != 0);
     // Version 2's, as of when the socket was opened. A kernel without them does not tell.
@@ -72,20 +56,11 @@ Napi::Object describe(Napi::Env env, const nlmsghdr *message) {
 
 // Calls `each` for every socket in one of these states.
 template <typename Each> void dump(Napi::Env env, uint8_t family, uint32_t states, const char *doing, Each each) {
-    Fd fd(socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG));
-    Request request = {};
-
-    if (!fd)
-        throw kernel_error(env, errno, "socket", "opening a sock_diag socket");
-    request.header.nlmsg_len = sizeof(request);
-    request.header.nlmsg_type = SOCK_DIAG_BY_FAMILY;
-    request.header.nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP;
-    request.body.sdiag_family = family;
-    request.body.sdiag_protocol = IPPROTO_TCP;
-    request.body.idiag_states = states;
+    Fd fd = open_diag(env);
+    DiagRequest request = diag_request(family, states);
     int error = ask(env, fd.get(), request.header, doing, [&](const nlmsghdr *message) {
-        if (message->nlmsg_len >= NLMSG_LENGTH(sizeof(inet_diag_msg)))
-            each(message, static_cast<const inet_diag_msg *>(NLMSG_DATA(message)));
+        if (auto *diag = diag_of(message))
+            each(message, diag);
     });
     if (error)
         throw kernel_error(env, error, "recv", doing);

@@ -17,6 +17,7 @@ import { ProxyCgroups } from '../datapath/proxy-cgroups.js';
 import { AddressHistory } from '../identity/history.js';
 import { PastIdentity } from '../identity/past.js';
 import { IdentityService } from '../identity/resolve.js';
+import { SocketLookups } from '../identity/socket-ends.js';
 import { IdentityWatch } from '../identity/watch.js';
 import { missingCapabilities } from '../kernel/capabilities.js';
 import { RouteSocket } from '../kernel/netlink.js';
@@ -24,7 +25,7 @@ import { openPrograms } from '../kernel/programs.js';
 import { isBpffs, tcxSupported } from '../native/bpf.js';
 import { type LinkEvent, openLinkEvents } from '../native/link-events.js';
 import { Netfilter } from '../native/netfilter.js';
-import { netnsCookieAt, peerCredentials } from '../native/sockets.js';
+import { netnsCookieAt, peerCredentials, tcpEnds } from '../native/sockets.js';
 import { confirmation } from '../pods/confirmation.js';
 import type { PodUid } from '../pods/pod.js';
 import { type PodChange, PodStore } from '../pods/pod-store.js';
@@ -281,6 +282,7 @@ async function start(
     datapath,
     identity,
     past: new PastIdentity({ store, history, synced }),
+    sockets: new SocketLookups(tcpEnds),
     watch,
     sources,
     blockers,

@@ -3,16 +3,18 @@
 import { performance } from 'node:perf_hooks';
 import { IdentityError } from '../identity/errors.js';
 import type { PastIdentity, PastResolution } from '../identity/past.js';
-import type { IdentityService, PodResolution, Resolution } from '../identity/resolve.js';
+import type { IdentityService, PodResolution, Resolution, ResolveQuery } from '../identity/resolve.js';
 import { Revisions } from '../identity/revisions.js';
+import type { SocketLookups } from '../identity/socket-ends.js';
 import type { PodStore } from '../pods/pod-store.js';
 import type { Metrics } from '../telemetry/metrics.js';
-import type { Question } from './question.js';
+import type { Question, SocketQuery } from './question.js';
 
 export interface AnswersOptions {
   readonly store: Pick<PodStore, 'epoch' | 'revision' | 'subscribe'>;
   readonly identity: Pick<IdentityService, 'resolve'>;
   readonly past: Pick<PastIdentity, 'resolve'>;
+  readonly sockets: Pick<SocketLookups, 'byCookie'>;
   readonly metrics: Pick<Metrics, 'observeResolve'>;
 }
 
@@ -37,7 +39,12 @@ export class Answers {
       if ('now' in question && question.atLeast !== undefined) {
         await this.#revisions.reached(question.atLeast, gone());
       }
-      const answer = 'past' in question ? past.resolve(question.past) : identity.resolve(question.now);
+      const answer =
+        'past' in question
+          ? past.resolve(question.past)
+          : identity.resolve(
+              'socketCookie' in question.now ? await this.#flowOf(question.now) : question.now,
+            );
       result = answer.assurance ?? 'POD';
       return answer;
     } catch (error) {
@@ -46,5 +53,17 @@ export class Answers {
     } finally {
       metrics.observeResolve(result, (performance.now() - startedMs) / 1_000);
     }
+  }
+
+  /** A proxy accepts from the flow's source, at its destination. */
+  async #flowOf({ socketCookie, ...assured }: SocketQuery): Promise<ResolveQuery> {
+    const ends = await this.#options.sockets.byCookie(socketCookie);
+    if (ends === undefined) {
+      throw new IdentityError(
+        'WORKLOAD_NOT_FOUND',
+        `no connection of this node has the socket cookie ${socketCookie}`,
+      );
+    }
+    return { proto: 'tcp', src: ends.peer, dst: ends.local, ...assured };
   }
 }

@@ -98,6 +98,14 @@ export function netnsCookieOf(given: unknown, key: string): bigint {
   return cookie;
 }
 
+export function socketCookieOf(given: unknown, key: string): bigint {
+  const cookie = wholeNumber(given, MAX_U64);
+  if (cookie === undefined || cookie === 0n) {
+    throw invalid(key, 'what SO_COOKIE of an accepted socket is', given);
+  }
+  return cookie;
+}
+
 /** Milliseconds of Unix time. */
 export function timeOf(given: unknown, key: string): number {
   const text = shortText(given);

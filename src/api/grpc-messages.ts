@@ -16,6 +16,7 @@ export interface ResolveRequest {
   readonly hostInterface?: string;
   /** As text: a number of 64 bits. */
   readonly netnsCookie?: string;
+  readonly socketCookie?: string;
   readonly process?: { readonly pid: number; readonly startTime: string };
   /** A number where the caller's enum knows a value that ours does not. */
   readonly minAssurance: string | number;

@@ -13,13 +13,14 @@ import {
   refused,
   revisionOf,
   socketAddress,
+  socketCookieOf,
   startTimeOf,
   tcpOnly,
   timeOf,
   waitMsOf,
 } from './checks.js';
 import { assuranceName, type ResolveRequest } from './grpc-messages.js';
-import type { Question } from './question.js';
+import type { Question, SocketQuery } from './question.js';
 
 /** Of a number of 64 bits that was left out. */
 const UNSET = '0';
@@ -37,7 +38,7 @@ export function questionOf(request: ResolveRequest, place: string): Question {
   return request.atMs === UNSET ? { now, atLeast } : { past: pastOf(now, request, place, assured) };
 }
 
-function queryOf(request: ResolveRequest, place: string, assured: Assured): ResolveQuery {
+function queryOf(request: ResolveRequest, place: string, assured: Assured): ResolveQuery | SocketQuery {
   const { key, flow, process } = request;
   switch (key) {
     case 'flow':
@@ -49,6 +50,8 @@ function queryOf(request: ResolveRequest, place: string, assured: Assured): Reso
       };
     case 'address':
       return { address: addressOf(request.address, `${place}address`), ...assured };
+    case 'socketCookie':
+      return { socketCookie: socketCookieOf(request.socketCookie, `${place}socket_cookie`), ...assured };
   }
   if (assured.minAssurance !== undefined) {
     throw refused(`${place}min_assurance`, 'only a flow or an address has an assurance');
@@ -63,8 +66,6 @@ function queryOf(request: ResolveRequest, place: string, assured: Assured): Reso
         pid: pidOf(process?.pid, `${place}process.pid`),
         startTime: startTimeOf(process?.startTime, `${place}process.start_time`),
       };
-    case 'socketCookie':
-      throw refused(`${place}socket_cookie`, 'not served');
     case 'netnsCookie':
       return { netnsCookie: netnsCookieOf(request.netnsCookie, `${place}netns_cookie`) };
     default:
@@ -72,7 +73,12 @@ function queryOf(request: ResolveRequest, place: string, assured: Assured): Reso
   }
 }
 
-function pastOf(query: ResolveQuery, { atMs }: ResolveRequest, place: string, assured: Assured): PastQuery {
+function pastOf(
+  query: ResolveQuery | SocketQuery,
+  { atMs }: ResolveRequest,
+  place: string,
+  assured: Assured,
+): PastQuery {
   const at = timeOf(atMs, `${place}at_ms`);
   if ('address' in query) {
     return { address: query.address, at, ...assured };

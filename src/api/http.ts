@@ -11,6 +11,7 @@ import type { Config, Scope } from '../config/config.js';
 import { IdentityError } from '../identity/errors.js';
 import type { PastIdentity } from '../identity/past.js';
 import type { IdentityService } from '../identity/resolve.js';
+import type { SocketLookups } from '../identity/socket-ends.js';
 import type { IdentityWatch } from '../identity/watch.js';
 import type { PodUid } from '../pods/pod.js';
 import type { PodStore } from '../pods/pod-store.js';
@@ -38,6 +39,7 @@ export interface HttpApiOptions {
   readonly datapath: DatapathView;
   readonly identity: IdentityService;
   readonly past: PastIdentity;
+  readonly sockets: SocketLookups;
   readonly watch: IdentityWatch;
   readonly sources: readonly Pick<PodSource, 'name' | 'lastError'>[];
   /** What keeps the agent from being ready, in words; empty: it is. */

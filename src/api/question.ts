@@ -15,15 +15,22 @@ import {
   refused,
   revisionOf,
   socketAddress,
+  socketCookieOf,
   startTimeOf,
   tcpOnly,
   timeOf,
   waitMsOf,
 } from './checks.js';
 
+/** The flow of an accepted connection, by SO_COOKIE of its socket. */
+export interface SocketQuery {
+  readonly socketCookie: bigint;
+  readonly minAssurance?: Assurance;
+}
+
 export type Question =
   | {
-      readonly now: ResolveQuery;
+      readonly now: ResolveQuery | SocketQuery;
       /** Undefined: whatever is known now. */
       readonly atLeast: AtLeast | undefined;
     }
@@ -78,13 +85,16 @@ function onlyKey(fields: Fields, place: string): Key {
   return first.key;
 }
 
-function queryOf(key: Key, fields: Fields, place: string, assured: Assured): ResolveQuery {
+function queryOf(key: Key, fields: Fields, place: string, assured: Assured): ResolveQuery | SocketQuery {
   if (key === 'flow') {
     const proto = tcpOnly(fields.proto, `${place}proto`);
     return { proto, ...endsOf(fields, place), ...assured };
   }
   if (key === 'address') {
     return { address: addressOf(fields.address, `${place}address`), ...assured };
+  }
+  if (key === 'socketCookie') {
+    return { socketCookie: socketCookieOf(fields.socketCookie, `${place}socketCookie`), ...assured };
   }
   if (assured.minAssurance !== undefined) {
     throw refused(`${place}minAssurance`, 'only a flow or an address has an assurance');
@@ -100,8 +110,6 @@ function queryOf(key: Key, fields: Fields, place: string, assured: Assured): Res
     }
     case 'netnsCookie':
       return { netnsCookie: netnsCookieOf(fields.netnsCookie, `${place}netnsCookie`) };
-    default:
-      throw refused(`${place}${key}`, 'not served');
   }
 }
 

@@ -4,12 +4,19 @@ import { isKernelError } from '../native/errors.js';
 import { netnsCookieAt } from '../native/sockets.js';
 import type { Named } from './answer.js';
 import { type Check, type Context, same, truth } from './check.js';
-import { both, listedFlows, listedPods, namedByBoth, podsBy, refusedByBoth } from './node-facts.js';
+import {
+  both,
+  listedFlows,
+  listedPods,
+  NO_COOKIE,
+  namedByBoth,
+  podsBy,
+  refusedByBoth,
+} from './node-facts.js';
 import { foreignProcesses, type NodeProcess, startTimeOf } from './processes.js';
 
 const NO_PODS = 'no pod of this node has a name';
 const NO_PROCESS = 'no process of a pod is to be seen from here';
-const NO_COOKIE = '18446744073709551615';
 
 /** Processes of pods of which the agent says so, with what it says. */
 async function podProcesses(context: Context): Promise<readonly [NodeProcess, Named][]> {

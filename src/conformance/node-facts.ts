@@ -8,6 +8,8 @@ const MOST_PODS = 5;
 const MOST_FLOWS = 20;
 /** Of the documentation's, which nobody has (RFC 5737). */
 export const NOBODY = '192.0.2.1';
+/** Cookies are counted from one. */
+export const NO_COOKIE = '18446744073709551615';
 
 export interface ListedPod {
   readonly uid: string;

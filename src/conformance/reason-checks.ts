@@ -2,7 +2,7 @@
 
 import { type Check, doorsOf, same } from './check.js';
 import type { Asked } from './doors.js';
-import { NOBODY, namedByBoth, podsBy, refusedByBoth } from './node-facts.js';
+import { NO_COOKIE, NOBODY, namedByBoth, podsBy, refusedByBoth } from './node-facts.js';
 
 /** With the field that the answer has to name. */
 const MALFORMED: readonly (readonly [field: string, asked: Asked])[] = [
@@ -20,7 +20,7 @@ const MALFORMED: readonly (readonly [field: string, asked: Asked])[] = [
   ['pid', { pid: '0', startTime: '1' }],
   ['startTime', { pid: '1', startTime: '0' }],
   ['netnsCookie', { netnsCookie: '0' }],
-  ['socketCookie', { socketCookie: '1' }],
+  ['socketCookie', { socketCookie: '0' }],
   ['minEpoch', { podUid: 'any', minEpoch: 'not an epoch', minRevision: '1' }],
   ['waitMs', { podUid: 'any', minEpoch: 'e', minRevision: '1', waitMs: '5001' }],
 ];
@@ -51,6 +51,7 @@ export const REASON_CHECKS: readonly Check[] = [
         { address: NOBODY, minAssurance: 'IP_ONLY' },
         { podUid: 'nobody-has-this-uid' },
         { hostInterface: 'nobody-has-it' },
+        { socketCookie: NO_COOKIE },
         { proto: 'tcp', src: `${NOBODY}:1`, dst: `${NOBODY}:2` },
       ]) {
         await refusedByBoth(context, asked, 'WORKLOAD_NOT_FOUND');

@@ -2,6 +2,7 @@
 
 import { createServer, type Socket } from 'node:net';
 import { identityOf, SocketIdentityError, spiffeIdOf } from '../client/socket-identity.js';
+import { socketInfo } from '../native/sockets.js';
 import { formatSocketAddress } from '../net/socket-address.js';
 import { type Check, type Context, same, truth } from './check.js';
 
@@ -11,7 +12,7 @@ const CONNECTIONS_MS = 10_000;
 export const SOCKET_CHECKS: readonly Check[] = [
   {
     id: 'getsockopt',
-    says: 'the kernel names the ends of an accepted connection as the agent does',
+    says: 'the kernel names the ends of an accepted connection as the agent does, also by the cookie of the socket',
     run: async (context) => {
       if (context.listener === undefined) {
         return 'no --getsockopt-listener is given';
@@ -85,8 +86,12 @@ async function compare({ http, grpc }: Context, socket: Socket): Promise<boolean
     src: formatSocketAddress({ ip: plain(remoteAddress), port: remotePort }),
     dst: formatSocketAddress({ ip: plain(localAddress), port: localPort }),
   };
+  const socketCookie = cookieOf(socket);
   for (const door of [http, grpc]) {
     const answer = await door.ask(asked);
+    if (socketCookie !== undefined) {
+      same(`socket ${socketCookie} and its flow, ${door.name}`, answer, await door.ask({ socketCookie }));
+    }
     const what = `${asked.src} to ${asked.dst}, getsockopt and ${door.name}`;
     if ('reason' in answer) {
       truth(`${what}: ${own?.spiffeId} and ${answer.reason}`, own === undefined);
@@ -101,4 +106,10 @@ async function compare({ http, grpc }: Context, socket: Socket): Promise<boolean
     ]);
   }
   return own !== undefined;
+}
+
+/** SO_COOKIE, which the agent finds where the checks run in its network namespace; undefined once it is closed. */
+function cookieOf(socket: Socket): string | undefined {
+  const { _handle: handle } = socket as unknown as { readonly _handle?: { readonly fd: number } | null };
+  return handle == null || socket.destroyed ? undefined : String(socketInfo(handle.fd).cookie);
 }

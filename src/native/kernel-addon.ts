@@ -36,6 +36,13 @@ export interface SocketHolder {
   readonly fd: number;
 }
 
+/** Both ends of a connection, IPv4 as IPv4 whatever the socket's family. */
+export interface TcpEnds {
+  readonly cookie: bigint;
+  readonly local: { readonly ip: string; readonly port: number };
+  readonly peer: { readonly ip: string; readonly port: number };
+}
+
 export interface PeerCredentials {
   readonly pid: number;
   readonly uid: number;
@@ -81,6 +88,7 @@ interface KernelAddon {
   netnsIdentity(fd: number): { dev: bigint; inode: bigint };
   interfaceIndex(name: string): number | undefined;
   closeFd(fd: number): void;
+  tcpEnds(cookies: readonly bigint[]): Promise<TcpEnds[]>;
   socketOwners(inodes: readonly number[]): Promise<SocketHolder[]>;
   pidfdOpen(pid: number): number;
   pidfdGetfd(pidfd: number, fd: number): number;

@@ -9,11 +9,12 @@ import {
   type PeerCredentials,
   type SocketHolder,
   type SocketInfo,
+  type TcpEnds,
   type TcpListener,
 } from './kernel-addon.js';
 import { openNamespace, withNetns } from './namespaces.js';
 
-export type { PeerCredentials, SocketHolder, SocketInfo, TcpListener } from './kernel-addon.js';
+export type { PeerCredentials, SocketHolder, SocketInfo, TcpEnds, TcpListener } from './kernel-addon.js';
 
 /** pidfd_open(2). */
 export function pidfdOpen(pid: number): number {
@@ -104,6 +105,19 @@ export function tcpConnections(addresses: readonly Uint8Array[]): number {
     checkBytes(address, 'address');
   }
   return addon.tcpConnections(Buffer.concat(addresses));
+}
+
+/**
+ * Both ends of the TCP connections of the current network namespace whose sockets have these cookies (SO_COOKIE,
+ * socket(7)); none for one that is not there. Looks at every socket, on a thread of its own. Rejects with KernelError.
+ */
+export async function tcpEnds(cookies: readonly bigint[]): Promise<TcpEnds[]> {
+  cookies.forEach((cookie, index) => {
+    if (typeof cookie !== 'bigint' || cookie <= 0n || cookie >= 1n << 64n) {
+      throw new TypeError(`cookies[${index}] must be the cookie of a socket`);
+    }
+  });
+  return addon.tcpEnds(cookies);
 }
 
 /**

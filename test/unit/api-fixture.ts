@@ -12,9 +12,10 @@ import type { ListenerStatus } from '../../src/datapath/listeners.js';
 import { AddressHistory } from '../../src/identity/history.js';
 import { PastIdentity } from '../../src/identity/past.js';
 import { type IdentityOptions, IdentityService } from '../../src/identity/resolve.js';
+import { SocketLookups } from '../../src/identity/socket-ends.js';
 import { IdentityWatch, type IdentityWatchOptions } from '../../src/identity/watch.js';
 import type { FamilyOff } from '../../src/kernel/families.js';
-import { netnsCookieAt } from '../../src/native/sockets.js';
+import { netnsCookieAt, tcpEnds } from '../../src/native/sockets.js';
 import { formatSocketAddress, type SocketAddress } from '../../src/net/socket-address.js';
 import type { Pod, PodUid } from '../../src/pods/pod.js';
 import { PodStore } from '../../src/pods/pod-store.js';
@@ -242,6 +243,7 @@ export async function startFixture(options: FixtureOptions = {}): Promise<Fixtur
     datapath,
     identity,
     past: new PastIdentity({ store, history, synced: () => state.synced, nowMs }),
+    sockets: new SocketLookups(tcpEnds),
     watch,
     sources: [{ name: 'static', lastError: undefined }],
     blockers: () => state.blockers,

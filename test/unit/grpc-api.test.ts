@@ -214,7 +214,7 @@ describe('Resolve', () => {
       { podUid: 'uid-web-0', minAssurance: 'ASSURANCE_IP_ONLY' },
       'min_assurance: only a flow or an address has',
     ],
-    [{ socketCookie: 0 }, 'socket_cookie: not served'],
+    [{ socketCookie: 0 }, 'socket_cookie: expected what SO_COOKIE of an accepted socket is, got "0"'],
     [{ netnsCookie: 0 }, 'netns_cookie: expected what SO_NETNS_COOKIE of a socket is, got "0"'],
     [{ hostInterface: 'eth0/../x' }, 'host_interface: expected the name of a network interface'],
     [{ hostInterface: '' }, 'host_interface: expected the name of a network interface'],

@@ -19,8 +19,9 @@ import { startGrpcApi } from '../../src/api/grpc.js';
 import { parseConfig } from '../../src/config/load.js';
 import { AddressHistory } from '../../src/identity/history.js';
 import { PastIdentity } from '../../src/identity/past.js';
+import { SocketLookups } from '../../src/identity/socket-ends.js';
 import { IdentityWatch, type IdentityWatchOptions } from '../../src/identity/watch.js';
-import { peerCredentials } from '../../src/native/sockets.js';
+import { peerCredentials, tcpEnds } from '../../src/native/sockets.js';
 import { Metrics } from '../../src/telemetry/metrics.js';
 import { addWeb, identityParts } from './api-fixture.js';
 
@@ -85,6 +86,7 @@ export async function start({
     datapath,
     identity,
     past: new PastIdentity({ store, history, synced, nowMs }),
+    sockets: new SocketLookups(tcpEnds),
     watch,
     sources: [{ name: 'static', lastError: undefined }],
     blockers: () => state.blockers,

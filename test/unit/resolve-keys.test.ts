@@ -1,12 +1,15 @@
 import { execFileSync } from 'node:child_process';
+import { once } from 'node:events';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { request } from 'node:http';
+import { type AddressInfo, connect, createServer, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { Revisions } from '../../src/identity/revisions.js';
-import { netnsCookie, netnsCookieAt } from '../../src/native/sockets.js';
-import { endpoint, type Fixture, pod, startFixture, uid } from './api-fixture.js';
+import { netnsCookie, netnsCookieAt, socketInfo } from '../../src/native/sockets.js';
+import { formatSocketAddress } from '../../src/net/socket-address.js';
+import { endpoint, type Fixture, flowRecord, pod, startFixture, uid } from './api-fixture.js';
 import { type OwnNamespace, ownNamespace, startTimeOf } from './own-namespace.js';
 
 let fixture: Fixture;
@@ -165,6 +168,66 @@ test('a pod by the cookie of its network namespace', async () => {
   expect(await ask(`netnsCookie=${netnsCookie()}`)).toMatchObject(refused(404, 'WORKLOAD_NOT_FOUND'));
 });
 
+describe('a flow by the cookie of a socket', () => {
+  /** Over loopback, as a proxy has it: what it has accepted, and what it has dialled. */
+  async function connection(host: string, dialled = host) {
+    const server = createServer().listen(0, host);
+    opened.push(() => void server.close());
+    await once(server, 'listening');
+    const { port } = server.address() as AddressInfo;
+    const client = connect(port, dialled);
+    const [[accepted]] = (await Promise.all([once(server, 'connection'), once(client, 'connect')])) as [
+      [Socket],
+      unknown,
+    ];
+    opened.push(
+      () => void client.destroy(),
+      () => void accepted.destroy(),
+    );
+    const ends = { src: { ip: dialled, port: client.localPort ?? 0 }, dst: { ip: dialled, port } };
+    return { client: cookieOf(client), accepted: cookieOf(accepted), ends };
+  }
+
+  function cookieOf(socket: Socket): bigint {
+    return socketInfo((socket as unknown as { _handle: { fd: number } })._handle.fd).cookie;
+  }
+
+  test.each([
+    ['127.0.0.1', '127.0.0.1'],
+    ['::1', '::1'],
+    ['::', '127.0.0.1'],
+  ])('that is accepted at %s from %s is the peer’s', async (host, dialled) => {
+    const { accepted, client, ends } = await connection(host, dialled);
+    fixture.datapath.flows.push(flowRecord(ends.src, ends.dst));
+    expect(await ask(`socketCookie=${accepted}`)).toMatchObject({
+      status: 200,
+      body: {
+        workload: { podName: 'web-0' },
+        assurance: 'DATAPATH_RECORDED',
+        original: { src: formatSocketAddress(ends.src), dst: formatSocketAddress(ends.dst) },
+      },
+    });
+    expect(await ask(`socketCookie=${client}`)).toMatchObject(refused(404, 'WORKLOAD_NOT_FOUND'));
+  });
+
+  test('that nobody has is not found, however many ask at once', async () => {
+    const { accepted, ends } = await connection('127.0.0.1');
+    fixture.datapath.flows.push(flowRecord(ends.src, ends.dst));
+    const cookies = Array.from({ length: 20 }, (_, n) => (n % 2 === 0 ? accepted : BigInt(n) << 50n));
+    const answers = await Promise.all(cookies.map((cookie) => ask(`socketCookie=${cookie}`)));
+    for (const [n, answer] of answers.entries()) {
+      expect(answer).toMatchObject(n % 2 === 0 ? named('web-0') : refused(404, 'WORKLOAD_NOT_FOUND'));
+    }
+  });
+
+  test('of a pod that is known by its address alone needs its word for it', async () => {
+    const { accepted } = await connection('127.0.0.1');
+    fixture.store.replaceSource('static', [pod('web-0', { ips: ['127.0.0.1'] })]);
+    expect(await ask(`socketCookie=${accepted}`)).toMatchObject(refused(412, 'ASSURANCE_TOO_LOW'));
+    expect(await ask(`socketCookie=${accepted}&minAssurance=IP_ONLY`)).toMatchObject(named('web-0'));
+  });
+});
+
 describe('a revision that the answer has to rest on', () => {
   const at = (revision: number, waitMs = 0, epoch = 'epoch-1') =>
     ask(`podUid=uid-web-1&minEpoch=${epoch}&minRevision=${revision}&waitMs=${waitMs}`);
@@ -223,7 +286,8 @@ test.each([
   ['pid=1&startTime=18446744073709551616', 'startTime: expected when the process started'],
   ['hostInterface=0123456789abcdef', 'hostInterface: expected the name of a network interface'],
   ['address=web-0', 'address: expected an address such as 10.66.0.3'],
-  ['socketCookie=1', 'socketCookie: not served'],
+  ['socketCookie=x', 'socketCookie: expected what SO_COOKIE of an accepted socket is, got "x"'],
+  ['socketCookie=1&at=1', 'at: only of a flow or an address'],
   ['netnsCookie=x', 'netnsCookie: expected what SO_NETNS_COOKIE of a socket is, got "x"'],
   ['podUid=a&minRevision=1', 'minEpoch: expected the epoch of an earlier answer, got nothing'],
   ['podUid=a&minEpoch=e', 'minRevision: expected the revision of an earlier answer, got nothing'],

@@ -1,0 +1,57 @@
+// TCP sockets by sock_diag(7).
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+
+#include <linux/inet_diag.h>
+#include <linux/netlink.h>
+#include <linux/sock_diag.h>
+
+#include "common/errors.hh"
+#include "common/netlink.hh"
+
+namespace ns {
+
+constexpr uint32_t kListen = 1 << TCP_LISTEN;
+
+struct DiagRequest {
+    nlmsghdr header;
+    inet_diag_req_v2 body;
+};
+
+// Every socket of a family in one of these states.
+inline DiagRequest diag_request(uint8_t family, uint32_t states) {
+    DiagRequest request = {};
+
+    request.header.nlmsg_len = sizeof(request);
+    request.header.nlmsg_type = SOCK_DIAG_BY_FAMILY;
+    request.header.nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP;
+    request.body.sdiag_family = family;
+    request.body.sdiag_protocol = IPPROTO_TCP;
+    request.body.idiag_states = states;
+    return request;
+}
+
+// It stays in the network namespace in which it was opened.
+inline Fd open_diag(Napi::Env env) {
+    Fd fd(socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG));
+
+    if (!fd)
+        throw kernel_error(env, errno, "socket", "opening a sock_diag socket");
+    return fd;
+}
+
+inline const inet_diag_msg *diag_of(const nlmsghdr *message) {
+    bool is_whole = message->nlmsg_len >= NLMSG_LENGTH(sizeof(inet_diag_msg));
+    return is_whole ? static_cast<const inet_diag_msg *>(NLMSG_DATA(message)) : nullptr;
+}
+
+inline uint64_t cookie_of(const inet_diag_msg *diag) {
+    return diag->id.idiag_cookie[0] | static_cast<uint64_t>(diag->id.idiag_cookie[1]) << 32;
+}
+
+} // namespace ns
