@@ -281,7 +281,7 @@ async function start(
     store,
     datapath,
     identity,
-    past: new PastIdentity({ store, history, synced }),
+    past: new PastIdentity({ store, history, datapath, synced }),
     sockets: new SocketLookups(tcpEnds),
     watch,
     sources,

@@ -105,7 +105,7 @@ const QUESTION: readonly (readonly [name: string, schema: JsonSchema, descriptio
   ['pid', { type: 'integer', minimum: 1, maximum: 4_294_967_295 }, 'With startTime.'],
   ['startTime', { type: 'string', pattern: '^[1-9]\\d{0,18}$' }, 'Field 22 of /proc/<pid>/stat.'],
   ['minAssurance', ASSURANCE, 'Of a flow, an address or a socket. Default DATAPATH_RECORDED.'],
-  ['at', TIME, 'Who had the address then: milliseconds of Unix time, or RFC 3339.'],
+  ['at', TIME, 'Who had the address, or whose flow it was, then: milliseconds of Unix time, or RFC 3339.'],
   ['minEpoch', EPOCH, 'With minRevision: the answer rests on that revision or a later one.'],
   ['minRevision', REVISION, 'Of an earlier answer, or a line of the watch.'],
   ['waitMs', { type: 'integer', minimum: 0, maximum: 5_000, default: 0 }, 'For that revision at most.'],

@@ -120,17 +120,18 @@ export const Resolution = z.object({
 export const PastResolution = z
   .object({
     workload: Workload,
-    assurance: z.literal('IP_ONLY'),
+    assurance: z.enum(['DATAPATH_RECORDED', 'IP_ONLY']),
     at: unixMs(),
     from: unixMs(),
     until: z.number().nullable().meta({ description: 'Null: the pod has the address still.' }),
+    started: unixMs().exactOptional(),
     direction: direction().exactOptional(),
     original: Original.exactOptional(),
     epoch: z.string(),
     revision: count(),
     ttlMs: ttlMs(),
   })
-  .meta({ description: 'Who had an address at a time.' });
+  .meta({ description: 'Who had an address, or whose flow it was, at a time.' });
 
 export const PodResolution = z
   .object({

@@ -1,34 +1,51 @@
-/** Whose address was this? Answered from the history of addresses: what the store believed then, and no proof of a flow. */
+/**
+ * Whose flow or address was this? Answered from the history of addresses: what the store believed then. The kernel's record
+ * of a flow, which stays after its end until newer ones push it out, proves that the pod which had the address sent it.
+ */
 
 import type { FlowDirection } from '../datapath/flows.js';
 import { formatSocketAddress, type SocketAddress } from '../net/socket-address.js';
 import type { PodStore } from '../pods/pod-store.js';
+import type { DatapathView } from '../reconcile/datapath-view.js';
 import { IdentityError } from './errors.js';
-import type { AddressHistory } from './history.js';
+import type { AddressHistory, Holding } from './history.js';
 import { type Assurance, TTL_MS } from './resolve.js';
 import type { Workload } from './workload.js';
+
+interface Flow {
+  readonly src: SocketAddress;
+  readonly dst: SocketAddress;
+}
+
+interface Recorded {
+  readonly holding: Holding;
+  readonly direction: FlowDirection;
+  readonly startedMs: number;
+}
 
 export interface PastQuery {
   /** Canonical text. */
   readonly address: string;
   /** Where the question is about a flow: `address` is that of its source. */
-  readonly flow?: { readonly src: SocketAddress; readonly dst: SocketAddress };
+  readonly flow?: Flow;
   /** Unix time, milliseconds. */
   readonly at: number;
-  /** Only IP_ONLY has answers. */
+  /** Default DATAPATH_RECORDED, which only a flow can have. */
   readonly minAssurance?: Assurance;
 }
 
 export interface PastResolution {
   /** Without labels; TERMINATING where the pod does not have the address any more. */
   readonly workload: Workload;
-  readonly assurance: 'IP_ONLY';
+  readonly assurance: 'DATAPATH_RECORDED' | 'IP_ONLY';
   /** Unix times, milliseconds. */
   readonly at: number;
   readonly from: number;
   /** Null: the pod has the address still. */
   readonly until: number | null;
-  /** With `original`, where a flow was asked about: by its source. */
+  /** When the flow began, where it was recorded. */
+  readonly started?: number;
+  /** With `original`, where a flow was asked about; without a record, by its source. */
   readonly direction?: FlowDirection;
   readonly original?: { readonly src: string; readonly dst: string };
   readonly epoch: string;
@@ -39,6 +56,7 @@ export interface PastResolution {
 export interface PastIdentityOptions {
   readonly store: Pick<PodStore, 'epoch' | 'revision'>;
   readonly history: Pick<AddressHistory, 'at' | 'keptSince' | 'startedMs'>;
+  readonly datapath: Pick<DatapathView, 'lookupFlow' | 'podOfEndpoint'>;
   readonly synced: () => boolean;
   /** Unix time. Default Date.now. */
   readonly nowMs?: () => number;
@@ -62,7 +80,8 @@ export class PastIdentity {
       const message = `${text(at)} is before what is kept of who had which address: that begins at ${text(since)}`;
       throw new IdentityError('WORKLOAD_NOT_FOUND', message);
     }
-    const [holding, ...others] = history.at(address, at);
+    const recorded = flow === undefined ? undefined : this.#recorded(flow, at);
+    const [holding, ...others] = recorded === undefined ? history.at(address, at) : [recorded.holding];
     if (holding === undefined) {
       throw this.#nobody(address, at);
     }
@@ -73,29 +92,44 @@ export class PastIdentity {
     }
     const { from, until, workload } = holding;
     if (workload.spiffeId === '') {
-      const message = `at ${text(at)} ${address} was the address of ${nameOf(workload)}, whose service account no source told`;
+      const message = `at ${text(at)} ${holding.ip} was the address of ${nameOf(workload)}, whose service account no source told`;
       throw new IdentityError('WORKLOAD_UNCONFIRMED', message);
     }
-    if (minAssurance !== 'IP_ONLY') {
-      const message = 'who had an address is known with IP_ONLY: minAssurance IP_ONLY asks for such answers';
+    if (recorded === undefined && minAssurance !== 'IP_ONLY') {
+      const what = flow === undefined ? 'who had an address' : 'the flow has no record any more and';
+      const message = `${what} is known with IP_ONLY: minAssurance IP_ONLY asks for such answers`;
       throw new IdentityError('ASSURANCE_TOO_LOW', message);
     }
     return {
       workload: { ...workload, labels: {}, state: until === undefined ? 'LIVE' : 'TERMINATING' },
-      assurance: 'IP_ONLY',
+      assurance: recorded === undefined ? 'IP_ONLY' : 'DATAPATH_RECORDED',
       at,
       from,
       until: until ?? null,
+      ...(recorded && { started: recorded.startedMs }),
       ...(flow === undefined
         ? {}
         : {
-            direction: 'EGRESS',
+            direction: recorded?.direction ?? 'EGRESS',
             original: { src: formatSocketAddress(flow.src), dst: formatSocketAddress(flow.dst) },
           }),
       epoch: store.epoch,
       revision: store.revision,
       ttlMs: TTL_MS,
     };
+  }
+
+  /** Undefined where no record tells: none is kept, it is of a later flow, or its pod did not have the address then. */
+  #recorded({ src, dst }: Flow, at: number): Recorded | undefined {
+    const { datapath, history } = this.#options;
+    const record = datapath.lookupFlow(src, dst);
+    if (record === undefined || record.startedMs > at) {
+      return undefined;
+    }
+    const uid = datapath.podOfEndpoint(record.endpointId, record.generation);
+    const { ip } = record.direction === 'EGRESS' ? src : dst;
+    const holding = history.at(ip, at).find(({ workload }) => workload.uid === uid);
+    return holding && { holding, direction: record.direction, startedMs: record.startedMs };
   }
 
   #nobody(address: string, at: number): IdentityError {

@@ -242,7 +242,7 @@ export async function startFixture(options: FixtureOptions = {}): Promise<Fixtur
     store,
     datapath,
     identity,
-    past: new PastIdentity({ store, history, synced: () => state.synced, nowMs }),
+    past: new PastIdentity({ store, history, datapath, synced: () => state.synced, nowMs }),
     sockets: new SocketLookups(tcpEnds),
     watch,
     sources: [{ name: 'static', lastError: undefined }],

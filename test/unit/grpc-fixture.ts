@@ -85,7 +85,7 @@ export async function start({
     store,
     datapath,
     identity,
-    past: new PastIdentity({ store, history, synced, nowMs }),
+    past: new PastIdentity({ store, history, datapath, synced, nowMs }),
     sockets: new SocketLookups(tcpEnds),
     watch,
     sources: [{ name: 'static', lastError: undefined }],

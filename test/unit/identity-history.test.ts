@@ -14,11 +14,13 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Pool } from 'undici';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
+import type { FlowRecord } from '../../src/datapath/flows.js';
 import type { IdentityError } from '../../src/identity/errors.js';
 import { AddressHistory, type AddressHistoryOptions } from '../../src/identity/history.js';
 import { PastIdentity, type PastQuery } from '../../src/identity/past.js';
+import type { Assurance } from '../../src/identity/resolve.js';
 import type { Pod, PodUid } from '../../src/pods/pod.js';
-import { endpoint, identityParts, pod, startFixture, uid } from './api-fixture.js';
+import { DST, endpoint, flowRecord, identityParts, pod, startFixture, uid } from './api-fixture.js';
 
 const IP = '10.66.0.3';
 const START = 1_700_000_000_000;
@@ -93,6 +95,7 @@ function resolve(query: Partial<PastQuery>) {
   const past = new PastIdentity({
     store: parts.store,
     history,
+    datapath: parts.datapath,
     synced: () => state.synced,
     nowMs: () => state.nowMs,
   });
@@ -180,11 +183,75 @@ describe('who had an address', () => {
   test('is known with IP_ONLY, and told to those who ask for that', () => {
     oneAfterTheOther();
     for (const minAssurance of [undefined, 'IP_AND_IFACE', 'DATAPATH_RECORDED'] as const) {
-      const { store } = parts;
-      const past = new PastIdentity({ store, history, synced: () => true, nowMs: () => state.nowMs });
+      const { store, datapath } = parts;
+      const past = new PastIdentity({
+        store,
+        history,
+        datapath,
+        synced: () => true,
+        nowMs: () => state.nowMs,
+      });
       const query = { address: IP, at: at(5), ...(minAssurance === undefined ? {} : { minAssurance }) };
       expect(() => past.resolve(query)).toThrow(expect.objectContaining({ code: 'ASSURANCE_TOO_LOW' }));
     }
+  });
+
+  describe('with a flow that has ended', () => {
+    const flow = { src: { ip: IP, port: 41_886 }, dst: DST };
+    const recorded = (started: number, fields: Partial<FlowRecord> = {}) =>
+      parts.datapath.flows.push(flowRecord(flow.src, flow.dst, { startedMs: at(started), ...fields }));
+    const asked = (seconds: number, minAssurance: Assurance = 'DATAPATH_RECORDED') =>
+      resolve({ flow, at: at(seconds), minAssurance });
+
+    test('is proven by its record, for whom the address says the same', () => {
+      oneAfterTheOther();
+      parts.datapath.owners.set('1/3', uid('uid-a'));
+      recorded(4);
+      expect(asked(5)).toMatchObject({
+        workload: { podName: 'a', state: 'TERMINATING' },
+        assurance: 'DATAPATH_RECORDED',
+        started: at(4),
+        direction: 'EGRESS',
+      });
+      // Its pod has gone since, so the record says nothing of who has the address after it.
+      expect(() => asked(25)).toThrow(expect.objectContaining({ code: 'ASSURANCE_TOO_LOW' }));
+      expect(asked(25, 'IP_ONLY')).toMatchObject({ workload: { podName: 'b' }, assurance: 'IP_ONLY' });
+    });
+
+    test('a record of a later flow over the same ports, or of a pod that is not known, proves nothing', () => {
+      oneAfterTheOther();
+      parts.datapath.owners.set('1/3', uid('uid-a'));
+      recorded(6);
+      expect(asked(5, 'IP_ONLY')).toMatchObject({ assurance: 'IP_ONLY' });
+      expect(asked(5, 'IP_ONLY')).not.toHaveProperty('started');
+      parts.datapath.owners.clear();
+      expect(asked(7, 'IP_ONLY')).toMatchObject({ workload: { podName: 'a' }, assurance: 'IP_ONLY' });
+    });
+
+    test('that a pod received is the receiver’s', () => {
+      oneAfterTheOther();
+      const received = { src: { ip: '192.0.2.9', port: 50_000 }, dst: { ip: IP, port: 80 } };
+      parts.datapath.owners.set('1/3', uid('uid-a'));
+      parts.datapath.flows.push(
+        flowRecord(received.src, received.dst, { startedMs: at(4), direction: 'INGRESS' }),
+      );
+      expect(
+        resolve({ address: received.src.ip, flow: received, minAssurance: 'DATAPATH_RECORDED' }),
+      ).toMatchObject({
+        workload: { podName: 'a' },
+        direction: 'INGRESS',
+        assurance: 'DATAPATH_RECORDED',
+      });
+    });
+
+    test('tells two pods with one address apart', () => {
+      have(pod('a', { ips: [IP] }), pod('b', { ips: [IP] }));
+      parts.datapath.owners.set('1/3', uid('uid-b'));
+      now(10);
+      expect(() => asked(5, 'IP_ONLY')).toThrow(expect.objectContaining({ code: 'AMBIGUOUS' }));
+      recorded(4);
+      expect(asked(5)).toMatchObject({ workload: { podName: 'b' }, assurance: 'DATAPATH_RECORDED' });
+    });
   });
 
   test('says whether the time is before what is kept, to come, or not all told yet', () => {
@@ -439,18 +506,22 @@ describe('GET /v1/resolve of a time', () => {
     }
   });
 
-  test('names who sent a flow by its source alone', async () => {
+  test('names who sent a flow by its record, and without one by its source', async () => {
     const { ask, from } = await start();
-    const flow = `proto=tcp&src=10.66.0.3:41886&dst=10.200.1.1:80&at=${from + 5_000}`;
+    const flow = `proto=tcp&src=10.66.0.3:41887&dst=10.200.1.1:80&at=${from + 5_000}`;
     expect(await ask(`${flow}&minAssurance=IP_ONLY`)).toMatchObject({
       status: 200,
       body: {
         workload: { podName: 'web-0' },
         direction: 'EGRESS',
-        original: { src: '10.66.0.3:41886', dst: '10.200.1.1:80' },
+        original: { src: '10.66.0.3:41887', dst: '10.200.1.1:80' },
       },
     });
     expect(await ask(flow)).toMatchObject({ status: 412, body: { reason: 'ASSURANCE_TOO_LOW' } });
+    expect(await ask(flow.replace('41887', '41886'))).toMatchObject({
+      status: 200,
+      body: { workload: { podName: 'web-0' }, assurance: 'DATAPATH_RECORDED', started: from },
+    });
   });
 
   test.each([
