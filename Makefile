@@ -10,13 +10,14 @@
 #   make test-kernels    what depends on the kernel, on Linux 6.1, 6.12 and this machine's own (emulated: hours)
 #   make bench-enrolment   how long a starting pod waits for us, at 10 and at 1,000 pods
 #   make bench-identity    what asking who it is costs, by each door
+#   make bench-resolves   whether 5,000 questions a second hold up pods that start
 #   make bench-loop        for how long the agent's event loop is held, with 1,000 pods and a full flow table
 #   make bench-run-times   what a packet costs in the program, beside another build
 #   make proto   after a change under proto/: compiles what gRPC clients are told; refuses what would break them
 #   make build | lint | format | clean
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: bench-enrolment bench-identity bench-loop bench-run-times build check image demo test test-kernels test-long test-full test-k8s lint format packages-build packages-lab packages-k8s go-tools envoy schemathesis native typescript proto clean
+.PHONY: bench-enrolment bench-identity bench-loop bench-resolves bench-run-times build check image demo test test-kernels test-long test-full test-k8s lint format packages-build packages-lab packages-k8s go-tools envoy schemathesis native typescript proto clean
 
 # A clone without history cannot build the release before this one; said aloud, below.
 HAS_PREVIOUS := $(shell scripts/build-previous --check && echo yes)
@@ -73,6 +74,9 @@ bench-loop: packages-lab build
 
 bench-identity: packages-lab build
 	@npx --no-install tsx test/bench/identity.ts
+
+bench-resolves: packages-lab build
+	@npx --no-install tsx test/bench/resolves.ts
 
 bench-run-times: build
 	@npx --no-install tsx test/bench/run-times.ts
