@@ -13,7 +13,7 @@
 #   make bench-loop        for how long the agent's event loop is held, with 1,000 pods and a full flow table
 #   make bench-run-times   what a packet costs in the program, beside another build
 #   make proto   after a change under proto/: compiles what gRPC clients are told; refuses what would break them
-#   make chart-schema   after a change of src/config/schema.ts: the chart checks the configuration by it
+#   make chart-schema   after a change of src/config/schema.ts, by which the chart checks the configuration
 #   make build | lint | format | clean
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
