@@ -10,14 +10,15 @@
 #   make test-kernels    what depends on the kernel, on Linux 6.1, 6.12 and this machine's own (emulated: hours)
 #   make bench-enrolment   how long a starting pod waits for us, at 10 and at 1,000 pods
 #   make bench-identity    what asking who it is costs, by each door
-#   make bench-resolves   whether 5,000 questions a second hold up pods that start
+#   make bench-resolves    whether 5,000 questions a second hold up pods that start
 #   make bench-loop        for how long the agent's event loop is held, with 1,000 pods and a full flow table
 #   make bench-run-times   what a packet costs in the program, beside another build
 #   make proto   after a change under proto/: compiles what gRPC clients are told; refuses what would break them
+#   make chart-schema   after a change of src/config/schema.ts, by which the chart checks the configuration
 #   make build | lint | format | clean
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: bench-enrolment bench-identity bench-loop bench-resolves bench-run-times build check image demo test test-kernels test-long test-full test-k8s lint format packages-build packages-lab packages-k8s go-tools envoy schemathesis native typescript proto clean
+.PHONY: bench-enrolment bench-identity bench-loop bench-resolves bench-run-times build chart-schema check image demo test test-kernels test-long test-full test-k8s lint format packages-build packages-lab packages-k8s go-tools envoy helm schemathesis native typescript proto clean
 
 # A clone without history cannot build the release before this one; said aloud, below.
 HAS_PREVIOUS := $(shell scripts/build-previous --check && echo yes)
@@ -39,6 +40,9 @@ go-tools:
 
 envoy:
 	@scripts/install-envoy
+
+helm: packages-lab
+	@scripts/install-go-tools helm
 
 schemathesis:
 	@scripts/install-schemathesis
@@ -114,8 +118,15 @@ proto: node_modules/.package-lock.json
 	@npx --no-install buf breaking --against $(DESCRIPTORS)
 	@$(call compile_protos,$(DESCRIPTORS))
 
-lint: packages-build node_modules/.package-lock.json
-	@echo "lint: biome, tsc, buf, clang-format"
+CHART := deploy/chart
+print_chart_schema = set -o pipefail; npx --no-install tsx scripts/chart-schema.ts | npx --no-install biome format --stdin-file-path=values.schema.json
+
+chart-schema: node_modules/.package-lock.json
+	@$(print_chart_schema) >$(CHART)/values.schema.json.new
+	@mv $(CHART)/values.schema.json.new $(CHART)/values.schema.json
+
+lint: packages-build helm node_modules/.package-lock.json
+	@echo "lint: biome, tsc, buf, clang-format, helm"
 	@npx --no-install biome ci --colors=off .
 	@npx --no-install tsc --noEmit -p tsconfig.json
 	@npx --no-install buf lint
@@ -123,6 +134,9 @@ lint: packages-build node_modules/.package-lock.json
 	@npx --no-install buf breaking --against $(DESCRIPTORS)
 	@$(call compile_protos,-#format=binpb) | cmp - $(DESCRIPTORS) || { echo "lint: proto/ has changed: run make proto" >&2; exit 1; }
 	@git ls-files 'bpf/*.[ch]' 'native/*.[ch]' 'native/*.cc' 'native/*.hh' 'native/*.cpp' 'native/*.hpp' 'test/*.c' | xargs -r clang-format --dry-run --Werror
+	@$(print_chart_schema) | cmp - $(CHART)/values.schema.json || { echo "lint: src/config/schema.ts has changed: run make chart-schema" >&2; exit 1; }
+	@.cache/bin/helm lint --strict --quiet $(CHART)
+	@.cache/bin/helm template nodesentry $(CHART) >/dev/null
 
 format: packages-build node_modules/.package-lock.json
 	@npx --no-install biome check --write .

@@ -8,6 +8,7 @@ const DOCUMENTS = [
   'README.md',
   'CONTRIBUTING.md',
   'CHANGELOG.md',
+  'deploy/chart/README.md',
   'test/lab/README.md',
   'test/lab/kube-proxy/README.md',
   ...readdirSync('docs', { recursive: true, encoding: 'utf8' })
