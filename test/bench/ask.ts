@@ -1,11 +1,11 @@
 /**
- * Asks so many questions a second over HTTP or gRPC for so long, on connections that stay open, and prints a line of JSON:
- * how many were answered, how long they took from when they were due, and how many were late to be sent.
+ * Asks so many questions a second over HTTP, one by one or in batches, or over gRPC for so long, on connections that stay open,
+ * and prints a line of JSON: how many were answered, and how long they took from when they were due.
  *
- *   tsx test/bench/ask.ts http|grpc SOCKET RATE SECONDS SRC DST
+ *   tsx test/bench/ask.ts http|batch|grpc SOCKET RATE SECONDS SRC DST
  */
 
-import { Agent, request } from 'node:http';
+import { connect, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { credentials, loadPackageDefinition } from '@grpc/grpc-js';
@@ -15,20 +15,56 @@ const CONNECTIONS = 8;
 const TURN_MS = 2;
 
 const [door, socketPath = '', rate, seconds, src = '', dst = ''] = process.argv.slice(2);
-const perTurn = (Number(rate) * TURN_MS) / 1_000;
+const size = door === 'batch' ? 50 : 1;
+const perTurn = (Number(rate) * TURN_MS) / 1_000 / size;
 
+interface Waiting {
+  readonly resolve: () => void;
+  readonly reject: (error: Error) => void;
+}
+
+/** The bytes of the request are made once, and of the answer the length is read: a client's own work is not measured. */
 function byHttp(): () => Promise<void> {
-  const agent = new Agent({ keepAlive: true, maxSockets: CONNECTIONS });
-  const path = `/v1/resolve?proto=tcp&src=${src}&dst=${dst}`;
+  const body = JSON.stringify({ queries: Array.from({ length: size }, () => ({ proto: 'tcp', src, dst })) });
+  const headers = 'HTTP/1.1\r\nHost: node\r\nnodesentry.io: true';
+  const bytes = Buffer.from(
+    door === 'batch'
+      ? `POST /v1/resolve:batch ${headers}\r\nContent-Type: application/json\r\nContent-Length: ${body.length}\r\n\r\n${body}`
+      : `GET /v1/resolve?proto=tcp&src=${src}&dst=${dst} ${headers}\r\n\r\n`,
+  );
+  const waiting: Waiting[] = [];
+  const free: Socket[] = [];
+  const sendOne = () => {
+    const next = free.length > 0 ? waiting.shift() : undefined;
+    const socket = next && free.pop();
+    if (next !== undefined && socket !== undefined) {
+      asked.set(socket, next);
+      socket.write(bytes);
+    }
+  };
+  const asked = new Map<Socket, Waiting>();
+  for (let n = 0; n < CONNECTIONS; n++) {
+    const socket = connect(socketPath);
+    let got = '';
+    socket.setEncoding('latin1').on('data', (chunk: string) => {
+      got += chunk;
+      const head = got.indexOf('\r\n\r\n');
+      const length = /content-length: (\d+)/i.exec(got)?.[1];
+      if (head < 0 || got.length < head + 4 + Number(length)) {
+        return;
+      }
+      const one = asked.get(socket);
+      got.startsWith('HTTP/1.1 200') ? one?.resolve() : one?.reject(new Error(got.slice(0, 20)));
+      got = '';
+      free.push(socket);
+      sendOne();
+    });
+    free.push(socket);
+  }
   return () =>
     new Promise((resolve, reject) => {
-      request({ socketPath, agent, path, headers: { 'nodesentry.io': 'true' } }, (response) => {
-        response.resume().once('end', () => {
-          response.statusCode === 200 ? resolve() : reject(new Error(`status ${response.statusCode}`));
-        });
-      })
-        .once('error', reject)
-        .end();
+      waiting.push({ resolve, reject });
+      sendOne();
     });
 }
 
@@ -83,6 +119,6 @@ took.sort((a, b) => a - b);
 const quantile = (q: number) => took[Math.min(took.length - 1, Math.floor(took.length * q))];
 const elapsed = (performance.now() - startedMs) / 1_000;
 process.stdout.write(
-  `${JSON.stringify({ perSecond: Math.round(took.length / elapsed), failures, p50: quantile(0.5), p99: quantile(0.99) })}\n`,
+  `${JSON.stringify({ perSecond: Math.round((took.length * size) / elapsed), failures, p50: quantile(0.5), p99: quantile(0.99) })}\n`,
 );
 process.exit(0);
