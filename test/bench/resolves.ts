@@ -21,11 +21,11 @@ const SECONDS = 6;
 const STARTS_EVERY_MS = 200;
 const ASK = join(import.meta.dirname, 'ask.ts');
 
-interface Case {
-  readonly http?: number;
-  readonly batch?: number;
-  readonly grpc?: number;
-}
+const DOORS = ['http', 'batch', 'grpc'] as const;
+type Door = (typeof DOORS)[number];
+/** Questions a second. */
+type Case = Readonly<Partial<Record<Door, number>>>;
+
 const CASES: readonly Case[] = [
   {},
   { http: 1_000 },
@@ -44,8 +44,7 @@ interface Asked {
 
 interface Round {
   readonly addMs: readonly number[];
-  readonly http: Asked | undefined;
-  readonly grpc: Asked | undefined;
+  readonly asked: Readonly<Partial<Record<Door, Asked>>>;
   /** Of the agent's event loop, milliseconds. */
   readonly held: { readonly p50: number; readonly p99: number; readonly max: number };
 }
@@ -60,16 +59,8 @@ interface Flow {
   readonly dst: string;
 }
 
-async function ask(
-  agent: TestAgent,
-  door: 'http' | 'grpc',
-  rate: number,
-  flow: Flow,
-): Promise<Asked | undefined> {
-  if (rate === 0) {
-    return undefined;
-  }
-  const socket = join(agent.runDir, door === 'http' ? 'http.sock' : 'identity.sock');
+async function ask(agent: TestAgent, door: Door, rate: number, flow: Flow): Promise<Asked> {
+  const socket = join(agent.runDir, door === 'grpc' ? 'identity.sock' : 'http.sock');
   const words = [ASK, door, socket, String(rate), String(SECONDS), flow.src, flow.dst];
   return JSON.parse(await run('npx', ['--no-install', 'tsx', ...words])) as Asked;
 }
@@ -105,22 +96,18 @@ async function starting(pods: NamespacePods, until: Promise<unknown>): Promise<n
   return addMs;
 }
 
-async function measure(
-  agent: TestAgent,
-  pods: NamespacePods,
-  flow: Flow,
-  { http, grpc }: Case,
-): Promise<Round> {
+async function measure(agent: TestAgent, pods: NamespacePods, flow: Flow, rates: Case): Promise<Round> {
   await delay(1_000);
   await heldMs(agent);
-  const asked = Promise.all([
-    ask(agent, 'http', http, flow),
-    ask(agent, 'grpc', grpc, flow),
-    delay(SECONDS * 1_000),
-  ]);
-  const addMs = await starting(pods, asked);
-  const [byHttp, byGrpc] = await asked;
-  return { addMs, http: byHttp, grpc: byGrpc, held: await heldMs(agent) };
+  const asked: Partial<Record<Door, Asked>> = {};
+  const all = DOORS.map(async (door) => {
+    const rate = rates[door];
+    if (rate !== undefined) {
+      asked[door] = await ask(agent, door, rate, flow);
+    }
+  });
+  const addMs = await starting(pods, Promise.all([...all, delay(SECONDS * 1_000)]));
+  return { addMs, asked, held: await heldMs(agent) };
 }
 
 const lab = await Lab.create();
@@ -157,14 +144,15 @@ try {
       ? '–'
       : `${median(({ perSecond }) => perSecond)}/s, p50 ${ms(median(({ p50 }) => p50))}, p99 ${ms(median(({ p99 }) => p99))}, ${all.reduce((sum, { failures }) => sum + failures, 0)} failed`;
   };
-  console.log('| asked a second | HTTP | gRPC | ADD p50 ms | ADD p99 ms | loop late p99 ms | at most |');
-  console.log('|---|---|---|---|---|---|---|');
-  for (const [{ http, grpc }, measured] of rounds) {
+  console.log(
+    '| asked a second | HTTP | HTTP, batches | gRPC | ADD p50 ms | p99 | loop late p99 ms | at most |',
+  );
+  console.log('|---|---|---|---|---|---|---|---|');
+  for (const [rates, measured] of rounds) {
     const addMs = measured.flatMap((round) => round.addMs);
     const cells = [
-      `${http} by HTTP, ${grpc} by gRPC`,
-      tell(measured.map((round) => round.http)),
-      tell(measured.map((round) => round.grpc)),
+      Object.values(rates).reduce((sum, rate) => sum + rate, 0),
+      ...DOORS.map((door) => tell(measured.map(({ asked }) => asked[door]))),
       ms(quantile(addMs, 0.5)),
       ms(quantile(addMs, 0.99)),
       ms(
