@@ -23,9 +23,12 @@ export function redact(text: string, format: Format, secrets: Secrets): string {
       return stringify(secrets.outOfValue(document.toJS()));
     }
     case 'ndjson':
-      return byLine(text, (line) => jsonLine(line, secrets) ?? `(a line of ${line.length} that is no JSON)`);
+      return text
+        .split('\n')
+        .map((line) => ndjsonLine(line, secrets))
+        .join('\n');
     case 'text':
-      return secrets.outOf(byLine(text, (line) => logLine(line, secrets)));
+      return log(text.split('\n'), secrets);
   }
 }
 
@@ -35,11 +38,10 @@ function unreadable(format: string, text: string): Error {
   );
 }
 
-function byLine(text: string, change: (line: string) => string): string {
-  return text
-    .split('\n')
-    .map((line) => (line.trim() === '' ? line : change(line)))
-    .join('\n');
+/** The last one may be half written. */
+function ndjsonLine(line: string, secrets: Secrets): string {
+  const instead = `(a line of ${line.length} that is no JSON)`;
+  return line.trim() === '' ? '' : (jsonLine(line, secrets) ?? instead);
 }
 
 function jsonLine(line: string, secrets: Secrets): string | undefined {
@@ -47,9 +49,26 @@ function jsonLine(line: string, secrets: Secrets): string | undefined {
   return value === undefined ? undefined : JSON.stringify(secrets.outOfValue(value));
 }
 
-/** A line of the journal is our JSON behind a time and a name. */
-function logLine(line: string, secrets: Secrets): string {
-  const start = line.indexOf('{');
-  const rest = start < 0 ? undefined : jsonLine(line.slice(start), secrets);
-  return rest === undefined ? line : line.slice(0, start) + rest;
+/** A line of the journal is our JSON behind a time and a name; lines between are one text, as a key is that stands in several. */
+function log(lines: readonly string[], secrets: Secrets): string {
+  const done: string[] = [];
+  let plain: string[] = [];
+  const endPlain = (): void => {
+    if (plain.length > 0) {
+      done.push(secrets.outOf(plain.join('\n')));
+      plain = [];
+    }
+  };
+  for (const line of lines) {
+    const start = line.indexOf('{');
+    const rest = start < 0 ? undefined : jsonLine(line.slice(start), secrets);
+    if (rest === undefined) {
+      plain.push(line);
+    } else {
+      endPlain();
+      done.push(secrets.outOf(line.slice(0, start)) + rest);
+    }
+  }
+  endPlain();
+  return done.join('\n');
 }
