@@ -173,6 +173,7 @@ test('nothing in the archive holds a secret, wherever it stood', async () => {
     jwt,
     pem: 'MIIEvQIBADANBgkqhkiG9w0BAQEFAASC',
     url: 'Url-Password-4',
+    nested: 'Nested-Env-15',
   };
   configure(`# the token is ${secrets.comment}`);
   const user = {
@@ -201,10 +202,8 @@ test('nothing in the archive holds a secret, wherever it stood', async () => {
   write('net.d/calico-kubeconfig', `token: ${secrets.cniToken}\n`);
   write(`cni-state/original-${'0'.repeat(64)}`, conflist);
   write('run/kubernetes.json', JSON.stringify({ pods: [{ annotations: { x: secrets.kept }, labels }] }));
-  write(
-    'run/cni/a.json',
-    JSON.stringify({ podAnnotations: { x: secrets.kept }, text: JSON.stringify(user) }),
-  );
+  const nested = JSON.stringify({ env: [{ name: 'X', value: secrets.nested }] });
+  write('run/cni/a.json', JSON.stringify({ podAnnotations: { x: secrets.kept }, text: nested }));
   write(
     'run/addresses.ndjson',
     `{"password":"${secrets.history}","ip":"10.0.0.1"}\n{"token":"${secrets.broken}`,
