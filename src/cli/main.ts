@@ -3,6 +3,7 @@
 import { packageVersion } from '../telemetry/version.js';
 import { agentCommand } from './agent.js';
 import { apiCheckCommand } from './api-check.js';
+import { bugReportCommand } from './bug-report.js';
 import { cleanupCommand } from './cleanup.js';
 import { cniCommand } from './cni.js';
 import { configCommand } from './config.js';
@@ -31,6 +32,7 @@ export function main(args: readonly string[]): Promise<0 | 1 | 2> {
     resolveCommand(),
     apiCheckCommand(),
     statusCommand(),
+    bugReportCommand(),
     cleanupCommand(),
     proxyCommand(),
     cniCommand(),

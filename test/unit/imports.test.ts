@@ -21,6 +21,7 @@ const MAY_IMPORT: Readonly<Record<string, { values: readonly string[]; types?: r
   cni: { values: [] },
   api: { values: ['net', 'pods', 'identity'], types: ['datapath', 'reconcile', 'config', 'telemetry'] },
   doctor: { values: ['native', 'net', 'kernel', 'pods', 'datapath', 'config', 'cni'] },
+  'bug-report': { values: ['native', 'net', 'kernel', 'pods', 'datapath', 'config', 'telemetry'] },
   conformance: { values: ['native', 'net', 'client', 'api/grpc-protos.ts'] },
   client: { values: ['native', 'net', 'api/client.ts'], types: ['identity', 'api'] },
   proxy: { values: ['net', 'client'] },
@@ -54,6 +55,7 @@ const MAY_IMPORT: Readonly<Record<string, { values: readonly string[]; types?: r
       'doctor',
       'proxy',
       'conformance',
+      'bug-report',
       'agent',
     ],
     types: ['runtimes', 'datapath', 'reconcile', 'identity'],
@@ -67,6 +69,7 @@ const ONLY_FROM: readonly (readonly [RegExp, readonly string[]])[] = [
   [/^fastify$/, ['api/http.ts']],
   [/^undici$/, ['api/client.ts']],
   [/^prom-client$/, ['telemetry/metrics.ts']],
+  [/^tar-stream$/, ['bug-report/archive.ts']],
 ];
 
 interface Import {
