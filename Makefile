@@ -106,7 +106,7 @@ test-kernels: packages-lab go-tools envoy build
 	@npx --no-install tsx test/vm/run.ts $(foreach kernel,$(KERNELS),--kernel $(kernel)) $(FILES)
 
 test-k8s: packages-k8s build
-	@scripts/build-kube-apiserver
+	@scripts/build-kubernetes kube-apiserver >/dev/null
 	@echo "test-k8s: against a real kube-apiserver and etcd"
 	@npx --no-install vitest run --config test/k8s/vitest.config.ts $(FILES) $(call reports,test-k8s)
 

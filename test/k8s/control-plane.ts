@@ -8,6 +8,18 @@ import { type Cleanup, Daemon, inNetns, run, tryRun, waitFor } from '../lab/exec
 
 const ROOT = join(import.meta.dirname, '../..');
 
+const KEY = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-noenc', '-days', '2'];
+const NO_AUTHORITY = 'basicConstraints=critical,CA:FALSE';
+const CLIENT = ['-addext', 'extendedKeyUsage=clientAuth', '-addext', NO_AUTHORITY];
+/** How pods know it: the first address of the service range, and its names. */
+const SERVICE_NAMES = ['IP:10.96.0.1', 'DNS:kubernetes.default.svc', 'DNS:kubernetes'];
+
+/** Those parts of Kubernetes, compiled where they are not yet; the folder that they are in. */
+export async function buildKubernetes(...parts: readonly string[]): Promise<string> {
+  const printed = await run(join(ROOT, 'scripts/build-kubernetes'), parts, { timeoutMs: 3_600_000 });
+  return printed.trim();
+}
+
 export interface KubeObject {
   apiVersion?: string;
   kind?: string;
@@ -22,6 +34,8 @@ export interface ControlPlaneOptions {
   readonly netns?: string;
   /** Of the services' addresses. */
   readonly serviceRanges?: string;
+  /** Where it serves a cluster with nodes: their authorizer, and endpoints of its own. Default: loopback, and none. */
+  readonly address?: string;
 }
 
 export class ControlPlane {
@@ -51,14 +65,14 @@ export class ControlPlane {
 
   /** Waits until it is ready to serve. */
   async startApiServer(): Promise<void> {
-    const binary = (
-      await run(join(ROOT, 'scripts/build-kube-apiserver'), [], { timeoutMs: 3_600_000 })
-    ).trim();
+    const binary = join(await buildKubernetes('kube-apiserver'), 'kube-apiserver');
+    const { address } = this.#options;
     this.#starts += 1;
     const api = this.#daemon(`kube-apiserver-${this.#starts}`, binary, [
       `--etcd-servers=http://127.0.0.1:${this.#ports.etcd}`,
-      '--bind-address=127.0.0.1',
-      '--advertise-address=127.0.0.1',
+      ...(address === undefined
+        ? ['--bind-address=127.0.0.1', '--advertise-address=127.0.0.1']
+        : [`--advertise-address=${address}`]),
       `--secure-port=${this.#ports.api}`,
       `--tls-cert-file=${this.#path('server.crt')}`,
       `--tls-private-key-file=${this.#path('server.key')}`,
@@ -67,10 +81,19 @@ export class ControlPlane {
       `--service-account-key-file=${this.#path('sa.key')}`,
       `--service-account-signing-key-file=${this.#path('sa.key')}`,
       `--service-cluster-ip-range=${this.#options.serviceRanges ?? '10.96.0.0/16'}`,
-      '--authorization-mode=RBAC',
-      '--endpoint-reconciler-type=none',
-      // A pod's writer is this test, not a kubelet.
-      '--disable-admission-plugins=TaintNodesByCondition',
+      ...(address === undefined
+        ? [
+            '--authorization-mode=RBAC',
+            '--endpoint-reconciler-type=none',
+            // A pod's writer is this test, not a kubelet.
+            '--disable-admission-plugins=TaintNodesByCondition',
+          ]
+        : [
+            '--authorization-mode=Node,RBAC',
+            '--enable-admission-plugins=NodeRestriction',
+            '--allow-privileged=true',
+            '--kubelet-preferred-address-types=InternalIP',
+          ]),
     ]);
     this.#api = api;
     await waitFor(
@@ -205,6 +228,39 @@ export class ControlPlane {
     );
   }
 
+  /** A kubeconfig for a client certificate: `subject` such as `/O=system:nodes/CN=system:node:a`. */
+  async writeCertifiedKubeconfig(name: string, subject: string): Promise<string> {
+    await this.#issue(name, subject, ...CLIENT);
+    const path = this.#path(`${name}.kubeconfig`);
+    const base64 = (file: string) => readFileSync(this.#path(file)).toString('base64');
+    const cluster = {
+      server: `https://${this.#options.address ?? '127.0.0.1'}:${this.port}`,
+      'certificate-authority-data': base64('ca.crt'),
+    };
+    const user = {
+      'client-certificate-data': base64(`${name}.crt`),
+      'client-key-data': base64(`${name}.key`),
+    };
+    writeFileSync(
+      path,
+      stringify({
+        apiVersion: 'v1',
+        kind: 'Config',
+        clusters: [{ name: 'c', cluster }],
+        users: [{ name: 'u', user }],
+        contexts: [{ name: 'x', context: { cluster: 'c', user: 'u' } }],
+        'current-context': 'x',
+      }),
+      { mode: 0o600 },
+    );
+    return path;
+  }
+
+  /** Signs the tokens of service accounts, and whom they trust. */
+  get authority(): { readonly signingKey: string; readonly certificate: string } {
+    return { signingKey: this.#path('sa.key'), certificate: this.#path('ca.crt') };
+  }
+
   #path(name: string): string {
     return join(this.#options.directory, name);
   }
@@ -237,50 +293,24 @@ export class ControlPlane {
 
   async #makeCertificates(): Promise<void> {
     const openssl = (...args: string[]) => run('openssl', args);
-    const ca = ['-CA', this.#path('ca.crt'), '-CAkey', this.#path('ca.key')];
     await openssl('ecparam', '-name', 'prime256v1', '-genkey', '-noout', '-out', this.#path('sa.key'));
-    const key = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-noenc', '-days', '2'];
     await openssl(
-      'req',
-      '-x509',
-      ...key,
-      '-subj',
-      '/CN=test-ca',
-      '-keyout',
-      this.#path('ca.key'),
-      '-out',
-      this.#path('ca.crt'),
+      ...['req', '-x509', ...KEY, '-subj', '/CN=test-ca'],
+      ...['-keyout', this.#path('ca.key'), '-out', this.#path('ca.crt')],
     );
-    const issue = (name: string, subject: string, ...more: string[]) =>
-      openssl(
-        'req',
-        '-x509',
-        ...ca,
-        ...key,
-        '-subj',
-        subject,
-        ...more,
-        '-keyout',
-        this.#path(`${name}.key`),
-        '-out',
-        this.#path(`${name}.crt`),
-      );
-    await issue(
-      'server',
-      '/CN=kube-apiserver',
-      '-addext',
-      'subjectAltName=IP:127.0.0.1',
-      '-addext',
-      'basicConstraints=critical,CA:FALSE',
-    );
-    await issue(
-      'admin',
-      '/O=system:masters/CN=admin',
-      '-addext',
-      'extendedKeyUsage=clientAuth',
-      '-addext',
-      'basicConstraints=critical,CA:FALSE',
-    );
+    const { address } = this.#options;
+    const names = ['IP:127.0.0.1', ...(address === undefined ? [] : [`IP:${address}`, ...SERVICE_NAMES])];
+    const server = ['-addext', `subjectAltName=${names.join(',')}`, '-addext', NO_AUTHORITY];
+    await this.#issue('server', '/CN=kube-apiserver', ...server);
+    await this.#issue('admin', '/O=system:masters/CN=admin', ...CLIENT);
+  }
+
+  async #issue(name: string, subject: string, ...more: readonly string[]): Promise<void> {
+    await run('openssl', [
+      ...['req', '-x509', '-CA', this.#path('ca.crt'), '-CAkey', this.#path('ca.key'), ...KEY],
+      ...['-subj', subject, ...more],
+      ...['-keyout', this.#path(`${name}.key`), '-out', this.#path(`${name}.crt`)],
+    ]);
   }
 
   async #merge(path: string, body: object): Promise<void> {

@@ -8,7 +8,7 @@
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { Cleanup, Daemon, inNetns, run, runIn, script } from './exec.js';
+import { Cleanup, Daemon, inNetns, run, runIn, script, tryRun, waitFor } from './exec.js';
 import { buildApp } from './image.js';
 
 /** What pods dial: addresses that only the remote has. */
@@ -50,11 +50,21 @@ export class Lab {
     }
   }
 
-  async #build({ bridgeNetfilter = 1 }: LabOptions): Promise<void> {
+  async #build(options: LabOptions): Promise<void> {
     for (const netns of [this.node, this.remote]) {
       await run('ip', ['netns', 'add', netns]);
       this.cleanup.add(`netns ${netns}`, () => run('ip', ['netns', 'del', netns]));
     }
+    await script(
+      this.remote,
+      `ip link set lo up
+       ip addr add ${REMOTE[4]}/32 dev lo
+       ip addr add ${REMOTE[6]}/128 dev lo nodad`,
+    );
+    await this.#joinNode(options);
+  }
+
+  async #joinNode({ bridgeNetfilter = 1 }: LabOptions): Promise<void> {
     await script(
       this.node,
       `sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
@@ -69,16 +79,23 @@ export class Lab {
     );
     await script(
       this.remote,
-      `ip link set lo up
-       ip addr add 10.199.0.2/24 dev eth0
+      `ip addr add 10.199.0.2/24 dev eth0
        ip addr add fd00:199::2/64 dev eth0 nodad
-       ip addr add ${REMOTE[4]}/32 dev lo
-       ip addr add ${REMOTE[6]}/128 dev lo nodad
        ip link set eth0 up
        ip route add 10.66.0.0/16 via 10.199.0.1
        ip route add fd00:66::/32 via fd00:199::1`,
     );
     await runIn(this.node, 'ip', ['route', 'add', `${REMOTE[6]}/128`, 'via', 'fd00:199::2']);
+  }
+
+  /** The node's network as after a boot: what was in the kernel for it is gone. Nothing may run in it any more. */
+  async renewNode(options: LabOptions = {}): Promise<void> {
+    await run('ip', ['netns', 'del', this.node]);
+    const isFree = async () =>
+      (await tryRun(...inNetns(this.remote, 'ip', ['link', 'show', 'eth0']))).code !== 0;
+    await waitFor('the uplink of the old node to go', isFree);
+    await run('ip', ['netns', 'add', this.node]);
+    await this.#joinNode(options);
   }
 
   /** A process in one of the lab's namespaces, stopped with the lab. */
