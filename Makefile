@@ -4,6 +4,7 @@
 #   make test    everything that a change can break, in ten minutes; results in build/test-results.json
 #                FILES="test/e2e/drift.test.ts …": those files alone
 #   make test-long   the long ones at full size, the image, and the Kubernetes source against a real API server
+#   make cluster   a Kubernetes of one node with the agent in it, to play with; make cluster-down
 #   make image   the container image, as build/nodesentry-image.tar
 #   make test-full   of test-long, the former part: NODESENTRY_TEST_SIZE=full
 #   make test-k8s    of test-long, the latter part (compiles kube-apiserver once: minutes)
@@ -18,7 +19,7 @@
 #   make build | lint | format | clean
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: bench-enrolment bench-identity bench-loop bench-resolves bench-run-times build chart-schema check image demo test test-kernels test-long test-full test-k8s lint format packages-build packages-lab packages-k8s go-tools envoy helm schemathesis native typescript proto clean
+.PHONY: bench-enrolment bench-identity bench-loop bench-resolves bench-run-times build chart-schema check cluster cluster-down image demo test test-kernels test-long test-full test-k8s lint format packages-build packages-lab packages-k8s go-tools envoy helm schemathesis native typescript proto clean
 
 # A clone without history cannot build the release before this one; said aloud, below.
 HAS_PREVIOUS := $(shell scripts/build-previous --check && echo yes)
@@ -69,6 +70,13 @@ image: packages-lab
 
 demo: packages-lab build
 	@npx --no-install tsx test/demo/demo.ts
+
+# PROXY_MODE=iptables or ipvs: kube-proxy's.
+cluster: packages-k8s go-tools build image
+	@npx --no-install tsx test/cluster/main.ts up $(PROXY_MODE)
+
+cluster-down:
+	@npx --no-install tsx test/cluster/main.ts down
 
 bench-enrolment: packages-lab build
 	@npx --no-install tsx test/bench/enrolment.ts

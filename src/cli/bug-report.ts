@@ -1,5 +1,4 @@
 import { accessSync, constants, createWriteStream, existsSync, rmSync } from 'node:fs';
-import { hostname } from 'node:os';
 import { dirname, resolve } from 'node:path';
 import { Command } from 'commander';
 import type { Member, Missing } from '../bug-report/collect.js';
@@ -28,10 +27,11 @@ export function bugReportCommand(print: Print = printToStdout): Command {
       const { nodeParts, secretsOf } = await import('../bug-report/node-parts.js');
       const { collect } = await import('../bug-report/collect.js');
       const { writeArchive } = await import('../bug-report/archive.js');
+      const { ownNodeName } = await import('../config/load.js');
 
       const takenAt = new Date();
       const { config } = readConfig(globals.config);
-      const node = config?.node ?? process.env.NODESENTRY_NODE ?? hostname();
+      const node = config?.node ?? ownNodeName();
       const folder = `nodesentry-bug-report-${node}-${stamp(takenAt)}`.replaceAll(/[^\w.-]/g, '-');
       const output = options.output ?? `${folder}.tar.gz`;
       refuseOutput(output);

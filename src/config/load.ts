@@ -9,11 +9,16 @@ import { ConfigError } from './errors.js';
 import { findOverlaps } from './listeners.js';
 import { configSchema } from './schema.js';
 
+/** Of a container of the agent it says the environment, whatever the node's host name is. */
+export function ownNodeName(): string {
+  return process.env.NODESENTRY_NODE || hostname();
+}
+
 /**
  * Reads and checks a configuration file; `node` is what it says, else `nodeName`. Throws ConfigError with every
  * problem found.
  */
-export function loadConfig(path: string, nodeName = hostname()): Config {
+export function loadConfig(path: string, nodeName = ownNodeName()): Config {
   let text: string;
   try {
     text = readFileSync(path, 'utf8');
@@ -28,7 +33,7 @@ export function loadConfig(path: string, nodeName = hostname()): Config {
  * `path` stands in messages, and its folder is where relative paths in the file start. Throws ConfigError with all
  * that is wrong.
  */
-export function parseConfig(text: string, path: string, nodeName = hostname()): Config {
+export function parseConfig(text: string, path: string, nodeName = ownNodeName()): Config {
   const checked = checkYaml(path, text, configSchema(nodeName));
   if (!checked.ok) {
     throw new ConfigError(checked.problems);

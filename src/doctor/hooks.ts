@@ -6,7 +6,7 @@ import { isKernelError } from '../native/errors.js';
 import { type Finding, ok, warn } from './check.js';
 import { type Command, isMissing, some } from './system.js';
 
-const OURS: ReadonlySet<string> = new Set(['pod_egress', 'bridge_steer']);
+const OURS: ReadonlySet<string> = new Set(['pod_egress', 'bridge_steer', 'inbound_steer']);
 
 export interface HookLink {
   readonly index: number;

@@ -15,7 +15,8 @@ import { Node, type NodeProcess } from './node.js';
 const ROOT = join(import.meta.dirname, '../..');
 const TOOLS = join(ROOT, '.cache/bin');
 const NODE_NAME = 'node';
-const [NODE_4, NODE_6, PLANE_4] = ['10.199.0.1', 'fd00:199::1', '10.199.0.2'];
+const [NODE_4, NODE_6] = ['10.199.0.1', 'fd00:199::1'];
+const [PLANE_4, PLANE_6] = ['10.199.0.2', 'fd00:199::2'];
 const POD_RANGES = '10.66.0.0/16,fd00:66::/32';
 const SERVICE_RANGES = '10.96.0.0/16,fd00:96::/108';
 const CONTAINERD = '/run/containerd/containerd.sock';
@@ -128,6 +129,9 @@ export class Cluster {
 
   /** In this order. */
   async startNode(parts: readonly Part[]): Promise<void> {
+    // Services have addresses that only a default route leads to, before kube-proxy's rules see the packet.
+    await this.node.exec('ip', ['route', 'replace', 'default', 'via', PLANE_4]);
+    await this.node.exec('ip', ['route', 'replace', 'default', 'via', PLANE_6]);
     for (const part of parts) {
       await this.startPart(part);
     }
@@ -207,16 +211,19 @@ export class Cluster {
 
   /** Its stdout. */
   kubectl(args: readonly string[], options?: RunOptions): Promise<string> {
-    return run(...this.#kubectl(args), options);
+    const [command = '', ...words] = this.kubectlCommand(args);
+    return run(command, words, options);
   }
 
   tryKubectl(args: readonly string[], options?: RunOptions): Promise<Output> {
-    return tryRun(...this.#kubectl(args), options);
+    const [command = '', ...words] = this.kubectlCommand(args);
+    return tryRun(command, words, options);
   }
 
-  #kubectl(args: readonly string[]): [string, string[]] {
+  /** As words, for others to run. */
+  kubectlCommand(args: readonly string[]): string[] {
     const words = [`--kubeconfig=${this.kubeconfig}`, ...args];
-    return inNetns(this.#lab.node, join(this.#programs, 'kubectl'), words);
+    return inNetns(this.#lab.remote, join(this.#programs, 'kubectl'), words).flat();
   }
 
   async apply(...objects: readonly KubeObject[]): Promise<void> {
@@ -302,6 +309,8 @@ const KUBELET_CONFIG = {
   ),
   makeIPTablesUtilChains: false,
   resolvConf: '',
+  // Nobody answers there: the cluster has no names of its own.
+  clusterDNS: ['10.96.0.10'],
   registerNode: true,
   // So that what a test waits for comes soon.
   nodeStatusUpdateFrequency: '2s',

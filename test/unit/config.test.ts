@@ -1,7 +1,7 @@
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { hostname, tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { instanceFor } from '../../src/config/config.js';
 import { ConfigError } from '../../src/config/errors.js';
 import { loadConfig, parseConfig } from '../../src/config/load.js';
@@ -89,6 +89,14 @@ describe('a configuration', () => {
   it('is of the node that it names, else of the one that the caller names', () => {
     expect(parseConfig('sources: {cri: {}}', FILE, 'node-7').node).toBe('node-7');
     expect(parseConfig('{node: node-a, sources: {cri: {}}}', FILE, 'node-7').node).toBe('node-a');
+  });
+
+  it('is of the node that its container is told of, whatever the host name', () => {
+    vi.stubEnv('NODESENTRY_NODE', 'node-8');
+    expect(parseConfig('sources: {cri: {}}', FILE).node).toBe('node-8');
+    vi.stubEnv('NODESENTRY_NODE', '');
+    expect(parseConfig('sources: {cri: {}}', FILE).node).toBe(hostname());
+    vi.unstubAllEnvs();
   });
 
   it('with one source has the defaults of the contract for all the rest', () => {

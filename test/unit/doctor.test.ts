@@ -584,6 +584,15 @@ describe('programs of others at our hook', () => {
     expect((await findings())[0]).toBe(`ok tc filter ${PROBE} (priority 7) at v0 ${after}`);
   });
 
+  test('of ours each one is known, whichever interface it is at', async () => {
+    for (const name of ['pod_egress', 'bridge_steer', 'inbound_steer']) {
+      const ours = { ...kernel, queryTcx: () => [{ programId: 1 }], programInfo: () => ({ name }) };
+      expect((await hookFindings(links, inside, ours)).map(({ found }) => found)).toEqual([
+        'none at 2 veths and bridges',
+      ]);
+    }
+  });
+
   test('an interface that goes while it is looked at, and a node without tc, are no failure', async () => {
     netns.ip('link del v1');
     const gone: Command = (command, args) =>
