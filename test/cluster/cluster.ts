@@ -190,8 +190,17 @@ export class Cluster {
 
   /** What it was given an archive of is there without a registry. */
   async load(archive: string): Promise<void> {
-    const ctr = [`--address=${CONTAINERD}`, '--namespace=k8s.io'];
-    await this.node.exec(join(TOOLS, 'ctr'), [...ctr, 'images', 'import', archive], { timeoutMs: 180_000 });
+    await this.#images('import', archive);
+  }
+
+  /** Another name of an image that is there. */
+  async tag(name: string, another: string): Promise<void> {
+    await this.#images('tag', name, another);
+  }
+
+  async #images(...words: readonly string[]): Promise<void> {
+    const ctr = [`--address=${CONTAINERD}`, '--namespace=k8s.io', 'images', ...words];
+    await this.node.exec(join(TOOLS, 'ctr'), ctr, { timeoutMs: 180_000 });
   }
 
   async ready(): Promise<void> {

@@ -115,6 +115,11 @@ export class Node {
     await this.#boot();
   }
 
+  /** What is at this path on the node. */
+  path(path: string): string {
+    return join(`/proc/${this.#pid}/root`, path);
+  }
+
   /** A process of the node. */
   command(command: string, args: readonly string[], pidFile = '/dev/null'): [string, string[]] {
     const enter = ['--target', String(this.#pid), '--all', '--wdns=/', '--'];
