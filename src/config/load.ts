@@ -54,7 +54,6 @@ export function parseConfig(text: string, path: string, nodeName = hostname()): 
     throw new ConfigError(problems);
   }
   const inFolder = (file: string): string => resolve(dirname(path), file);
-  const kubeconfig = sources.kubernetes?.kubeconfig;
   return {
     ...rest,
     sources: {
@@ -63,7 +62,14 @@ export function parseConfig(text: string, path: string, nodeName = hostname()): 
       ...(sources.cni === undefined ? {} : { cni: sources.cni }),
       ...(sources.kubernetes === undefined
         ? {}
-        : { kubernetes: kubeconfig === undefined ? {} : { kubeconfig: inFolder(kubeconfig) } }),
+        : { kubernetes: withKubeconfig(sources.kubernetes, inFolder) }),
     },
   };
+}
+
+function withKubeconfig<T extends { kubeconfig?: string | undefined }>(
+  { kubeconfig, ...rest }: T,
+  inFolder: (file: string) => string,
+): Omit<T, 'kubeconfig'> & { kubeconfig?: string } {
+  return { ...rest, ...(kubeconfig === undefined ? {} : { kubeconfig: inFolder(kubeconfig) }) };
 }
