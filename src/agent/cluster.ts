@@ -68,7 +68,8 @@ export class Cluster {
     if (kubernetes.events) {
       const memory = new EventMemory(join(runDir, 'events.json'), log);
       const events = new PodEvents({ ...shared, node: config.node, memory, unixMs: Date.now });
-      duties.push(new Duty({ what: 'events on pods', step: (abort) => events.step(abort), log }));
+      duties.push(new Duty({ what: 'looking at pods', step: async () => events.look(), log }));
+      duties.push(new Duty({ what: 'events on pods', step: (abort) => events.send(abort), log }));
     }
     if (kubernetes.annotateNode) {
       const annotation = new NodeAnnotation(shared);

@@ -1,4 +1,4 @@
-/** One thing that is written at the API server: tried again for as long as it fails, and nobody waits for it. */
+/** One thing that is done for the API server: tried again for as long as it fails, and nobody waits for it. */
 
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Log } from '../base/log.js';
@@ -63,10 +63,7 @@ export class Duty {
     this.#failures += 1;
     this.#problem = `${what}: ${error instanceof Error ? error.message : String(error)}`;
     if (code !== this.#code) {
-      log.warn(
-        { err: error },
-        `kubernetes: ${what}: cannot be written; everything else goes on; trying again`,
-      );
+      log.warn({ err: error }, `kubernetes: ${what}: fails; everything else goes on; trying again`);
     }
     this.#code = code;
   }

@@ -64,9 +64,8 @@ export class PodEvents {
     this.#tokensAtMs = options.nowMs();
   }
 
-  /** Throws KubernetesError where the API server did not take one; it stays in the queue. */
-  async step(signal: AbortSignal): Promise<void> {
-    this.#look();
+  /** Sends what waits. Throws KubernetesError where the API server did not take one; it stays in the queue. */
+  async send(signal: AbortSignal): Promise<void> {
     this.#dropOld();
     this.#fillTokens();
     for (const queued of [...this.#queue.values()]) {
@@ -80,7 +79,8 @@ export class PodEvents {
     }
   }
 
-  #look(): void {
+  /** Puts into the queue what there is to say now: also while the API server is away. */
+  look(): void {
     const { statuses, store, nowMs } = this.#options;
     // Who only remembers a pod is no authority on its name.
     if (!store.syncedSources().has('kubernetes')) {

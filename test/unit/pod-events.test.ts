@@ -94,7 +94,8 @@ function set(name: string, state: EndpointState, reason?: string): void {
 async function pass(seconds: number): Promise<void> {
   for (let second = 0; second < seconds; second++) {
     nowMs += 1_000;
-    await events.step(NEVER).catch(() => undefined);
+    events.look();
+    await events.send(NEVER).catch(() => undefined);
   }
 }
 
