@@ -35,9 +35,10 @@ export class Cluster {
     this.#parts = parts;
   }
 
-  /** What cannot be written; undefined where nothing is amiss. */
+  /** What fails; undefined where nothing does. */
   get problem(): string | undefined {
-    return this.#duties.find(({ problem }) => problem !== undefined)?.problem;
+    const problems = this.#duties.flatMap(({ problem }) => problem ?? []);
+    return problems.length === 0 ? undefined : problems.join('; ');
   }
 
   /** Does nothing without the `kubernetes` source; goes on until `signal` aborts. Throws KubeconfigError. */
