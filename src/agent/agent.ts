@@ -29,6 +29,7 @@ import { netnsCookieAt, peerCredentials, tcpEnds } from '../native/sockets.js';
 import { confirmation } from '../pods/confirmation.js';
 import type { PodUid } from '../pods/pod.js';
 import { type PodChange, PodStore } from '../pods/pod-store.js';
+import type { PodSource } from '../pods/source.js';
 import { CniSource } from '../pods/sources/cni.js';
 import { Admissions } from '../reconcile/admission.js';
 import { Datapath } from '../reconcile/datapath-view.js';
@@ -38,6 +39,7 @@ import { PodLinks } from '../runtimes/pod-links.js';
 import { createLogger } from '../telemetry/log.js';
 import { Metrics } from '../telemetry/metrics.js';
 import { packageVersion } from '../telemetry/version.js';
+import { Cluster } from './cluster.js';
 import { startCni } from './cni.js';
 import { createReconciler, openIdentityOption } from './datapath.js';
 import type { AgentOptions } from './options.js';
@@ -275,6 +277,15 @@ async function start(
   const metrics = opened.add(new Metrics({ store, datapath, sources, version: packageVersion() }), (handle) =>
     handle.close(),
   );
+  const cluster = new Cluster({
+    config,
+    runDir: options.runDir,
+    store,
+    statuses: () => reconciler.statuses(),
+    blockers,
+    version: packageVersion(),
+    log,
+  });
   const api = {
     runDir: options.runDir,
     config,
@@ -284,7 +295,7 @@ async function start(
     past: new PastIdentity({ store, history, datapath, synced }),
     sockets: new SocketLookups(tcpEnds),
     watch,
-    sources,
+    sources: sources.map((source) => withProblem(source, cluster)),
     blockers,
     metrics,
     version: packageVersion(),
@@ -313,7 +324,19 @@ async function start(
     });
   }
   await reconciler.reconcile();
+  await cluster.start(signal);
   log.info({ node: config.node, runDir: options.runDir, blockers: blockers() }, 'agent running');
+}
+
+/** For `status`: a source that is followed, but whose API server does not take what it is told. */
+function withProblem(source: PodSource, cluster: Cluster): Pick<PodSource, 'name' | 'lastError'> {
+  const { name } = source;
+  return {
+    name,
+    get lastError() {
+      return source.lastError ?? (name === 'kubernetes' ? cluster.problem : undefined);
+    },
+  };
 }
 
 function guarded(log: Logger, doing: string, step: () => unknown): void {

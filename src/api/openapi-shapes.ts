@@ -236,7 +236,7 @@ export const Status = z.object({
     z.object({
       name: z.enum(['static', 'cri', 'kubernetes', 'cni']),
       synced: z.boolean(),
-      lastError: text('Empty while the source is followed.'),
+      lastError: text('Empty while the source is followed, and takes what the agent tells it.'),
     }),
   ),
   familiesOff: z.array(z.object({ family: z.union([z.literal(4), z.literal(6)]), reason: z.string() })),

@@ -24,8 +24,7 @@ export interface Config {
     /** `serviceAccount`: of pods whose own no source knows; without it such a pod has no identity. */
     readonly cri?: { readonly endpoint: string; readonly serviceAccount?: string | undefined };
     readonly cni?: CniConfig;
-    /** `kubeconfig` is an absolute path; without one the agent is a pod of the cluster itself. */
-    readonly kubernetes?: { readonly kubeconfig?: string };
+    readonly kubernetes?: KubernetesConfig;
   };
   /** In order of precedence. */
   readonly instances: readonly Instance[];
@@ -39,6 +38,15 @@ export interface Config {
   readonly runtimes: { readonly handlers: Readonly<Record<string, RuntimeKind>> };
   readonly api: { readonly allow: readonly AllowedCaller[]; readonly rateLimit: RateLimit };
   readonly log: { readonly level: LogLevel };
+}
+
+export interface KubernetesConfig {
+  /** Absolute path; without one the agent is a pod of the cluster itself. */
+  readonly kubeconfig?: string;
+  /** What the agent writes at the API server: events on pods, the startup taint taken away, the node's annotation. */
+  readonly events: boolean;
+  readonly removeStartupTaint: boolean;
+  readonly annotateNode: boolean;
 }
 
 /** The usual places of a node. */

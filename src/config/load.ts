@@ -59,7 +59,6 @@ export function parseConfig(text: string, path: string, nodeName = ownNodeName()
     throw new ConfigError(problems);
   }
   const inFolder = (file: string): string => resolve(dirname(path), file);
-  const kubeconfig = sources.kubernetes?.kubeconfig;
   return {
     ...rest,
     sources: {
@@ -68,7 +67,14 @@ export function parseConfig(text: string, path: string, nodeName = ownNodeName()
       ...(sources.cni === undefined ? {} : { cni: sources.cni }),
       ...(sources.kubernetes === undefined
         ? {}
-        : { kubernetes: kubeconfig === undefined ? {} : { kubeconfig: inFolder(kubeconfig) } }),
+        : { kubernetes: withKubeconfig(sources.kubernetes, inFolder) }),
     },
   };
+}
+
+function withKubeconfig<T extends { kubeconfig?: string | undefined }>(
+  { kubeconfig, ...rest }: T,
+  inFolder: (file: string) => string,
+): Omit<T, 'kubeconfig'> & { kubeconfig?: string } {
+  return { ...rest, ...(kubeconfig === undefined ? {} : { kubeconfig: inFolder(kubeconfig) }) };
 }

@@ -15,6 +15,7 @@ const name = (what: string) => z.string({ error: what }).min(1, { error: what })
 const oneOf = <const T extends readonly string[]>(values: T) =>
   z.enum(values, { error: values.length === 2 ? values.join(' or ') : `one of ${values.join(', ')}` });
 const section = <T extends z.core.$ZodLooseShape>(shape: T) => z.strictObject(shape, { error: 'a mapping' });
+const flag = (whenLeftOut: boolean) => z.boolean({ error: 'true or false' }).default(whenLeftOut);
 const integer = (min: number, max: number) => {
   const error = `a whole number from ${min} to ${max}`;
   return z.int({ error }).min(min, { error }).max(max, { error });
@@ -121,9 +122,16 @@ const sources = section({
       .regex(SERVICE_ACCOUNT_NAME, { error: SERVICE_ACCOUNT_EXPECTED })
       .optional(),
   }).optional(),
-  kubernetes: section({ kubeconfig: name('the path of a kubeconfig file').optional() }).optional(),
+  kubernetes: section({
+    kubeconfig: name('the path of a kubeconfig file').optional(),
+    events: flag(true).describe('Events on pods that are REFUSED or DEGRADED.'),
+    removeStartupTaint: flag(true).describe(
+      'Takes the taint nodesentry.io/agent-not-ready off this node once the agent is ready.',
+    ),
+    annotateNode: flag(true).describe('The annotation nodesentry.io/status on this node.'),
+  }).optional(),
   cni: section({
-    install: z.boolean({ error: 'true or false' }).default(false),
+    install: flag(false),
     confDir: folder.default(CNI_DEFAULTS.confDir),
     binDir: folder.default(CNI_DEFAULTS.binDir),
     stateDir: folder.default(CNI_DEFAULTS.stateDir),

@@ -1,7 +1,12 @@
 /** Whether the API server can be reached with what the configuration names, and tells what the agent has to know. */
 
-import type { Config } from '../config/config.js';
-import { KubernetesClient, KubernetesError } from '../pods/sources/kubernetes-client.js';
+import type { Config, KubernetesConfig } from '../config/config.js';
+import {
+  type Call,
+  KubernetesClient,
+  KubernetesError,
+  type Write,
+} from '../pods/sources/kubernetes-client.js';
 import { openApiServerAccess } from '../pods/sources/kubernetes-config.js';
 import { escapeSelector, listSchema } from '../pods/sources/kubernetes-objects.js';
 import { type Check, type Finding, fail, ok, warn } from './check.js';
@@ -22,18 +27,14 @@ export function kubernetesChecks({ sources, node }: Config, deadlineMs = DEADLIN
   const { kubernetes } = sources;
   return kubernetes === undefined
     ? []
-    : [{ name: 'Kubernetes', run: () => apiServer(kubernetes.kubeconfig, node, deadlineMs) }];
+    : [{ name: 'Kubernetes', run: () => apiServer(kubernetes, node, deadlineMs) }];
 }
 
-async function apiServer(
-  kubeconfig: string | undefined,
-  node: string,
-  deadlineMs: number,
-): Promise<Finding[]> {
+async function apiServer(config: KubernetesConfig, node: string, deadlineMs: number): Promise<Finding[]> {
   let client: KubernetesClient;
   let server: string;
   try {
-    const access = await openApiServerAccess(kubeconfig);
+    const access = await openApiServerAccess(config.kubeconfig);
     client = new KubernetesClient(access, deadlineMs);
     server = access.server;
   } catch (error) {
@@ -61,14 +62,77 @@ async function apiServer(
   }
   const [pods] = answers;
   const found = listSchema.safeParse(pods?.status === 'fulfilled' ? pods.value : undefined);
+  const untold = await writings(client, server, config, node);
   return !found.success || (found.data.items ?? []).length > 0
-    ? [ok(`${server} answers, and allows all that is needed`)]
+    ? [...(untold.length > 0 ? [] : [ok(`${server} answers, and allows all that is needed`)]), ...untold]
     : [
         warn(
           `${server} knows no pod of the node ${JSON.stringify(node)}`,
           'see that `node` in the configuration is the name that kubectl get nodes shows',
         ),
+        ...untold,
       ];
+}
+
+/** What the agent would tell the cluster, and may not: nothing else suffers from it. */
+async function writings(
+  client: KubernetesClient,
+  server: string,
+  config: KubernetesConfig,
+  node: string,
+): Promise<Finding[]> {
+  const all = tellings(config, node);
+  const answers = await Promise.allSettled(all.map((question) => question.ask(client)));
+  const missing = all.flatMap(({ permission }, index) => {
+    const answer = answers[index];
+    return answer?.status === 'rejected' && isForbidden(answer.reason) ? [permission] : [];
+  });
+  const broken = answers.find((answer) => answer.status === 'rejected' && !isForbidden(answer.reason));
+  return [
+    ...(missing.length === 0
+      ? []
+      : [
+          warn(
+            `${server} does not allow us to ${missing.join(', ')}: what the agent would tell there is missing`,
+            'apply deploy/base/rbac.yaml, or turn it off: events, removeStartupTaint and annotateNode of sources.kubernetes',
+          ),
+        ]),
+    ...(broken?.status === 'rejected' ? [warn(messageOf(broken.reason), adviceFor(broken.reason))] : []),
+  ];
+}
+
+/** Tried without doing it (`dryRun`), on what is not there where that can be: who may not hears 403, who may 404. */
+function tellings(config: KubernetesConfig, node: string): Question[] {
+  const never = new AbortController().signal;
+  const events = `/apis/events.k8s.io/v1/namespaces/${NOBODY}/events`;
+  const ownNode = `/api/v1/nodes/${encodeURIComponent(node)}`;
+  const writing = (permission: string, path: string, write: Write): Question => {
+    const call: Call = { what: permission, path, query: { dryRun: 'All' } };
+    return { permission, ask: (client) => client.write(call, write, never).catch(unlessMissing) };
+  };
+  const nothing: Write = { kind: 'merge', patch: {} };
+  const metadata = { name: NOBODY, namespace: NOBODY };
+  return [
+    ...(config.events
+      ? [
+          writing('create events', events, {
+            kind: 'create',
+            object: { apiVersion: 'events.k8s.io/v1', kind: 'Event', metadata },
+          }),
+          writing('patch events', `${events}/${NOBODY}`, nothing),
+        ]
+      : []),
+    ...(config.removeStartupTaint
+      ? [
+          {
+            permission: 'get nodes',
+            ask: (client: KubernetesClient) =>
+              client.get({ what: 'get nodes', path: ownNode }, never).catch(unlessMissing),
+          },
+        ]
+      : []),
+    ...(config.removeStartupTaint || config.annotateNode ? [writing('patch nodes', ownNode, nothing)] : []),
+  ];
 }
 
 /** The first one lists the pods of this node. */

@@ -88,7 +88,8 @@ describe('the config map', () => {
   it('asks the API server for names, and gives no pod a name that it would have to guess', () => {
     const { sources } = parseConfig(config, 'config.yaml');
     expect(Object.keys(sources).sort()).toEqual(['cni', 'cri', 'kubernetes']);
-    expect([sources.kubernetes, sources.cri?.serviceAccount]).toEqual([{}, undefined]);
+    expect(sources.kubernetes).toEqual({ events: true, removeStartupTaint: true, annotateNode: true });
+    expect(sources.cri?.serviceAccount).toBeUndefined();
   });
 
   it('leaves the chain of the CNI alone: a node would start no pod once the agent was deleted', () => {
@@ -112,9 +113,11 @@ describe('access to the API server', () => {
     expect(spec.automountServiceAccountToken).not.toBe(false);
   });
 
-  it('is reading pods and namespaces, and nothing else', () => {
+  it('is reading pods and namespaces, telling of pods and of nodes, and nothing else', () => {
     expect(only(base, 'ClusterRole').rules).toEqual([
       { apiGroups: [''], resources: ['pods', 'namespaces'], verbs: ['get', 'list', 'watch'] },
+      { apiGroups: ['events.k8s.io'], resources: ['events'], verbs: ['create', 'patch'] },
+      { apiGroups: [''], resources: ['nodes'], verbs: ['get', 'patch'] },
     ]);
   });
 

@@ -49,6 +49,8 @@ describe('an agent that follows containerd and Kubernetes', () => {
     });
     await plane.createNamespace(ACCOUNT.namespace);
     await plane.createFrom(RBAC, ACCOUNT.namespace);
+    const taints = [{ key: 'nodesentry.io/agent-not-ready', effect: 'NoSchedule' }];
+    await plane.call('POST', '/api/v1/nodes', { metadata: { name: 'node-a' }, spec: { taints } });
     await plane.createNamespace('shop');
     await plane.createServiceAccount('shop', 'web');
     // Beside the configuration, which names it by a relative path.
@@ -82,6 +84,30 @@ describe('an agent that follows containerd and Kubernetes', () => {
       workload: { podUid: web.uid, spiffeId: 'spiffe://cluster.local/ns/shop/sa/web', runtime: 'runc' },
     });
     await proxy.flowFrom(resolution.original.src);
+  });
+
+  test('tells of its node that it is ready, and of a pod that it cannot intercept why', async () => {
+    await waitFor('the node to be told of', async () => {
+      const { metadata, spec } = await plane.call('GET', '/api/v1/nodes/node-a');
+      const { 'nodesentry.io/status': status = '{}' } = (metadata.annotations ?? {}) as Record<
+        string,
+        string
+      >;
+      return !('taints' in (spec as object)) && (JSON.parse(status) as { ready?: boolean }).ready === true;
+    });
+    const uid = await plane.schedulePod('shop', 'on-host', { hostNetwork: true, serviceAccountName: 'web' });
+    await agent.reaches('on-host', 'REFUSED');
+    const events = async () => {
+      const path = `/api/v1/namespaces/shop/events?fieldSelector=involvedObject.uid=${uid}`;
+      return (await plane.call('GET', path)).items as { reason: string; message: string }[];
+    };
+    await waitFor('the event', async () => (await events()).length > 0, 30_000);
+    expect(await events()).toMatchObject([
+      { reason: 'NodeSentryRefused', message: expect.stringMatching(/^HOST_NETWORK: .*or hostNetwork$/) },
+    ]);
+    const { sources } = await agent.client.status();
+    expect(sources.find(({ name }) => name === 'kubernetes')?.lastError).toBe('');
+    await plane.deletePod('shop', 'on-host');
   });
 
   test('gives no name to a pod that only the runtime knows', async () => {

@@ -197,16 +197,27 @@ export class ControlPlane {
     await etcd('compaction', { revision: header.revision, physical: true });
   }
 
-  /** A kubeconfig with a bound token of a service account, by way of `port` where that is a relay's. */
+  /**
+   * A kubeconfig with a token of a service account, by way of `port` where that is a relay's; bound to a pod as the kubelet
+   * asks for one.
+   */
   async writeKubeconfig(
     path: string,
     account: { namespace: string; name: string },
     port = this.port,
+    pod?: { name: string; uid: string },
   ): Promise<void> {
     const made = await this.call(
       'POST',
       `/api/v1/namespaces/${account.namespace}/serviceaccounts/${account.name}/token`,
-      { apiVersion: 'authentication.k8s.io/v1', kind: 'TokenRequest', spec: { expirationSeconds: 3600 } },
+      {
+        apiVersion: 'authentication.k8s.io/v1',
+        kind: 'TokenRequest',
+        spec: {
+          expirationSeconds: 3600,
+          ...(pod === undefined ? {} : { boundObjectRef: { apiVersion: 'v1', kind: 'Pod', ...pod } }),
+        },
+      },
     );
     const { token } = made.status as { token: string };
     writeFileSync(
@@ -347,7 +358,7 @@ export class ControlPlane {
 function collectionOf({ apiVersion, kind, metadata }: KubeObject, namespace: string): string {
   const group = apiVersion === 'v1' ? '/api/v1' : `/apis/${apiVersion}`;
   const place = kind === 'ServiceAccount' ? `/namespaces/${metadata.namespace ?? namespace}` : '';
-  return `${group}${place}/${String(kind).toLowerCase()}s`;
+  return `${group}${place}/${`${String(kind).toLowerCase()}s`.replace(/ys$/, 'ies')}`;
 }
 
 /** Below the ports that the kernel gives out by itself; each process has ten of its own there. */

@@ -1,6 +1,6 @@
 /** The agent in a real cluster, installed as docs/install.md says, with the reference proxy and what tests start beside it. */
 
-import { mkdirSync, writeFileSync } from 'node:fs';
+import { existsSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import type { WorkloadMessage } from '../../src/api/messages.js';
 import { Cluster, type ClusterOptions } from '../cluster/cluster.js';
@@ -172,10 +172,11 @@ export class Installation {
     const netns = await this.#namespaceWith(ip4);
     const own = `nsl-${this.lab.id}-${app}`;
     const path = join('/run/netns', own);
-    mkdirSync('/run/netns', { recursive: true });
-    writeFileSync(path, '');
-    await run('mount', ['--bind', this.cluster.node.path(`/run/netns/${netns}`), path]);
-    this.lab.cleanup.add(`netns ${own}`, () => run('ip', ['netns', 'del', own]));
+    if (!existsSync(path)) {
+      writeFileSync(path, '');
+      await run('mount', ['--bind', this.cluster.node.path(`/run/netns/${netns}`), path]);
+      this.lab.cleanup.add(`netns ${own}`, () => run('ip', ['netns', 'del', own]));
+    }
     return {
       name: workload.podName,
       namespace: workload.namespace,

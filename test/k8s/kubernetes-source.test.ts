@@ -324,6 +324,9 @@ describe('permissions', () => {
     ['secrets', 'list', 'secrets'],
     ['pods', 'delete', 'pods'],
     ['namespaces', 'patch', 'namespaces'],
+    ['the status of nodes', 'patch', 'nodes/status'],
+    ['nodes', 'delete', 'nodes'],
+    ['nodes', 'list', 'nodes'],
   ])('of deploy/base/rbac.yaml do not reach to %s: %s', async (_what, verb, resource) => {
     const [name, subresource] = resource.split('/');
     const review = await plane.call('POST', '/apis/authorization.k8s.io/v1/subjectaccessreviews', {

@@ -173,11 +173,20 @@ instances:
   it('takes Kubernetes in-cluster, or by a kubeconfig beside the configuration', () => {
     const kubernetes = (text: string) =>
       parseConfig(`sources: {kubernetes: ${text}}`, FILE).sources.kubernetes;
-    expect(kubernetes('{}')).toEqual({});
+    const told = { events: true, removeStartupTaint: true, annotateNode: true };
+    expect(kubernetes('{}')).toEqual(told);
     expect(kubernetes('{kubeconfig: kubelet.conf}')).toEqual({
       kubeconfig: '/etc/nodesentry/kubelet.conf',
+      ...told,
     });
-    expect(kubernetes('{kubeconfig: /k}')).toEqual({ kubeconfig: '/k' });
+    expect(kubernetes('{kubeconfig: /k, events: false}')).toEqual({
+      kubeconfig: '/k',
+      ...told,
+      events: false,
+    });
+    expect(mistakes('sources: {kubernetes: {annotateNode: 1}}')).toEqual([
+      '1: sources.kubernetes.annotateNode: expected true or false, got 1',
+    ]);
     expect(mistakes('sources: {kubernetes: {kubeconfig: ""}}')).toEqual([
       '1: sources.kubernetes.kubeconfig: expected the path of a kubeconfig file, got ""',
     ]);

@@ -34,9 +34,9 @@ describe('the API server', () => {
     rmSync(folder, { recursive: true, force: true });
   });
 
-  async function look(deadlineMs = 5_000): Promise<ReturnType<typeof lineOf>> {
+  async function look(deadlineMs = 5_000, more = ''): Promise<ReturnType<typeof lineOf>> {
     const config = parseConfig(
-      `node: node-a\nsources: {kubernetes: {kubeconfig: ${JSON.stringify(kubeconfig)}}}`,
+      `node: node-a\nsources: {kubernetes: {kubeconfig: ${JSON.stringify(kubeconfig)}${more}}}`,
       join(folder, 'config.yaml'),
     );
     const results = await runChecks(kubernetesChecks(config, deadlineMs));
@@ -54,6 +54,26 @@ describe('the API server', () => {
     expect(kubernetesChecks(parseConfig('sources: {static: {file: a.yaml}}', 'config.yaml'))).toEqual([]);
   });
 
+  test('that does not allow to tell it anything is a warning, and none where nothing is to be told', async () => {
+    for (const what of ['create events', 'patch events', 'get nodes', 'patch nodes']) {
+      server.faults.set(what, forbidden(what));
+    }
+    expect(await look()).toMatchObject({
+      level: 'warn',
+      found: expect.stringMatching(
+        /does not allow us to create events, patch events, get nodes, patch nodes: /,
+      ),
+      advice: expect.stringContaining('deploy/base/rbac.yaml'),
+    });
+    expect((await look(5_000, ', events: false, removeStartupTaint: false')).found).toMatch(
+      /does not allow us to patch nodes: /,
+    );
+    server.calls.splice(0);
+    const off = ', events: false, removeStartupTaint: false, annotateNode: false';
+    expect(await look(5_000, off)).toMatchObject({ level: 'ok' });
+    expect(server.calls.filter(({ what }) => /nodes|events/.test(what))).toEqual([]);
+  });
+
   test('that allows everything is ok, and leaves nothing open behind', async () => {
     expect(await look()).toEqual({
       level: 'ok',
@@ -61,10 +81,14 @@ describe('the API server', () => {
       advice: '',
     });
     expect(server.calls.map(({ what }) => what).sort()).toEqual([
+      'create events',
       'get namespaces',
+      'get nodes',
       'get pods',
       'list namespaces',
       'list pods',
+      'patch events',
+      'patch nodes',
       'watch namespaces',
       'watch pods',
     ]);

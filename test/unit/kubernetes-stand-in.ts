@@ -1,6 +1,6 @@
 /**
  * A stand-in for the API server: lists and watches of pods and namespaces over real HTTP, with answers that a test
- * sets. What a real one does is tested in test/k8s; this one does what a real one cannot be made to do.
+ * sets; of nodes and events it has none. What a real one does is tested in test/k8s; this one does what a real one cannot be made to do.
  */
 
 import { writeFileSync } from 'node:fs';
@@ -185,6 +185,16 @@ export class ApiServerStandIn {
 
   async #answer(request: IncomingMessage, response: ServerResponse): Promise<void> {
     const url = new URL(request.url ?? '/', this.url);
+    const [, told] = /\/(nodes|events)(?:\/[^/]+)?$/.exec(url.pathname) ?? [];
+    if (told !== undefined) {
+      const asked = `${{ POST: 'create', PATCH: 'patch' }[request.method ?? ''] ?? 'get'} ${told}`;
+      this.calls.push({ what: asked, url, token: request.headers.authorization });
+      const set = this.faults.get(asked);
+      const missing: Fault = { status: 404, body: status(404, 'NotFound', 'not found') };
+      const answer = typeof set === 'object' ? set : missing;
+      this.#json(response, answer.status, answer.body ?? '');
+      return;
+    }
     const [, namespace, name] =
       /^\/api\/v1\/namespaces\/([^/]+)(?:\/pods\/([^/]+))?$/.exec(url.pathname) ?? [];
     const resource: Resource = name !== undefined || url.pathname.endsWith('/pods') ? 'pods' : 'namespaces';

@@ -8,7 +8,13 @@ export type KubernetesErrorCode =
   | 'UNAUTHORIZED'
   | 'FORBIDDEN'
   | 'NOT_FOUND'
+  /** Something of that name is there already. */
+  | 'CONFLICT'
   | 'GONE'
+  /** Understood and not taken: among others a JSON patch whose test does not hold. */
+  | 'REJECTED'
+  /** The namespace is being deleted: nothing is made in it any more. */
+  | 'TERMINATING'
   | 'UNAVAILABLE'
   | 'TIMEOUT'
   | 'STALLED'
@@ -35,6 +41,18 @@ export interface Call {
   readonly query?: Readonly<Record<string, string>>;
 }
 
+/** `create` makes an object; `merge` (RFC 7386) and `json` (RFC 6902) change one. */
+export type Write =
+  | { readonly kind: 'create'; readonly object: object }
+  | { readonly kind: 'merge'; readonly patch: object }
+  | { readonly kind: 'json'; readonly patch: readonly object[] };
+
+interface Body {
+  readonly method: 'POST' | 'PATCH';
+  readonly type: string;
+  readonly json: string;
+}
+
 export interface WatchHandlers {
   /** The API server has accepted the watch. */
   onOpen(): void;
@@ -58,13 +76,22 @@ export class KubernetesClient {
   }
 
   /** The JSON of the answer. Throws KubernetesError. */
-  async get(call: Call, signal: AbortSignal): Promise<unknown> {
+  get(call: Call, signal: AbortSignal): Promise<unknown> {
+    return this.#exchange(call, undefined, signal);
+  }
+
+  /** The object as it is then. Throws KubernetesError. */
+  write(call: Call, write: Write, signal: AbortSignal): Promise<unknown> {
+    return this.#exchange(call, bodyOf(write), signal);
+  }
+
+  async #exchange(call: Call, body: Body | undefined, signal: AbortSignal): Promise<unknown> {
     const scope = new CallScope(this.#say(call), signal, this.#deadlineMs);
     try {
-      const body = await scope.race(
-        this.#send(call, scope).then((response) => readBody(response, MAX_BODY_BYTES)),
+      const answer = await scope.race(
+        this.#send(call, scope, body).then((response) => readBody(response, MAX_BODY_BYTES)),
       );
-      return parseJson(body, this.#say(call));
+      return parseJson(answer, this.#say(call));
     } catch (error) {
       throw scope.explain(error);
     } finally {
@@ -132,7 +159,7 @@ export class KubernetesClient {
     });
   }
 
-  async #send(call: Call, scope: CallScope): Promise<IncomingMessage> {
+  async #send(call: Call, scope: CallScope, body?: Body): Promise<IncomingMessage> {
     const url = new URL(this.#access.server + call.path);
     for (const [key, value] of Object.entries(call.query ?? {})) {
       url.searchParams.set(key, value);
@@ -143,17 +170,22 @@ export class KubernetesClient {
     const response = await new Promise<IncomingMessage>((resolve, reject) => {
       const request = send(url, {
         ...options,
-        method: 'GET',
-        headers: { ...options.headers, accept: 'application/json', 'user-agent': 'nodesentry' },
+        method: body?.method ?? 'GET',
+        headers: {
+          ...options.headers,
+          ...(body === undefined ? {} : { 'content-type': body.type }),
+          accept: 'application/json',
+          'user-agent': 'nodesentry',
+        },
       });
       scope.own(request);
       request.once('response', resolve);
       request.on('error', reject);
-      request.end();
+      request.end(body?.json);
     });
-    if (response.statusCode !== 200) {
-      const body = await readBody(response, MAX_ERROR_BODY_BYTES).catch(() => '');
-      throw statusError(this.#say(call), response.statusCode ?? 0, body);
+    if (response.statusCode !== 200 && response.statusCode !== 201) {
+      const told = await readBody(response, MAX_ERROR_BODY_BYTES).catch(() => '');
+      throw statusError(this.#say(call), response.statusCode ?? 0, told);
     }
     return response;
   }
@@ -236,6 +268,16 @@ class CallScope {
   }
 }
 
+function bodyOf(write: Write): Body {
+  return write.kind === 'create'
+    ? { method: 'POST', type: 'application/json', json: JSON.stringify(write.object) }
+    : {
+        method: 'PATCH',
+        type: write.kind === 'json' ? 'application/json-patch+json' : 'application/merge-patch+json',
+        json: JSON.stringify(write.patch),
+      };
+}
+
 function readBody(response: IncomingMessage, maxBytes: number): Promise<string> {
   return new Promise((resolve, reject) => {
     const chunks: Buffer[] = [];
@@ -266,15 +308,18 @@ function parseJson(text: string, what: string): unknown {
 /** `body` is a `Status` object where the API server itself answered. */
 function statusError(what: string, status: number, body: string): KubernetesError {
   let told = body.trim().slice(0, 300);
+  let code = codeOf(status);
   try {
     const parsed: unknown = JSON.parse(body);
     if (typeof parsed === 'object' && parsed !== null && 'message' in parsed) {
       told = String(parsed.message);
     }
+    if (code === 'FORBIDDEN' && isTerminating(parsed)) {
+      code = 'TERMINATING';
+    }
   } catch {
     // A proxy's page, or half an answer: shown as it came.
   }
-  const code = codeOf(status);
   const advice =
     code === 'FORBIDDEN'
       ? '; deploy/base/rbac.yaml has what the agent needs'
@@ -282,6 +327,12 @@ function statusError(what: string, status: number, body: string): KubernetesErro
         ? '; the token or certificate is not accepted'
         : '';
   return new KubernetesError(code, `${what}: HTTP ${status}${told === '' ? '' : `: ${told}`}${advice}`);
+}
+
+/** `k8s.io/api/core/v1`, NamespaceTerminatingCause: a 403 that no permission mends. */
+function isTerminating(status: unknown): boolean {
+  const { details } = status as { details?: { causes?: readonly { reason?: unknown }[] } };
+  return details?.causes?.some(({ reason }) => reason === 'NamespaceTerminating') ?? false;
 }
 
 /** Also of a `Status` object in a watch. */
@@ -293,8 +344,12 @@ export function codeOf(status: number): KubernetesErrorCode {
       return 'FORBIDDEN';
     case 404:
       return 'NOT_FOUND';
+    case 409:
+      return 'CONFLICT';
     case 410:
       return 'GONE';
+    case 422:
+      return 'REJECTED';
     default:
       return status === 429 || status >= 500 ? 'UNAVAILABLE' : 'FAILED';
   }
