@@ -36,7 +36,7 @@ export interface ClusterOptions {
   readonly proxyMode?: ProxyMode;
 }
 
-type Part = 'containerd' | 'kubelet' | 'kube-proxy';
+export type Part = 'containerd' | 'kubelet' | 'kube-proxy';
 
 export class Cluster {
   readonly #lab: Lab;
@@ -182,6 +182,18 @@ export class Cluster {
 
   async stopPart(part: Part, signal?: NodeJS.Signals): Promise<void> {
     await this.#running.get(part)?.stop(signal);
+  }
+
+  /** All of the node ends at once, and the kernel forgets it. The control plane is on another machine, and goes on. */
+  async powerOff(): Promise<void> {
+    this.#running.clear();
+    await this.node.reboot();
+  }
+
+  /** Resolves when the node is ready. */
+  async powerOn(order: readonly Part[]): Promise<void> {
+    await this.startNode(order);
+    await this.ready();
   }
 
   logOf(part: Part): string {

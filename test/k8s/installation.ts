@@ -86,17 +86,26 @@ export class Installation {
   }
 
   /** Those of an app, once each of them has come so far. */
-  reaches(app: string, state: string, count?: number): Promise<readonly WorkloadMessage[]> {
-    return waitFor(
-      `${app} to be ${state}`,
-      async () => {
-        const found = (await this.workloads().catch(() => [])).filter((workload) => workload.app === app);
-        const all = found.length > 0 && (count === undefined || found.length === count);
-        return all && found.every((workload) => workload.interception.state === state) ? found : undefined;
-      },
-      30_000,
-      200,
-    );
+  async reaches(app: string, state: string, count?: number): Promise<readonly WorkloadMessage[]> {
+    let seen = '';
+    const are = async () => {
+      const all = await this.workloads().catch((error: Error) => {
+        seen = error.message;
+        return [];
+      });
+      const found = all.filter((workload) => workload.app === app);
+      const states = found.map(
+        ({ podName, interception }) => `${podName} ${interception.state} ${interception.reason}`,
+      );
+      seen = all.length === 0 ? seen : `${states.join(', ')} of ${all.length}`;
+      const isWhole = found.length > 0 && (count === undefined || found.length === count);
+      return isWhole && found.every(({ interception }) => interception.state === state) ? found : undefined;
+    };
+    try {
+      return await waitFor(`${app} to be ${state}`, are, 30_000, 200);
+    } catch (error) {
+      throw new Error(`${(error as Error).message}: ${seen}`);
+    }
   }
 
   deployment(name: string, spec: DeploymentSpec = {}): KubeObject {

@@ -246,6 +246,7 @@ describe('under load', () => {
       await site.cluster.plane.startApiServer();
       await site.rolledOut('daemonset/nodesentry', SYSTEM);
       await site.reaches('steady', 'INTERCEPTED');
+      await site.deploy('newcomer', { labels: ENROLLED, command: DIALS_FIRST });
       await expectNothingNoticed(flowing);
     },
     patient(API_AWAY_MS + 120_000),

@@ -8,7 +8,7 @@
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { Cleanup, Daemon, inNetns, run, runIn, script, tryRun, waitFor } from './exec.js';
+import { Cleanup, Daemon, inNetns, run, runIn, script } from './exec.js';
 import { buildApp } from './image.js';
 
 /** What pods dial: addresses that only the remote has. */
@@ -90,10 +90,9 @@ export class Lab {
 
   /** The node's network as after a boot: what was in the kernel for it is gone. Nothing may run in it any more. */
   async renewNode(options: LabOptions = {}): Promise<void> {
+    // Connections that nobody has ended keep a network namespace for minutes.
+    await runIn(this.remote, 'ip', ['link', 'del', 'eth0']);
     await run('ip', ['netns', 'del', this.node]);
-    const isFree = async () =>
-      (await tryRun(...inNetns(this.remote, 'ip', ['link', 'show', 'eth0']))).code !== 0;
-    await waitFor('the uplink of the old node to go', isFree);
     await run('ip', ['netns', 'add', this.node]);
     await this.#joinNode(options);
   }
