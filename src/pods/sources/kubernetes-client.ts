@@ -8,6 +8,7 @@ export type KubernetesErrorCode =
   | 'UNAUTHORIZED'
   | 'FORBIDDEN'
   | 'NOT_FOUND'
+  | 'CONFLICT'
   | 'GONE'
   | 'UNAVAILABLE'
   | 'TIMEOUT'
@@ -59,10 +60,19 @@ export class KubernetesClient {
 
   /** The JSON of the answer. Throws KubernetesError. */
   async get(call: Call, signal: AbortSignal): Promise<unknown> {
+    return this.#exchange(call, signal);
+  }
+
+  /** A merge patch (RFC 7386). With a `metadata.resourceVersion`: CONFLICT where the object is another one by now. */
+  async patch(call: Call, change: object, signal: AbortSignal): Promise<unknown> {
+    return this.#exchange(call, signal, change);
+  }
+
+  async #exchange(call: Call, signal: AbortSignal, change?: object): Promise<unknown> {
     const scope = new CallScope(this.#say(call), signal, this.#deadlineMs);
     try {
       const body = await scope.race(
-        this.#send(call, scope).then((response) => readBody(response, MAX_BODY_BYTES)),
+        this.#send(call, scope, change).then((response) => readBody(response, MAX_BODY_BYTES)),
       );
       return parseJson(body, this.#say(call));
     } catch (error) {
@@ -132,7 +142,7 @@ export class KubernetesClient {
     });
   }
 
-  async #send(call: Call, scope: CallScope): Promise<IncomingMessage> {
+  async #send(call: Call, scope: CallScope, change?: object): Promise<IncomingMessage> {
     const url = new URL(this.#access.server + call.path);
     for (const [key, value] of Object.entries(call.query ?? {})) {
       url.searchParams.set(key, value);
@@ -143,13 +153,18 @@ export class KubernetesClient {
     const response = await new Promise<IncomingMessage>((resolve, reject) => {
       const request = send(url, {
         ...options,
-        method: 'GET',
-        headers: { ...options.headers, accept: 'application/json', 'user-agent': 'nodesentry' },
+        method: change === undefined ? 'GET' : 'PATCH',
+        headers: {
+          ...options.headers,
+          accept: 'application/json',
+          'user-agent': 'nodesentry',
+          ...(change === undefined ? {} : { 'content-type': 'application/merge-patch+json' }),
+        },
       });
       scope.own(request);
       request.once('response', resolve);
       request.on('error', reject);
-      request.end();
+      request.end(change === undefined ? undefined : JSON.stringify(change));
     });
     if (response.statusCode !== 200) {
       const body = await readBody(response, MAX_ERROR_BODY_BYTES).catch(() => '');
@@ -277,7 +292,7 @@ function statusError(what: string, status: number, body: string): KubernetesErro
   const code = codeOf(status);
   const advice =
     code === 'FORBIDDEN'
-      ? '; deploy/base/rbac.yaml has what the agent needs'
+      ? '; deploy/base/rbac.yaml has what the agent needs, deploy/webhook/rbac.yaml what the webhook does'
       : code === 'UNAUTHORIZED'
         ? '; the token or certificate is not accepted'
         : '';
@@ -293,6 +308,8 @@ export function codeOf(status: number): KubernetesErrorCode {
       return 'FORBIDDEN';
     case 404:
       return 'NOT_FOUND';
+    case 409:
+      return 'CONFLICT';
     case 410:
       return 'GONE';
     default:
