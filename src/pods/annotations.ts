@@ -19,8 +19,6 @@ export interface Interception {
   readonly enrolled: boolean;
   readonly failure: FailurePolicy;
   readonly other: OtherProtocols;
-  /** Its containers are told the node's proxy (HTTP_PROXY and the like), by the admission webhook. */
-  readonly explicitProxy: boolean;
   /** One sentence per key whose value could not be followed; the default of that key applies. */
   readonly problems: readonly string[];
 }
@@ -55,7 +53,7 @@ export function interceptionOf(
   const intercept = choice(pod, 'intercept', ['enabled', 'disabled'], problems);
   const failure = choice(pod, 'failure', ['closed', 'open'], problems);
   const other = choice(pod, 'other-protocols', ['pass', 'drop'], problems);
-  const explicit = choice(pod, 'explicit-proxy', ['enabled', 'disabled'], problems);
+  choice(pod, 'explicit-proxy', ['enabled', 'disabled'], problems);
   for (const [key, expected, isRight] of SELECTIONS) {
     const value = given(pod, key);
     if (value === undefined || (value === 'all' && key !== 'exclude-outbound-cidrs')) {
@@ -71,9 +69,13 @@ export function interceptionOf(
     failure: failure ?? defaults.failure,
     // The stricter of the two: a pod cannot open what the node has closed.
     other: defaults.other === 'drop' ? 'drop' : (other ?? 'pass'),
-    explicitProxy: explicit === 'enabled',
     problems,
   };
+}
+
+/** Its containers are to be told their node's proxy (HTTP_PROXY and the like), which the admission webhook does. */
+export function isExplicit(pod: Pick<Pod, 'labels' | 'annotations'>): boolean {
+  return given(pod, 'explicit-proxy') === 'enabled';
 }
 
 function choice<T extends string>(

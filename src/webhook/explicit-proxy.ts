@@ -1,8 +1,7 @@
 /** For pods in explicit mode: the address of their node's proxy, as environment variables of every container. */
 
-import { interceptionOf } from '../pods/annotations.js';
+import { isExplicit } from '../pods/annotations.js';
 import type { PatchOperation } from './review.js';
-import { OWN_WORDS_ONLY } from './validation.js';
 import type { AdmittedPod, Variable } from './written-pod.js';
 
 export interface ExplicitProxy {
@@ -16,7 +15,7 @@ const NODE_IP = 'NODESENTRY_NODE_IP';
 
 /** Empty where nothing is missing, so that a second call changes nothing. */
 export function explicitProxyPatch(pod: AdmittedPod, proxy: ExplicitProxy): PatchOperation[] {
-  if (!interceptionOf(pod.metadata, OWN_WORDS_ONLY).explicitProxy) {
+  if (!isExplicit(pod.metadata)) {
     return [];
   }
   return (['initContainers', 'containers'] as const).flatMap((list) =>

@@ -6,7 +6,7 @@ import type { AdmissionRequest } from './review.js';
 import { type AdmittedPod, writtenPod } from './written-pod.js';
 
 /** Nobody is refused for what a namespace or a node says: those can be set right without the pod. */
-export const OWN_WORDS_ONLY: InterceptionDefaults = { enrol: 'labelled', failure: 'closed', other: 'pass' };
+const OWN_WORDS_ONLY: InterceptionDefaults = { enrol: 'labelled', failure: 'closed', other: 'pass' };
 
 export type IsServed = (app: string | undefined) => boolean;
 

@@ -292,7 +292,7 @@ function statusError(what: string, status: number, body: string): KubernetesErro
   const code = codeOf(status);
   const advice =
     code === 'FORBIDDEN'
-      ? '; deploy/base/rbac.yaml has what the agent needs, deploy/webhook/rbac.yaml what the webhook does'
+      ? '; deploy/base/rbac.yaml has what the agent needs'
       : code === 'UNAUTHORIZED'
         ? '; the token or certificate is not accepted'
         : '';
