@@ -7,7 +7,7 @@
 #   make cluster   a Kubernetes of one node with the agent in it, to play with; make cluster-down
 #   make image   the container image, as build/nodesentry-image.tar
 #   make test-full   of test-long, the former part: NODESENTRY_TEST_SIZE=full
-#   make test-k8s    of test-long, the latter part (compiles kube-apiserver once: minutes)
+#   make test-k8s    of test-long, the latter part: in a real cluster (compiles Kubernetes once: minutes)
 #   make test-kernels    what depends on the kernel, on Linux 6.1, 6.12 and this machine's own (emulated: hours)
 #   make bench-enrolment   how long a starting pod waits for us, at 10 and at 1,000 pods
 #   make bench-identity    what asking who it is costs, by each door
@@ -113,9 +113,9 @@ test-kernels: packages-lab go-tools envoy build
 	@echo "test-kernels: on Linux 6.1 and 6.12, emulated, and on this machine's own"
 	@npx --no-install tsx test/vm/run.ts $(foreach kernel,$(KERNELS),--kernel $(kernel)) $(FILES)
 
-test-k8s: packages-k8s build
-	@scripts/build-kubernetes kube-apiserver >/dev/null
-	@echo "test-k8s: against a real kube-apiserver and etcd"
+test-k8s: packages-k8s go-tools build image
+	@scripts/build-kubernetes kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy kubectl >/dev/null
+	@echo "test-k8s: in a real cluster"
 	@npx --no-install vitest run --config test/k8s/vitest.config.ts $(FILES) $(call reports,test-k8s)
 
 # The compiled files are both what reflection hands out and what a change is compared with: they only ever grow.

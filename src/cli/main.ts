@@ -14,6 +14,7 @@ import { runProgram } from './program.js';
 import { proxyCommand } from './proxy.js';
 import { resolveCommand } from './resolve.js';
 import { statusCommand } from './status.js';
+import { webhookCommand } from './webhook.js';
 
 /** Resolves to the exit code. */
 export function main(args: readonly string[]): Promise<0 | 1 | 2> {
@@ -37,6 +38,7 @@ export function main(args: readonly string[]): Promise<0 | 1 | 2> {
     proxyCommand(),
     cniCommand(),
     configCommand(),
+    webhookCommand(),
   ];
   return runProgram(args, packageVersion(), commands, {
     out: (text) => process.stdout.write(text),

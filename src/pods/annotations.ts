@@ -36,12 +36,12 @@ const SELECTIONS = [
   ['exclude-outbound-cidrs', 'CIDRs such as 10.0.0.0/8,fd00::/8', areCidrs],
 ] as const;
 
-/** Keys that say what a pod is, which it cannot have from its namespace. */
-const IDENTITY_KEYS: readonly string[] = [`${PREFIX}app`, `${PREFIX}service-account`];
+/** Keys that a pod cannot have from its namespace: those that say what it is, and what the webhook reads of the pod alone. */
+const OWN_KEYS: readonly string[] = ['app', 'service-account', 'explicit-proxy'].map((key) => PREFIX + key);
 
 /** Whether a key is about interception: those set on a namespace count for its pods. */
 export function isInterceptionKey(key: string): boolean {
-  return key.startsWith(PREFIX) && !IDENTITY_KEYS.includes(key);
+  return key.startsWith(PREFIX) && !OWN_KEYS.includes(key);
 }
 
 /** An annotation wins over the label of the same key; a bad value is reported and counts as not given. */
@@ -53,6 +53,7 @@ export function interceptionOf(
   const intercept = choice(pod, 'intercept', ['enabled', 'disabled'], problems);
   const failure = choice(pod, 'failure', ['closed', 'open'], problems);
   const other = choice(pod, 'other-protocols', ['pass', 'drop'], problems);
+  choice(pod, 'explicit-proxy', ['enabled', 'disabled'], problems);
   for (const [key, expected, isRight] of SELECTIONS) {
     const value = given(pod, key);
     if (value === undefined || (value === 'all' && key !== 'exclude-outbound-cidrs')) {
@@ -70,6 +71,11 @@ export function interceptionOf(
     other: defaults.other === 'drop' ? 'drop' : (other ?? 'pass'),
     problems,
   };
+}
+
+/** Its containers are to be told their node's proxy (HTTP_PROXY and the like), which the admission webhook does. */
+export function isExplicit(pod: Pick<Pod, 'labels' | 'annotations'>): boolean {
+  return given(pod, 'explicit-proxy') === 'enabled';
 }
 
 function choice<T extends string>(

@@ -26,6 +26,7 @@ import {
   notShaped,
   withoutAddress,
 } from './decision.js';
+import { noInstanceText, problemsText, refusalText } from './foretold.js';
 import { heldEndpoints } from './held.js';
 import { LastWords } from './last-word.js';
 import type { PlannedEndpoint } from './planned-endpoint.js';
@@ -291,17 +292,17 @@ export class Decisions {
       retry,
     });
     if (!enrolled) {
-      return leave('NOT_ENROLLED', problems.length === 0 ? undefined : problems.join('; '));
+      return leave('NOT_ENROLLED', problemsText(problems));
     }
     const location = await this.#locate(pod);
     if (location.kind === 'refused') {
-      const reason = `${location.code}: ${location.reason}`;
+      const reason = refusalText(location);
       return leave(location.retry ? 'PENDING' : 'REFUSED', reason, location.retry);
     }
     const app = appOf(said);
     const instance = instanceFor(app);
     if (instance === undefined) {
-      return leave('REFUSED', `NO_INSTANCE: no instance is configured for app ${app ?? '(none)'}`);
+      return leave('REFUSED', noInstanceText(app));
     }
     const { shapers, comesFirst } = this.#options;
     const endpoint = (at: HostAttachment, ips: readonly string[]): PlannedEndpoint => ({

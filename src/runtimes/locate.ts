@@ -12,20 +12,24 @@
 
 import type { Link } from '../net/link.js';
 import type { Pod } from '../pods/pod.js';
-import type { HostAttachment, LinkReader, Location, RefusalCode, Unreachable } from './location.js';
+import type { HostAttachment, LinkReader, Location, Refusal, RefusalCode, Unreachable } from './location.js';
 
 /** `retry`: it may come out otherwise later, without anything that would be told of. */
-export function refused(code: RefusalCode, reason: string, retry = false): Location {
+export function refused(code: RefusalCode, reason: string, retry = false): Refusal {
   return { kind: 'refused', code, reason, retry };
+}
+
+export function refuseHostNetwork({ hostNetwork }: Pick<Pod, 'hostNetwork'>): Refusal | undefined {
+  return hostNetwork
+    ? refused('HOST_NETWORK', 'the pod uses the host network: its packets never pass an interface of its own')
+    : undefined;
 }
 
 /** Reasons that hold for every runtime, asked before any interface is looked for. */
 export function refuseOutright(pod: Pod): Location | undefined {
-  if (pod.hostNetwork) {
-    return refused(
-      'HOST_NETWORK',
-      'the pod uses the host network: its packets never pass an interface of its own',
-    );
+  const refusal = refuseHostNetwork(pod);
+  if (refusal !== undefined) {
+    return refusal;
   }
   if (pod.ips.length === 0) {
     return refused('NO_ADDRESS', 'no source has told an IP address of this pod yet', true);

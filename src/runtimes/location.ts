@@ -48,9 +48,11 @@ export type Location =
       readonly more: readonly HostAttachment[];
       readonly unreachable: readonly Unreachable[];
     }
-  | {
-      readonly kind: 'refused';
-      readonly code: RefusalCode;
-      readonly reason: string;
-      readonly retry: boolean;
-    };
+  | Refusal;
+
+export interface Refusal {
+  readonly kind: 'refused';
+  readonly code: RefusalCode;
+  readonly reason: string;
+  readonly retry: boolean;
+}

@@ -144,6 +144,14 @@ export class Installation {
     return found.items;
   }
 
+  /** Of their first containers. */
+  async restartsOf(app: string): Promise<readonly number[]> {
+    const statuses = (await this.podsOf(app)).map(
+      ({ status }) => status as { containerStatuses?: readonly { restartCount: number }[] },
+    );
+    return statuses.map(({ containerStatuses }) => containerStatuses?.[0]?.restartCount ?? 0);
+  }
+
   /** `/bin/app` in a pod of the app. */
   app(app: string, words: readonly string[], namespace = 'default'): Promise<Output> {
     return this.cluster.tryKubectl([

@@ -197,6 +197,37 @@ describe('the pods', () => {
   });
 });
 
+describe('the webhook', () => {
+  it('is off by default, and where it is on, the objects of deploy/webhook', async () => {
+    const base = objects(await rendered());
+    const added = Object.entries(objects(await rendered({ webhook: { enabled: true } }))).filter(
+      ([name]) => base[name] === undefined,
+    );
+    expect(added.length).toBe(11);
+    expect(Object.fromEntries(added)).toEqual(objects(await kustomize('webhook')));
+  });
+
+  it('fails, waits and tells pods as the values say', async () => {
+    const values = {
+      failurePolicy: 'Fail',
+      timeoutSeconds: 7,
+      proxyPort: 16_001,
+      direct: ['localhost', '10.0.0.0/8'],
+    };
+    const all = await rendered({ webhook: { enabled: true, replicas: 3, ...values } });
+    for (const kind of ['MutatingWebhookConfiguration', 'ValidatingWebhookConfiguration']) {
+      expect(only(all, kind)).toMatchObject({ webhooks: [{ failurePolicy: 'Fail', timeoutSeconds: 7 }] });
+    }
+    const { spec } = only(all, 'Deployment');
+    expect(spec).toMatchObject({ replicas: 3 });
+    expect(spec?.template.spec.containers[0]?.args).toEqual([
+      'webhook',
+      '--proxy-port=16001',
+      '--direct=localhost,10.0.0.0/8',
+    ]);
+  });
+});
+
 describe('a wrong value', () => {
   it.each<[object, string]>([
     [{ images: {} }, "additional properties 'images' not allowed"],
@@ -218,6 +249,8 @@ describe('a wrong value', () => {
       { config: { instances: [{ outbound: '127.0.0.1:15001' }] } },
       "at '/config/instances/0': missing property",
     ],
+    [{ webhook: { failurePolicy: 'Never' } }, "at '/webhook/failurePolicy': value must be one of"],
+    [{ webhook: { direct: ['a,b'] } }, "at '/webhook/direct/0': 'a,b' does not match pattern"],
     // It would be the name of every node.
     [{ config: { node: 'node-a' } }, "at '/config': additional properties 'node' not allowed"],
   ])('is refused by its name: %j', async (values, message) => {
@@ -231,7 +264,7 @@ describe('the documentation', () => {
   it('has a row for every value, and for no other', () => {
     const values = parse(readFileSync(join(CHART, 'values.yaml'), 'utf8')) as Record<string, object>;
     const names = Object.entries(values).flatMap(([name, value]) =>
-      name === 'image' ? Object.keys(value).map((key) => `${name}.${key}`) : [name],
+      name === 'image' || name === 'webhook' ? Object.keys(value).map((key) => `${name}.${key}`) : [name],
     );
     const rows = [...readFileSync(join(CHART, 'README.md'), 'utf8').matchAll(/^\| `([\w.]+)` \|/gm)];
     expect(rows.map(([, name]) => name)).toEqual(names);

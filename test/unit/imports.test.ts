@@ -26,6 +26,7 @@ const MAY_IMPORT: Readonly<Record<string, { values: readonly string[]; types?: r
   conformance: { values: ['native', 'net', 'client', 'api/grpc-protos.ts'] },
   client: { values: ['native', 'net', 'api/client.ts'], types: ['identity', 'api'] },
   proxy: { values: ['net', 'client'] },
+  webhook: { values: ['pods', 'reconcile/foretold.ts'] },
   agent: {
     values: [
       'native',
@@ -58,6 +59,7 @@ const MAY_IMPORT: Readonly<Record<string, { values: readonly string[]; types?: r
       'proxy',
       'conformance',
       'bug-report',
+      'webhook',
       'agent',
     ],
     types: ['runtimes', 'datapath', 'reconcile', 'identity'],
@@ -68,9 +70,10 @@ const MAY_IMPORT: Readonly<Record<string, { values: readonly string[]; types?: r
 const ONLY_FROM: readonly (readonly [RegExp, readonly string[]])[] = [
   [/^netlink$/, ['kernel/netlink.ts', 'kernel/netlink-messages.ts']],
   [/^ipaddr\.js$/, ['net/ip.ts']],
-  [/^fastify$/, ['api/http.ts']],
+  [/^fastify$/, ['api/http.ts', 'webhook/server.ts']],
   [/^undici$/, ['api/client.ts']],
   [/^prom-client$/, ['telemetry/metrics.ts']],
+  [/^@peculiar\/x509$/, ['webhook/certificates.ts']],
   [/^tar-stream$/, ['bug-report/archive.ts']],
 ];
 

@@ -9,6 +9,7 @@ export type KubernetesErrorCode =
   | 'FORBIDDEN'
   | 'NOT_FOUND'
   /** Something of that name is there already. */
+  /** Something of that name is there already, or the object is another one by now. */
   | 'CONFLICT'
   | 'GONE'
   /** Understood and not taken: among others a JSON patch whose test does not hold. */

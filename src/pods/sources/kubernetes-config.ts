@@ -18,13 +18,15 @@ export interface ApiServerAccess {
 
 /**
  * `kubeconfig` is an absolute path; undefined means in-cluster. Throws KubeconfigError for what no retry can mend.
- * Exec and OIDC plugins, rotating tokens and proxies are the library's. It takes a second and 80 MB to load, so it is
+ * `field` is the word for where it was asked for. Exec and OIDC plugins, rotating tokens and proxies are the library's. It takes a second and 80 MB to load, so it is
  * loaded here, by the one source that needs it.
  */
-export async function openApiServerAccess(kubeconfig: string | undefined): Promise<ApiServerAccess> {
+export async function openApiServerAccess(
+  kubeconfig: string | undefined,
+  field = kubeconfig === undefined ? 'sources.kubernetes' : 'sources.kubernetes.kubeconfig',
+): Promise<ApiServerAccess> {
   const { KubeConfig } = await import('@kubernetes/client-node');
   const config = new KubeConfig();
-  const field = kubeconfig === undefined ? 'sources.kubernetes' : 'sources.kubernetes.kubeconfig';
   const refuse = (what: string, cause?: unknown): KubeconfigError =>
     new KubeconfigError(`${field}: ${kubeconfig === undefined ? '' : `${kubeconfig}: `}${what}`, { cause });
   if (kubeconfig === undefined) {

@@ -214,8 +214,11 @@ export function firstProblem(error: z.ZodError): string {
   return issue === undefined ? error.message : `${formatPath(issue.path)}: ${issue.message}`;
 }
 
-/** A ReplicaSet that a Deployment made is named after it and the hash of the pod template. */
-function ownerOf({ ownerReferences, labels }: z.infer<typeof podSchema>['metadata']): PodOwner | undefined {
+/** Also of a pod that has no name or UID yet. A ReplicaSet that a Deployment made is named after it and the hash of the pod template. */
+export function ownerOf({
+  ownerReferences,
+  labels,
+}: Pick<z.infer<typeof podSchema>['metadata'], 'ownerReferences' | 'labels'>): PodOwner | undefined {
   const controller = ownerReferences?.find((reference) => reference.controller === true);
   if (controller === undefined) {
     return undefined;
