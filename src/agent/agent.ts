@@ -6,13 +6,14 @@ import { startGrpcApi } from '../api/grpc.js';
 import { startHttpApi } from '../api/http.js';
 import { steadyUnixMs } from '../base/clock.js';
 import { Opened } from '../base/opened.js';
-import type { Config } from '../config/config.js';
+import type { Config, Instance } from '../config/config.js';
 import { loadConfig } from '../config/load.js';
 import { EndpointTables } from '../datapath/endpoints.js';
 import { Flows } from '../datapath/flows.js';
 import { InstanceSlots } from '../datapath/instance-slots.js';
 import { Listeners } from '../datapath/listeners.js';
 import { MANIFEST } from '../datapath/manifest.js';
+import { PortSet } from '../datapath/port-set.js';
 import { ProxyCgroups } from '../datapath/proxy-cgroups.js';
 import { AddressHistory } from '../identity/history.js';
 import { PastIdentity } from '../identity/past.js';
@@ -42,11 +43,14 @@ import { packageVersion } from '../telemetry/version.js';
 import { Cluster } from './cluster.js';
 import { startCni } from './cni.js';
 import { createReconciler, openIdentityOption } from './datapath.js';
+import { LiveInstances } from './live-instances.js';
 import type { AgentOptions } from './options.js';
 import { takeLock } from './run-lock.js';
 import { openSources } from './sources.js';
 
 const LISTENER_LOOK_MS = 100;
+/** A small file: far less than a millisecond. */
+const CONFIG_LOOK_MS = 1_000;
 /** The whole of the kernel's state is looked at this often, whether anything has happened or not. */
 const RECONCILE_MS = 1_000;
 const PROVE_MS = 250;
@@ -141,20 +145,44 @@ async function start(
     }),
     (handle) => handle.close(),
   );
-  slots.assign(config.instances.map(({ name }) => name));
+  const numbered = (instances: readonly Instance[]) => {
+    slots.assign(instances.map(({ name }) => name));
+    return instances.map((instance) => ({ ...instance, number: slots.numberOf(instance.name) }));
+  };
   const listeners = new Listeners({
     map: programs.maps.listeners,
     slots: programs.layouts.slots,
-    instances: config.instances.map((instance) => ({ ...instance, number: slots.numberOf(instance.name) })),
+    instances: numbered(config.instances),
     referred: () => tables.instances(),
     log: log.child({ part: 'listeners' }),
   });
+  const live = new LiveInstances({
+    path: options.config,
+    nodeName: options.nodeName,
+    config,
+    prepare: async (instances) => {
+      await listeners.want(numbered(instances));
+      ensureCgroups();
+    },
+    changed: () => {
+      proxyPorts.ensure(); // before a round finds them missing: nothing was damaged
+      guarded(log, 'moving pods to their instances', () => reconciler.instancesChanged());
+    },
+    log: log.child({ part: 'instances' }),
+  });
+  const proxyPorts = new PortSet(
+    programs.maps.proxy_ports,
+    () => live.current.flatMap(({ outbound, inbound }) => [...outbound, ...inbound].map(({ port }) => port)),
+    'port of a proxy',
+  );
   const links = new PodLinks(socket);
   const netfilter = opened.add(new Netfilter(), (handle) => handle.close());
   const starting = new Set<PodUid>();
   const repairs = new Repairs(log.child({ part: 'datapath' }));
   const reconciler = createReconciler({
     config,
+    instances: () => live.current,
+    proxyPorts,
     options,
     programs,
     socket,
@@ -234,6 +262,13 @@ async function start(
   };
   opened.add(openLinkEvents(linksChanged, linksLost), (events) => events.close());
   opened.add(setInterval(reconcile, RECONCILE_MS), clearInterval);
+  const hangup = () => guarded(log, 'reading the configuration again', () => live.reload());
+  process.on('SIGHUP', hangup);
+  opened.add(hangup, () => void process.off('SIGHUP', hangup));
+  opened.add(
+    setInterval(() => guarded(log, 'reading the configuration again', () => live.look()), CONFIG_LOOK_MS),
+    clearInterval,
+  );
   opened.add(
     setInterval(() => guarded(log, 'looking into pods', () => reconciler.lookInside()), RECONCILE_MS),
     clearInterval,
@@ -294,6 +329,7 @@ async function start(
     identity,
     past: new PastIdentity({ store, history, datapath, synced }),
     sockets: new SocketLookups(tcpEnds),
+    instances: live,
     watch,
     sources: sources.map((source) => withProblem(source, cluster)),
     blockers,

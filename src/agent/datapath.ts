@@ -3,7 +3,7 @@
 import type { Logger } from 'pino';
 import { steadyUnixMs } from '../base/clock.js';
 import type { Opened } from '../base/opened.js';
-import { type Config, instanceFor } from '../config/config.js';
+import { type Config, type Instance, instanceFor } from '../config/config.js';
 import { Canaries } from '../datapath/canary.js';
 import type { EndpointTables } from '../datapath/endpoints.js';
 import { IdentityOption } from '../datapath/identity-option.js';
@@ -51,6 +51,9 @@ import type { AgentOptions } from './options.js';
 /** Changes nothing yet: the first round does. */
 export function createReconciler(parts: {
   readonly config: Config;
+  /** Of this moment. */
+  readonly instances: () => readonly Instance[];
+  readonly proxyPorts: PortSet;
   readonly options: AgentOptions;
   readonly programs: DatapathPrograms;
   readonly socket: RouteSocket;
@@ -66,8 +69,21 @@ export function createReconciler(parts: {
   readonly opened: Opened;
   readonly log: Logger;
 }): Reconciler {
-  const { config, options, programs, socket, links, netfilter, store, tables, slots, repairs, synced } =
-    parts;
+  const {
+    config,
+    instances,
+    proxyPorts,
+    options,
+    programs,
+    socket,
+    links,
+    netfilter,
+    store,
+    tables,
+    slots,
+    repairs,
+    synced,
+  } = parts;
   const { mark, table, rulePriority, enrol, failure, other } = config.interception;
   const log = parts.log.child({ part: 'datapath' });
   const authorities = authoritiesAmong(parts.sources);
@@ -92,7 +108,7 @@ export function createReconciler(parts: {
     program: programs.programs.inbound_steer,
     map: programs.maps.steering,
     layouts: programs.layouts,
-    wanted: () => config.instances.some((instance) => instance.inbound.length > 0) || tables.hasInbound(),
+    wanted: () => instances().some((instance) => instance.inbound.length > 0) || tables.hasInbound(),
   });
   const { maps, layouts } = programs;
   const canaries = new Canaries({
@@ -125,14 +141,8 @@ export function createReconciler(parts: {
       tables,
       slots,
       portSets: [
-        new PortSet(maps.udp_ports, config.interception.udpPorts, 'open UDP port'),
-        new PortSet(
-          maps.proxy_ports,
-          config.instances.flatMap(({ outbound, inbound }) =>
-            [...outbound, ...inbound].map(({ port }) => port),
-          ),
-          'port of a proxy',
-        ),
+        new PortSet(maps.udp_ports, () => config.interception.udpPorts, 'open UDP port'),
+        proxyPorts,
       ],
       lookup,
       settings,
@@ -147,7 +157,7 @@ export function createReconciler(parts: {
     repairs,
     defaults: { enrol, failure, other },
     instanceFor: (app) => {
-      const instance = instanceFor(config, app);
+      const instance = instanceFor({ instances: instances() }, app);
       return (
         instance && {
           name: instance.name,

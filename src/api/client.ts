@@ -11,6 +11,7 @@ import type {
   FlowMessage,
   FlowsMessage,
   IdentityLine,
+  InstancesMessage,
   StatusMessage,
   WatchLine,
   WorkloadMessage,
@@ -92,6 +93,10 @@ export class ApiClient {
 
   workloads(): Promise<WorkloadsMessage> {
     return this.#json('/v1/workloads');
+  }
+
+  instances(): Promise<InstancesMessage> {
+    return this.#json('/v1/instances');
   }
 
   workload(uid: string): Promise<WorkloadMessage> {

@@ -22,6 +22,7 @@ import { Answers } from './answers.js';
 import { Callers, type PeerCredentials } from './callers.js';
 import { FlowWatch } from './flow-watch.js';
 import { IdentityStreams } from './identity-streams.js';
+import type { InstancesView } from './instances.js';
 import type { BatchItem, BatchMessage, FlowsMessage } from './messages.js';
 import { openApiDocument } from './openapi.js';
 import { ApiProblem, PROBLEM_TYPE, type Problem, problem, problemOf } from './problem.js';
@@ -39,6 +40,7 @@ export interface HttpApiOptions {
   readonly datapath: DatapathView;
   readonly identity: IdentityService;
   readonly past: PastIdentity;
+  readonly instances: InstancesView;
   readonly sockets: SocketLookups;
   readonly watch: IdentityWatch;
   readonly sources: readonly Pick<PodSource, 'name' | 'lastError'>[];
@@ -239,6 +241,7 @@ function identityRoutes(app: FastifyInstance, answers: Answers, views: Views, ca
     refuseKeys(request.query);
     return views.workload(request.params.uid as PodUid);
   });
+  app.get('/v1/instances', () => views.instances());
   app.get('/v1/services', async ({ query }) => views.services(parseApp(query)));
 }
 

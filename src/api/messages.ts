@@ -1,5 +1,6 @@
 /** The JSON that goes over the socket besides `Resolution`. */
 
+import type { Instance } from '../config/config.js';
 import type { FlowDirection } from '../datapath/flows.js';
 import type { IdentityOptionStatus } from '../datapath/identity-option.js';
 import type { ListenerStatus } from '../datapath/listeners.js';
@@ -37,6 +38,28 @@ export interface ServicesMessage {
   readonly epoch: string;
   readonly revision: number;
   readonly services: readonly ServiceMessage[];
+}
+
+/** A proxy of the node, as configured and as it is. */
+export interface InstanceMessage {
+  readonly name: string;
+  /** Null: all that no other instance serves. */
+  readonly apps: readonly string[] | null;
+  /** Who may hold its listeners. */
+  readonly owner: Instance['owner'];
+  readonly listeners: readonly ListenerMessage[];
+  /** That are to be intercepted. */
+  readonly pods: readonly (Pick<Workload, 'namespace' | 'podName' | 'app'> & {
+    readonly state: EndpointState | 'NOT_ENROLLED';
+  })[];
+}
+
+export interface InstancesMessage {
+  /** Of the list, since the agent started. */
+  readonly changes: number;
+  /** Why what the configuration says now does not hold; empty where it does. */
+  readonly problem: string;
+  readonly instances: readonly InstanceMessage[];
 }
 
 export type BatchItem = { readonly resolution: Answer } | { readonly problem: Problem };

@@ -198,6 +198,14 @@ export const OPERATIONS: readonly Operation[] = [
   },
   {
     method: 'get',
+    path: '/v1/instances',
+    id: 'listInstances',
+    summary: 'The proxy instances of this node, as configured and as they are.',
+    answer: { json: 'Instances' },
+    reasons: [],
+  },
+  {
+    method: 'get',
     path: '/v1/watch',
     id: 'watchIdentities',
     summary: 'The live pods and what changes of them, for callers that keep a copy.',

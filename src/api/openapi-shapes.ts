@@ -221,6 +221,36 @@ const Listener = z.object({
   failure: failure(),
 });
 
+export const Instances = z.object({
+  changes: count().meta({ description: 'Of the list, since the agent started.' }),
+  problem: text('Why what the configuration says now does not hold; empty where it does.'),
+  instances: z.array(
+    z.object({
+      name: z.string(),
+      apps: z.array(z.string()).nullable().meta({ description: 'Null: all that no other instance serves.' }),
+      owner: z
+        .object({
+          uid: count().exactOptional(),
+          gid: count().exactOptional(),
+          exe: z.string().exactOptional(),
+          cgroup: z.string().exactOptional(),
+        })
+        .meta({ description: 'Who may hold its listeners.' }),
+      listeners: z.array(Listener),
+      pods: z
+        .array(
+          z.object({
+            namespace: z.string(),
+            podName: z.string(),
+            app: z.string(),
+            state: Interception.shape.state,
+          }),
+        )
+        .meta({ description: 'That are to be intercepted.' }),
+    }),
+  ),
+});
+
 const totals = () => z.record(z.string(), count());
 
 export const Status = z.object({
@@ -272,6 +302,7 @@ export const SHAPES = {
   WorkloadReport,
   Workloads,
   Services,
+  Instances,
   Party,
   Resolution,
   PastResolution,

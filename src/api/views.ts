@@ -12,8 +12,10 @@ import type { PodStore } from '../pods/pod-store.js';
 import type { PodSource } from '../pods/source.js';
 import type { DatapathView } from '../reconcile/datapath-view.js';
 import type { EndpointState } from '../reconcile/status.js';
+import { type InstancesView, instancesOf } from './instances.js';
 import type {
   FlowMessage,
+  InstancesMessage,
   ListenerMessage,
   ServicesMessage,
   StatusMessage,
@@ -29,6 +31,7 @@ export interface ViewsOptions {
   readonly sources: readonly Pick<PodSource, 'name' | 'lastError'>[];
   readonly blockers: () => readonly string[];
   readonly interception: InterceptionDefaults;
+  readonly instances: InstancesView;
   readonly node: string;
   readonly version: string;
   /** Milliseconds since the agent started. */
@@ -61,6 +64,11 @@ export class Views {
 
   async services(app: string | undefined): Promise<ServicesMessage> {
     return servicesOf(await this.workloads(), this.#listeners(), this.#options.node, app);
+  }
+
+  async instances(): Promise<InstancesMessage> {
+    const { workloads } = await this.workloads();
+    return instancesOf(this.#options.instances, this.#listeners(), workloads);
   }
 
   #workloadOrNone(uid: PodUid): WorkloadMessage | undefined {

@@ -9,6 +9,7 @@ import { cniCommand } from './cni.js';
 import { configCommand } from './config.js';
 import { doctorCommand } from './doctor.js';
 import { flowsCommand } from './flows.js';
+import { instancesCommand } from './instances.js';
 import { podsCommand } from './pods.js';
 import { runProgram } from './program.js';
 import { proxyCommand } from './proxy.js';
@@ -29,6 +30,7 @@ export function main(args: readonly string[]): Promise<0 | 1 | 2> {
     agentCommand(),
     doctorCommand(),
     podsCommand(),
+    instancesCommand(),
     flowsCommand(),
     resolveCommand(),
     apiCheckCommand(),

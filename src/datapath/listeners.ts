@@ -55,7 +55,8 @@ export interface ListenersOptions {
 export class Listeners {
   readonly #map: BpfMap;
   readonly #log: Pick<Log, 'info' | 'warn'>;
-  readonly #slots: readonly Slot[];
+  readonly #layout: SlotLayout;
+  #slots: readonly Slot[];
   readonly #makeTransparent: typeof makeTransparent;
   readonly #adopted = new Map<number, Adopted>();
   /** As `#adopted`, and also after it has gone. */
@@ -76,7 +77,7 @@ export class Listeners {
   /** Cookies of sockets that we made transparent, for kernels that do not tell. */
   #made: ReadonlySet<bigint> = new Set();
   /** Slots of instances that an agent before us had, and we have not. */
-  readonly #foreign: Set<number>;
+  #foreign: Set<number>;
   readonly #referred: ListenersOptions['referred'];
   readonly #perInstance: number;
 
@@ -87,10 +88,50 @@ export class Listeners {
     this.#makeTransparent = options.makeTransparent ?? makeTransparent;
     this.#referred = options.referred;
     this.#perInstance = slots.perInstance;
+    this.#layout = slots;
     this.#slots = instances.flatMap((instance) => slotsOf(slots, instance));
-    const known = new Set(this.#slots.map((slot) => slot.index));
-    const held = map.entries().map(([key]) => key.readUInt32LE(0));
-    this.#foreign = new Set(held.filter((index) => !known.has(index)));
+    this.#foreign = this.#heldByOthers();
+  }
+
+  /**
+   * Another list from now on; resolves when its listeners have been looked for. The listener of one that is not in it any more
+   * stays where it is while a pod refers to it.
+   */
+  async want(instances: readonly WantedInstance[]): Promise<void> {
+    while (this.#looking !== undefined) {
+      await this.#looking.catch(() => undefined);
+    }
+    const before = new Set(this.#slots.map(({ index }) => index));
+    this.#slots = instances.flatMap((instance) => slotsOf(this.#layout, instance));
+    this.#foreign = this.#heldByOthers();
+    const wanted = new Set(this.#slots.map(({ index }) => index));
+    for (const index of before) {
+      if (!wanted.has(index)) {
+        this.#forget(index);
+      }
+    }
+    await this.refresh();
+  }
+
+  #heldByOthers(): Set<number> {
+    const known = new Set(this.#slots.map(({ index }) => index));
+    const held = this.#map.entries().map(([key]) => key.readUInt32LE(0));
+    return new Set(held.filter((index) => !known.has(index)));
+  }
+
+  #forget(index: number): void {
+    for (const kept of [
+      this.#adopted,
+      this.#last,
+      this.#complaints,
+      this.#vain,
+      this.#groups,
+      this.#vetted,
+    ]) {
+      kept.delete(index);
+    }
+    this.#refused.delete(index);
+    this.#cgroups.delete(index);
   }
 
   /**

@@ -105,6 +105,22 @@ export class Decisions {
     return touched;
   }
 
+  /** The list of instances has changed: who is served by another one now, or had none, is decided anew by the next round. */
+  instancesChanged(): void {
+    for (const [uid, decision] of this.#decisions) {
+      const instance = this.#options.instanceFor(appOf(this.#lastWords.of(decision.pod)));
+      const isAnother =
+        decision.kind === 'intercept'
+          ? decision.endpoints.some(
+              ({ plan }) => plan.instance !== instance?.number || plan.inbound !== instance.inbound,
+            )
+          : decision.state === 'REFUSED';
+      if (isAnother) {
+        this.#doubtful.add(uid);
+      }
+    }
+  }
+
   /**
    * Looks into pods' namespaces, apart from any round, which must not wait for it. Returns the pods whose interfaces are
    * others than we know of.

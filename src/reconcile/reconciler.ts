@@ -97,6 +97,12 @@ export class Reconciler {
     return this.#start();
   }
 
+  /** Another list of instances holds from now on. */
+  instancesChanged(): Promise<void> {
+    this.#decisions.instancesChanged();
+    return this.reconcile();
+  }
+
   /** Looks at these pods only, at once. */
   reconcilePods(uids: Iterable<PodUid>): Promise<void> {
     for (const uid of uids) {

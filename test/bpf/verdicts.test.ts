@@ -286,7 +286,7 @@ describe.each([4, 6] as const)('a packet of IPv%i', (family) => {
       const row = tables.enrol('pod-uid' as PodUid, ifindex, true);
       const plan = { ifindex, instance: 0, failureOpen: false, dropOther: true, bridgeIndex: 0 };
       tables.write(row, { ...plan, ips: [POD[4], POD[6]] });
-      new PortSet(object.map('udp_ports'), [53], 'open UDP port').ensure();
+      new PortSet(object.map('udp_ports'), () => [53], 'open UDP port').ensure();
     }
     const icmp6 = (type: number) =>
       frame({ ...base, protocol: PROTOCOL.ICMP6, patch: (bytes, { l4 }) => void bytes.writeUInt8(type, l4) });
@@ -334,7 +334,7 @@ describe.each([4, 6] as const)('a packet of IPv%i', (family) => {
 
     it('a port that is not listed any more is closed again', async () => {
       closed();
-      expect(new PortSet(object.map('udp_ports'), [123], 'open UDP port').ensure()).toEqual([
+      expect(new PortSet(object.map('udp_ports'), () => [123], 'open UDP port').ensure()).toEqual([
         'the open UDP port 123 was missing',
         'the open UDP port 53 did not belong there',
       ]);

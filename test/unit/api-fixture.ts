@@ -5,6 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { PeerCredentials } from '../../src/api/callers.js';
 import { type HttpApi, startHttpApi } from '../../src/api/http.js';
+import type { InstancesView } from '../../src/api/instances.js';
 import { parseConfig } from '../../src/config/load.js';
 import type { EndpointCounters } from '../../src/datapath/endpoints.js';
 import type { FlowEvent, FlowRecord } from '../../src/datapath/flows.js';
@@ -178,6 +179,7 @@ export interface FixtureOptions {
   /** Default: one pod `web-0`, enrolled and intercepted, with one recorded flow from SRC to DST. */
   readonly empty?: boolean;
   readonly watch?: Partial<IdentityWatchOptions>;
+  readonly instances?: InstancesView;
   /** Default `epoch-1`. */
   readonly epoch?: string | undefined;
 }
@@ -233,17 +235,23 @@ export async function startFixture(options: FixtureOptions = {}): Promise<Fixtur
     nowMs,
   });
   const watch = new IdentityWatch({ store, identity, ...options.watch });
+  const config = parseConfig(
+    options.config ?? 'node: node-a\nsources: {static: {file: pods.yaml}}',
+    'config.yaml',
+  );
   const api = await startHttpApi({
     runDir: folder,
-    config: parseConfig(
-      options.config ?? 'node: node-a\nsources: {static: {file: pods.yaml}}',
-      'config.yaml',
-    ),
+    config,
     store,
     datapath,
     identity,
     past: new PastIdentity({ store, history, datapath, synced: () => state.synced, nowMs }),
     sockets: new SocketLookups(tcpEnds),
+    instances: options.instances ?? {
+      current: config.instances,
+      servedBy: () => config.instances[0],
+      status: () => ({ applied: 0, problem: undefined }),
+    },
     watch,
     sources: [{ name: 'static', lastError: undefined }],
     blockers: () => state.blockers,
