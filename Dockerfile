@@ -1,9 +1,9 @@
 # syntax=docker/dockerfile:1
 # The agent, the command line and the reference proxy, as one image.
 #   docker build -t nodesentry .       where a registry can be reached
-#   scripts/build-image                where none can: buildah, with BASE and NODE made from this machine
+#   scripts/build-image                where none can: buildah, with BASE and NODE made from Debian's and npm's packages
 ARG BASE=debian:12-slim
-ARG NODE=node:20-bookworm-slim
+ARG NODE=node:24-bookworm-slim
 
 FROM ${NODE} AS node
 
@@ -51,6 +51,7 @@ RUN apt-get update -qq \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/ldconfig/aux-cache /var/cache/debconf/*-old \
        /var/log/apt /var/log/dpkg.log /var/log/alternatives.log
 COPY --from=node /usr/local/bin/node /usr/local/bin/node
+COPY --from=node /usr/local/LICENSE /usr/share/doc/nodejs/copyright
 COPY --from=build /out /opt/nodesentry
 RUN ln -s /opt/nodesentry/bin/nodesentry /usr/local/bin/nodesentry \
     && ln -s /opt/nodesentry/include/nodesentry.h /usr/local/include/nodesentry.h \

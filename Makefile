@@ -3,6 +3,7 @@
 #   make check   lint, types, unit tests and the programs against the kernel: before every commit
 #   make test    everything that a change can break, in ten minutes; results in build/test-results.json
 #                FILES="test/e2e/drift.test.ts …": those files alone
+#                NODE=24: on the Node that the image has, not on this machine's; also with check, test-full, test-k8s
 #   make test-long   the long ones at full size, the image, and the Kubernetes source against a real API server
 #   make cluster   a Kubernetes of one node with the agent in it, to play with; make cluster-down
 #   make image   the container image, as build/nodesentry-image.tar
@@ -20,6 +21,13 @@
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .PHONY: bench-enrolment bench-identity bench-loop bench-resolves bench-run-times build chart-schema check cluster cluster-down image demo test test-kernels test-long test-full test-k8s lint format packages-build packages-lab packages-k8s go-tools envoy helm schemathesis native typescript proto clean
+
+# Said on make's own command line only: npm leaves the path of its node in an environment variable of that name.
+ifeq ($(origin NODE),command line)
+NODE_FOLDER := $(shell scripts/install-node $(NODE))
+$(if $(NODE_FOLDER),,$(error NODE=$(NODE) is not to be had))
+export PATH := $(NODE_FOLDER)/bin:$(PATH)
+endif
 
 # A clone without history cannot build the release before this one; said aloud, below.
 HAS_PREVIOUS := $(shell scripts/build-previous --check && echo yes)

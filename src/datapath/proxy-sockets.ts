@@ -1,6 +1,7 @@
 /** Listening sockets of other processes: whose they are, and how they get into the map. */
 
 import { readFileSync, readlinkSync } from 'node:fs';
+import { basename } from 'node:path';
 import { u32 } from '../kernel/struct.js';
 import type { BpfMap } from '../native/bpf.js';
 import { closeFd } from '../native/descriptors.js';
@@ -19,6 +20,9 @@ import {
 const SOL_SOCKET = 1;
 const SO_PROTOCOL = 38;
 const IPPROTO_MPTCP = 262;
+
+/** The name under which Node 24 runs every program. */
+const NODE_MAIN_THREAD = 'MainThread';
 
 /** A process that has a socket open, and under which descriptor. */
 export type SocketOwner = Omit<SocketHolder, 'inode'>;
@@ -65,9 +69,13 @@ export function isHeld({ pid, fd, inode }: SocketOwner & { readonly inode: numbe
   return readable(() => readlinkSync(`/proc/${pid}/fd/${fd}`)) === `socket:[${inode}]`;
 }
 
-/** As in `ps`: at most 15 characters; `unknown` where the process has gone. */
+/** As in `ps`: at most 15 characters; of a program of Node 24 the executable's; `unknown` where the process has gone. */
 export function processName(pid: number): string {
-  return readable(() => readFileSync(`/proc/${pid}/comm`, 'utf8').trim()) ?? 'unknown';
+  const name = readable(() => readFileSync(`/proc/${pid}/comm`, 'utf8').trim());
+  if (name === NODE_MAIN_THREAD) {
+    return readable(() => basename(readlinkSync(`/proc/${pid}/exe`))) ?? name;
+  }
+  return name ?? 'unknown';
 }
 
 /** Processes and descriptors vanish while /proc is read; that is no error, and the answer undefined. */

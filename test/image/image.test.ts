@@ -327,6 +327,14 @@ describe('the image', () => {
     ).toEqual([]);
   });
 
+  it('has the Node that is pinned, not that of the machine that built it, with its licence', async () => {
+    const folder = (await run(join(ROOT, 'scripts/install-node'), [])).trim();
+    const version = await run(join(folder, 'bin/node'), ['--version']);
+    expect(await agent.exec(['node', '--version'])).toMatchObject({ stdout: version, code: 0 });
+    const licence = await agent.exec(['cat', '/usr/share/doc/nodejs/copyright']);
+    expect(licence.stdout).toBe(readFileSync(join(folder, 'LICENSE'), 'utf8'));
+  });
+
   it('accepts the configuration of the config map', async () => {
     const checked = await agent.exec(['nodesentry', 'config', 'check']);
     expect(checked).toMatchObject({ code: 0, stdout: '/etc/nodesentry/config.yaml: ok\n' });
