@@ -52,7 +52,7 @@ text { font-size: 9px; fill: #666 }
 function figure({ panel, series }: Drawn, range: Range): string {
   const { unit, min, max, custom } = panel.fieldConfig.defaults;
   const stacked = custom.stacking.mode === 'normal';
-  const lines = stacked ? stack(series) : series;
+  const lines: readonly Line[] = stacked ? stack(series) : series;
   const values = lines.flatMap(({ points }) => points.map(([, value]) => value)).filter(Number.isFinite);
   const low = min ?? Math.min(...values);
   const scale = unit === 'bytes' ? MIB : 1;
@@ -64,12 +64,15 @@ function figure({ panel, series }: Drawn, range: Range): string {
     const value = low + part * (high - low);
     return `<path d="M${LEFT} ${y(value).toFixed(1)}H${WIDTH - 4}" stroke="#e5e5e5"/><text x="${LEFT - 5}" y="${(y(value) + 3).toFixed(1)}" text-anchor="end">${label(value)}</text>`;
   });
-  const drawn = lines.map(({ points }, index) => {
-    const path = points
+  const way = (points: Series['points']) =>
+    points
       .filter(([, value]) => Number.isFinite(value))
-      .map(([at, value], place) => `${place === 0 ? 'M' : 'L'}${x(at).toFixed(1)} ${y(value).toFixed(1)}`);
-    return `<path d="${path.join('')}" fill="none" stroke="${colour(index)}" stroke-width="1.4"/>`;
-  });
+      .map(([at, value]) => `${x(at).toFixed(1)} ${y(value).toFixed(1)}`);
+  const drawn = lines.map(({ points, below }, index) =>
+    below === undefined
+      ? `<path d="M${way(points).join('L')}" fill="none" stroke="${colour(index)}" stroke-width="1.4"/>`
+      : `<path d="M${[...way(points), ...way(below).reverse()].join('L')}Z" fill="${colour(index)}"/>`,
+  );
   const none = series.length === 0 ? `<text x="${WIDTH / 2}" y="${HEIGHT / 2}">No data</text>` : '';
   const names = series.map(
     ({ name }, index) => `<i style="background:${colour(index)}"></i>${escaped(name)}`,
@@ -77,17 +80,23 @@ function figure({ panel, series }: Drawn, range: Range): string {
   return `<h2>${escaped(panel.title)}</h2><svg width="${WIDTH}" height="${HEIGHT}">${grid.join('')}${drawn.join('')}${none}</svg><p>${names.join('')}</p>`;
 }
 
+interface Line {
+  readonly points: Series['points'];
+  /** Of an area, its lower edge. */
+  readonly below?: Series['points'];
+}
+
 /** Each on top of those before it. */
-function stack(series: readonly Named[]): Named[] {
+function stack(series: readonly Named[]): Line[] {
   const sums = new Map<number, number>();
-  return series.map((each) => ({
-    ...each,
-    points: each.points.map(([at, value]) => {
-      const sum = (sums.get(at) ?? 0) + (Number.isFinite(value) ? value : 0);
-      sums.set(at, sum);
-      return [at, sum] as const;
-    }),
-  }));
+  return series.map(({ points }) => {
+    const finite = points.filter(([, value]) => Number.isFinite(value));
+    const below = finite.map(([at]) => [at, sums.get(at) ?? 0] as const);
+    for (const [at, value] of finite) {
+      sums.set(at, (sums.get(at) ?? 0) + value);
+    }
+    return { points: finite.map(([at]) => [at, sums.get(at) ?? 0] as const), below };
+  });
 }
 
 /** 1, 2 or 5 times a power of ten; something above nothing. */

@@ -80,11 +80,10 @@ async function load(until: number): Promise<void> {
     while (running()) {
       await scene.pod(name).app(['connects', REMOTE[4], '80', '40', '5000']);
       const { localPort } = reply(await scene.pod(name).app(['dial', REMOTE[4], '80']));
-      const [src, dst] = [
-        { ip: scene.pod(name).ips[4], port: Number(localPort) },
-        { ip: REMOTE[4], port: 80 },
-      ];
-      await scene.agent.client.resolve({ proto: 'tcp', src, dst }).catch(() => undefined);
+      if (localPort !== undefined) {
+        const src = { ip: scene.pod(name).ips[4], port: Number(localPort) };
+        await scene.agent.client.resolve({ proto: 'tcp', src, dst: { ip: REMOTE[4], port: 80 } });
+      }
     }
   });
   const dialled = names.map(async (name) => {
@@ -172,4 +171,18 @@ it('Chromium makes a picture of it', async () => {
   if (DASHBOARD_PICTURE !== undefined) {
     copyFileSync(png, DASHBOARD_PICTURE);
   }
+});
+
+it('an agent whose port is taken does not start, and says which', async () => {
+  await scene.agent.stop();
+  const [ip, port] = METRICS.split(':');
+  const other = scene.lab.daemon(scene.lab.node, 'socat', 'socat', [
+    '-dd',
+    `TCP-LISTEN:${port},bind=${ip},reuseaddr,fork`,
+    'PIPE',
+  ]);
+  await other.logged(/listening on/);
+  await expect(scene.agent.start()).rejects.toThrow(
+    `nodesentry: metrics.listen: ${METRICS} cannot be had: another process listens there; choose another address`,
+  );
 });
