@@ -4,6 +4,7 @@ import { dirname, join } from 'node:path';
 import type { Logger } from 'pino';
 import { startGrpcApi } from '../api/grpc.js';
 import { startHttpApi } from '../api/http.js';
+import { startMetricsServer } from '../api/metrics-server.js';
 import { steadyUnixMs } from '../base/clock.js';
 import { Opened } from '../base/opened.js';
 import type { Config, Instance } from '../config/config.js';
@@ -340,6 +341,9 @@ async function start(
   };
   opened.own(await startHttpApi(api));
   opened.own(await startGrpcApi(api));
+  if (config.metrics.listen !== undefined) {
+    opened.own(await startMetricsServer({ listen: config.metrics.listen, metrics, log: api.log }));
+  }
   await Promise.all(sources.map((source) => source.start(signal)));
   const cniSource = sources.find((source) => source instanceof CniSource);
   if (cniSource !== undefined) {

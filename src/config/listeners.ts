@@ -2,7 +2,7 @@
 
 import { type Family, familyOf } from '../net/family.js';
 import { formatSocketAddress, parseSocketAddress } from '../net/socket-address.js';
-import { type Instance, type ListenerAddress, servesBothFamilies } from './config.js';
+import { type Config, type Instance, type ListenerAddress, servesBothFamilies } from './config.js';
 
 /** Undefined where the text is not an address with a port other than 0. */
 export function parseListenerAddress(text: string): ListenerAddress | undefined {
@@ -32,25 +32,12 @@ interface Claim {
   readonly hosts: readonly { readonly family: Family; readonly host: string }[];
 }
 
-/** Every address that another list has claimed before it. One socket can serve one instance and direction. */
-export function findOverlaps(instances: readonly Instance[]): Overlap[] {
-  const claims = instances.flatMap((instance, index) =>
-    (['outbound', 'inbound'] as const).flatMap((direction) =>
-      instance[direction].map(
-        (address, place, list): Claim => ({
-          path: ['instances', index, direction, ...(list.length > 1 ? [place] : [])],
-          list,
-          text: address.text,
-          owner: `${direction} of instance ${instance.name}`,
-          port: address.port,
-          hosts: [
-            { family: address.family, host: address.host },
-            ...(servesBothFamilies(list) ? [{ family: 4, host: '0.0.0.0' } as const] : []),
-          ],
-        }),
-      ),
-    ),
-  );
+/**
+ * Every address that another list has claimed before it. One socket can serve one instance and direction, and that of the
+ * metrics none: the agent would take it for the proxy's.
+ */
+export function findOverlaps({ instances, metrics }: Pick<Config, 'instances' | 'metrics'>): Overlap[] {
+  const claims = [...instances.flatMap(claimsOf), ...claimOfMetrics(metrics.listen)];
   return claims.flatMap((claim, index) => {
     const earlier = claims
       .slice(0, index)
@@ -59,6 +46,32 @@ export function findOverlaps(instances: readonly Instance[]): Overlap[] {
       ? []
       : [{ path: claim.path, message: `${claim.text} overlaps ${earlier.text}, the ${earlier.owner}` }];
   });
+}
+
+function claimsOf(instance: Instance, index: number): Claim[] {
+  return (['outbound', 'inbound'] as const).flatMap((direction) =>
+    instance[direction].map((address, place, list) =>
+      claim(address, list, {
+        path: ['instances', index, direction, ...(list.length > 1 ? [place] : [])],
+        owner: `${direction} of instance ${instance.name}`,
+      }),
+    ),
+  );
+}
+
+function claimOfMetrics(listen: ListenerAddress | undefined): Claim[] {
+  return listen === undefined
+    ? []
+    : [claim(listen, [listen], { path: ['metrics', 'listen'], owner: 'address of the metrics' })];
+}
+
+function claim(
+  { text, port, family, host }: ListenerAddress,
+  list: readonly ListenerAddress[],
+  of: Pick<Claim, 'path' | 'owner'>,
+): Claim {
+  const both = servesBothFamilies(list) ? [{ family: 4, host: '0.0.0.0' } as const] : [];
+  return { ...of, list, text, port, hosts: [{ family, host }, ...both] };
 }
 
 function overlap(a: Claim, b: Claim): boolean {

@@ -52,7 +52,7 @@ export function parseConfig(text: string, path: string, nodeName = ownNodeName()
       report(['instances', index, 'name'], `${name} is the name of an instance before it`);
     }
   });
-  for (const { path: field, message } of findOverlaps(rest.instances)) {
+  for (const { path: field, message } of findOverlaps(rest)) {
     report(field, message);
   }
   if (problems.length > 0) {

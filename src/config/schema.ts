@@ -69,6 +69,16 @@ const listeners = z
     });
   });
 
+const METRICS_EXPECTED = 'an address and a port such as 0.0.0.0:9464 or [::]:9464';
+const metricsAddress = z.string({ error: METRICS_EXPECTED }).transform((text, context): ListenerAddress => {
+  const address = parseListenerAddress(text);
+  if (address === undefined) {
+    context.addIssue({ code: 'custom', message: METRICS_EXPECTED });
+    return z.NEVER;
+  }
+  return address;
+});
+
 const INSTANCE_NAME = /^[a-z0-9](?:[a-z0-9.-]{0,61}[a-z0-9])?$/;
 const INSTANCE_NAME_EXPECTED = 'a name of at most 63 small letters, digits, dashes and dots';
 
@@ -224,6 +234,11 @@ export function configSchema(hostname: string) {
         perSecond: integer(1, 1_000_000).default(20_000),
         burst: integer(1, 10_000_000).default(40_000),
       }).prefault({}),
+    }).prefault({}),
+    metrics: section({
+      listen: metricsAddress
+        .optional()
+        .describe('Where metrics, and nothing else, are answered to anybody; left out: nowhere.'),
     }).prefault({}),
     log: section({ level: oneOf(LOG_LEVELS).default('info') }).prefault({}),
   });

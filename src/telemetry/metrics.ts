@@ -190,6 +190,7 @@ export class Metrics {
     });
     addSourceMetrics(sources, registers);
     addLoopMetrics(this.#loopDelay, registers);
+    addProcessMetrics(registers);
   }
 
   close(): void {
@@ -227,6 +228,27 @@ function addLoopMetrics(delay: LoopDelay, registers: Registry[]): void {
       for (const [quantile, seconds] of Object.entries(delay.take())) {
         this.set({ quantile }, seconds);
       }
+    },
+  });
+}
+
+function addProcessMetrics(registers: Registry[]): void {
+  new Counter({
+    name: 'nodesentry_process_cpu_seconds_total',
+    help: 'Processor time that the agent has taken, in user and kernel mode; packets cost the pods and the proxy theirs',
+    registers,
+    collect() {
+      const { user, system } = process.cpuUsage();
+      this.reset();
+      this.inc((user + system) / 1e6);
+    },
+  });
+  new Gauge({
+    name: 'nodesentry_process_resident_memory_bytes',
+    help: 'Memory of the agent that is in RAM; its tables in the kernel are not counted',
+    registers,
+    collect() {
+      this.set(process.memoryUsage.rss());
     },
   });
 }

@@ -197,6 +197,49 @@ describe('the pods', () => {
   });
 });
 
+describe('the PodMonitor', () => {
+  const monitored = async (podMonitor: object = {}, config: object = {}) =>
+    rendered({ podMonitor: { enabled: true, ...podMonitor }, config });
+  const listening = (manifests: readonly Manifest[]) =>
+    parseConfig(only(manifests, 'ConfigMap').data?.['config.yaml'] ?? '', 'config.yaml').metrics.listen?.text;
+
+  it('is off by default, and so is the port', async () => {
+    const all = await rendered();
+    expect(all.filter(({ kind }) => kind === 'PodMonitor')).toEqual([]);
+    expect(listening(all)).toBeUndefined();
+    expect(podSpec(all).containers[0]).not.toHaveProperty('ports');
+  });
+
+  it('finds the agents and the port that they answer on, and nobody else', async () => {
+    const all = await monitored({ port: 9_999, interval: '15s', labels: { release: 'prometheus' } });
+    const monitor = only(all, 'PodMonitor');
+    expect(monitor.metadata).toMatchObject({ labels: { release: 'prometheus' } });
+    expect(monitor.spec).toMatchObject({
+      selector: { matchLabels: { 'app.kubernetes.io/component': 'agent' } },
+      podMetricsEndpoints: [{ port: 'metrics', path: '/metrics', interval: '15s', honorLabels: true }],
+    });
+    expect(templateOf(all).metadata.labels).toMatchObject({ 'app.kubernetes.io/component': 'agent' });
+    expect(podSpec(all).containers[0]).toMatchObject({
+      ports: [{ name: 'metrics', containerPort: 9_999, hostPort: 9_999 }],
+    });
+    expect(listening(all)).toBe('0.0.0.0:9999');
+  });
+
+  it('rolls the agents out, whose configuration it changes', async () => {
+    expect(await checksum({ podMonitor: { enabled: true } })).not.toBe(await checksum({}));
+  });
+
+  it('leaves an address that is configured, if its port is the same', async () => {
+    expect(listening(await monitored({}, { metrics: { listen: '[::]:9464' } }))).toBe('[::]:9464');
+    const { code, stderr } = await helm(['template'], {
+      podMonitor: { enabled: true },
+      config: { metrics: { listen: '0.0.0.0:9100' } },
+    });
+    expect(code).not.toBe(0);
+    expect(stderr).toContain('config.metrics.listen is 0.0.0.0:9100, but podMonitor.port is 9464');
+  });
+});
+
 describe('the webhook', () => {
   it('is off by default, and where it is on, the objects of deploy/webhook', async () => {
     const base = objects(await rendered());
@@ -249,6 +292,7 @@ describe('a wrong value', () => {
       { config: { instances: [{ outbound: '127.0.0.1:15001' }] } },
       "at '/config/instances/0': missing property",
     ],
+    [{ podMonitor: { interval: 'often' } }, "at '/podMonitor/interval': 'often' does not match pattern"],
     [{ webhook: { failurePolicy: 'Never' } }, "at '/webhook/failurePolicy': value must be one of"],
     [{ webhook: { direct: ['a,b'] } }, "at '/webhook/direct/0': 'a,b' does not match pattern"],
     // It would be the name of every node.
@@ -264,7 +308,9 @@ describe('the documentation', () => {
   it('has a row for every value, and for no other', () => {
     const values = parse(readFileSync(join(CHART, 'values.yaml'), 'utf8')) as Record<string, object>;
     const names = Object.entries(values).flatMap(([name, value]) =>
-      name === 'image' || name === 'webhook' ? Object.keys(value).map((key) => `${name}.${key}`) : [name],
+      ['image', 'podMonitor', 'webhook'].includes(name)
+        ? Object.keys(value).map((key) => `${name}.${key}`)
+        : [name],
     );
     const rows = [...readFileSync(join(CHART, 'README.md'), 'utf8').matchAll(/^\| `([\w.]+)` \|/gm)];
     expect(rows.map(([, name]) => name)).toEqual(names);

@@ -82,6 +82,7 @@ describe('a configuration', () => {
       identity: { rememberSeconds: 60, history: { seconds: 3_600, entries: 100_000 } },
       runtimes: { handlers: { 'my-gvisor': 'runsc' } },
       api: { allow: [{ uid: 0 }], rateLimit: { perSecond: 20_000, burst: 40_000 } },
+      metrics: {},
       log: { level: 'info' },
     });
   });
@@ -246,6 +247,14 @@ describe('a mistake is told with its line and field', () => {
       'runtimes: {handlers: {my-gvisor: gvisor}}',
       '2: runtimes.handlers.my-gvisor: expected one of runc, runsc, rund, unknown, got "gvisor"',
     ],
+    [
+      'metrics: {listen: 9464}',
+      '2: metrics.listen: expected an address and a port such as 0.0.0.0:9464 or [::]:9464, got 9464',
+    ],
+    [
+      'metrics: {listen: "localhost:9464"}',
+      '2: metrics.listen: expected an address and a port such as 0.0.0.0:9464 or [::]:9464, got "localhost:9464"',
+    ],
     ['instances: []', '2: instances: expected at least one instance, got an empty list'],
     ['instances: [{name: a}]', '2: instances[0]: an instance needs at least one of outbound and inbound'],
     [
@@ -351,6 +360,18 @@ describe('a mistake is told with its line and field', () => {
     expect(withLine(`instances:\n- {name: a, inbound: ${first}}\n- {name: b, outbound: ${second}}`)).toEqual(
       [],
     );
+  });
+
+  it('metrics are answered at an address of their own', () => {
+    expect(withLine('metrics: {listen: "127.0.0.1:15001"}')).toEqual([
+      '2: metrics.listen: 127.0.0.1:15001 overlaps 127.0.0.1:15001, the outbound of instance default',
+    ]);
+    expect(withLine('metrics: {listen: "[::]:15006"}')).toEqual([
+      '2: metrics.listen: [::]:15006 overlaps 127.0.0.1:15006, the inbound of instance default',
+    ]);
+    expect(
+      parseConfig('{sources: {cri: {}}, metrics: {listen: "0.0.0.0:9464"}}', FILE).metrics.listen,
+    ).toEqual({ host: '0.0.0.0', port: 9464, family: 4, text: '0.0.0.0:9464' });
   });
 
   it('names of instances are given once', () => {
@@ -463,6 +484,7 @@ it('the JSON schema describes the file as it is written', () => {
     'identity',
     'runtimes',
     'api',
+    'metrics',
     'log',
   ]);
   expect(schema.additionalProperties).toBe(false);
