@@ -250,7 +250,10 @@ backend original
   server dst *:0
 `,
   );
-  const haproxy = lab.daemon(lab.node, `haproxy-${starts}`, 'haproxy', ['-W', '-f', config, ...more]);
+  const name = `haproxy-${starts}`;
+  // Straight into the file: to a pipe that is full for a moment it drops lines.
+  const line = `exec haproxy -W -f "$@" >>'${join(lab.directory, `${name}.log`)}' 2>&1`;
+  const haproxy = lab.daemon(lab.node, name, 'sh', ['-c', line, 'sh', config, ...more]);
   onTestFinished(() => haproxy.stop());
   return haproxy;
 }
