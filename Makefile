@@ -1,7 +1,7 @@
 # Every target installs what it needs and is safe to repeat.
 #   make demo    three real pods (runc, gVisor, microVM) intercepted and named
 #   make check   lint, types, unit tests and the programs against the kernel: before every commit
-#   make test    everything that a change can break, in ten minutes; results in build/test-results.json
+#   make test    everything that a change can break, in a quarter of an hour; results in build/test-results.json
 #                FILES="test/e2e/drift.test.ts …": those files alone
 #                NODE=24: on the Node that the image has, not on this machine's; also with check, test-full, test-k8s
 #   make test-long   the long ones at full size, the image, and the Kubernetes source against a real API server

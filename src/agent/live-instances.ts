@@ -20,14 +20,13 @@ export interface LiveInstancesOptions {
   readonly prepare: (instances: readonly Instance[]) => Promise<void>;
   /** Moves the pods. */
   readonly changed: () => void;
-  readonly log: Pick<Log, 'info' | 'warn' | 'error'>;
+  readonly log: Pick<Log, 'info' | 'warn'>;
 }
 
 export class LiveInstances {
   readonly #options: LiveInstancesOptions;
   #current: readonly Instance[];
-  #config: Config;
-  /** What was read last, right or wrong; undefined: it could not be read. */
+  /** What was read last, right or wrong; undefined: nothing yet, or it could not be read, or is to be tried again. */
   #text: string | undefined;
   #problem: string | undefined;
   #applied = 0;
@@ -35,9 +34,7 @@ export class LiveInstances {
 
   constructor(options: LiveInstancesOptions) {
     this.#options = options;
-    this.#config = options.config;
     this.#current = options.config.instances;
-    this.#text = this.#read();
   }
 
   /** In order of precedence. */
@@ -74,7 +71,7 @@ export class LiveInstances {
         throw new Error(`${path} cannot be read`);
       }
       const config = parseConfig(this.#text, path, nodeName);
-      const later = differing(this.#config, config);
+      const later = differing(this.#options.config, config);
       if (!isDeepStrictEqual(config.instances, this.#current)) {
         const before = this.#current;
         await prepare(config.instances);
@@ -83,17 +80,14 @@ export class LiveInstances {
         log.info(namesOf(before, config.instances), 'instances changed');
         changed();
       }
-      this.#config = { ...this.#config, instances: config.instances };
       this.#tell(
         later.length === 0
           ? undefined
           : `${later.join(', ')}: what changed there holds after a restart of the agent`,
       );
     } catch (error) {
-      const isKnown =
-        error instanceof ConfigError || error instanceof DatapathError || this.#text === undefined;
-      if (!isKnown) {
-        log.error({ err: error }, 'reading the configuration again failed');
+      if (!(error instanceof ConfigError || error instanceof DatapathError)) {
+        this.#text = undefined; // it may be over in a moment: the next look tries again
       }
       this.#tell(`${(error as Error).message}; the instances stay as they were`);
     }

@@ -13,7 +13,7 @@ const ANSWER_MS = 15_000;
 /** Each check has a limit of its own, and together they may take longer than any other command. */
 const DOCTOR_MS = 75_000;
 
-const COMMANDS = ['doctor', 'status', 'pods', 'flows'] as const;
+const COMMANDS = ['doctor', 'status', 'pods', 'instances', 'flows'] as const;
 
 const QUESTIONS: readonly (readonly [name: string, path: string, format: Format])[] = [
   ['live.json', '/livez', 'json'],
@@ -21,6 +21,7 @@ const QUESTIONS: readonly (readonly [name: string, path: string, format: Format]
   ['status.json', '/v1/status', 'json'],
   ['pods.json', '/v1/workloads', 'json'],
   ['flows.json', '/v1/flows?limit=10000', 'json'],
+  ['instances.json', '/v1/instances', 'json'],
   ['services.json', '/v1/services', 'json'],
   ['metrics.txt', '/metrics', 'text'],
 ];

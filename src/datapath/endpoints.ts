@@ -1,10 +1,4 @@
-/**
- * The endpoint tables in the kernel: which interface is which pod, under which addresses.
- *
- * Ids are never reused: row 0 of `workloads` remembers the last one given out, across agents. A pod keeps its row,
- * and with it id and generation, for as long as a source knows it and a while longer; enrolled anew, its generation
- * grows.
- */
+/** The endpoint tables in the kernel: which interface is which pod, under which addresses. */
 
 import { u32 } from '../kernel/struct.js';
 import type { BpfMap } from '../native/bpf.js';
@@ -14,18 +8,9 @@ import { type EndpointIdentity, Identities, type IdentityMaps } from './identiti
 import type { Layouts } from './layouts.js';
 import { type Counted, type CounterMaps, PacketCounters } from './packet-counters.js';
 import { type ShareMaps, Shares } from './shares.js';
+import { type EndpointRow, ID_ROW, WorkloadRows } from './workload-rows.js';
 
-const UID_BYTES = 64;
-const ID_ROW = 0;
-
-export interface EndpointRow {
-  readonly uid: PodUid;
-  readonly id: number;
-  readonly generation: number;
-  readonly ifindex: number;
-  /** Enrolled before the pod's first process: no connection of it can be older than its enrolment. */
-  readonly sinceBirth: boolean;
-}
+export type { EndpointRow } from './workload-rows.js';
 
 export interface EndpointPlan {
   readonly ifindex: number;
@@ -55,14 +40,12 @@ export interface EndpointCounters extends Counted {
 export class EndpointTables {
   readonly #maps: EndpointMaps;
   readonly #layouts: Layouts;
-  readonly #rows = new Map<PodUid, EndpointRow>();
-  readonly #byId = new Map<number, EndpointRow>();
+  readonly #rows: WorkloadRows;
   /** What the kernel holds by ifindex, as of the last `refresh` and of what was written since. */
   #sources = new Map<number, Set<string>>();
   #endpoints = new Map<number, Buffer>();
   /** Addresses by ifindex, of endpoints that are intercepted inbound. */
   #inbound = new Map<number, Set<string>>();
-  #lastId = 0;
   readonly #counters: PacketCounters;
   readonly #shares: Shares;
   readonly #identities: Identities;
@@ -72,24 +55,13 @@ export class EndpointTables {
     this.#layouts = layouts;
     this.#counters = new PacketCounters(maps, layouts);
     this.#shares = new Shares(maps, layouts);
-    const { workload } = layouts;
-    for (const [key, value] of maps.workloads.entries()) {
-      const id = key.readUInt32LE(0);
-      const generation = workload.number(value, 'generation');
-      if (id === ID_ROW) {
-        this.#lastId = Math.max(this.#lastId, generation);
-        continue;
-      }
-      this.#lastId = Math.max(this.#lastId, id);
-      const uid = workload.bytes(value, 'uid').toString('utf8').replace(/\0+$/, '') as PodUid;
-      this.#remember({ uid, id, generation, ifindex: workload.number(value, 'ifindex'), sinceBirth: false });
-    }
+    this.#rows = new WorkloadRows(maps.workloads, layouts);
     this.#counters.ensure(ID_ROW);
-    this.#shares.forgetAllBut((id) => this.#byId.has(id));
-    this.#identities = new Identities(maps, layouts, (id) => this.#byId.has(id));
+    this.#shares.forgetAllBut((id) => this.#rows.byId(id) !== undefined);
+    this.#identities = new Identities(maps, layouts, (id) => this.#rows.byId(id) !== undefined);
     this.refresh();
     for (const row of this.rows().filter((candidate) => this.#isSinceBirth(candidate))) {
-      this.#remember({ ...row, sinceBirth: true });
+      this.#rows.markSinceBirth(row);
     }
   }
 
@@ -111,7 +83,7 @@ export class EndpointTables {
       setOf(this.#inbound, value.readUInt32LE(0)).add(key.toString('latin1'));
     }
     this.#shares.drop();
-    return [...this.#repairRows(), ...this.#identities.ensure()];
+    return [...this.#rows.repair(), ...this.#identities.ensure()];
   }
 
   /** Who a proxy is told that the endpoint is: `identity` but for what the row says. */
@@ -124,15 +96,15 @@ export class EndpointTables {
   }
 
   rowOf(uid: PodUid): EndpointRow | undefined {
-    return this.#rows.get(uid);
+    return this.#rows.of(uid);
   }
 
   rowById(id: number): EndpointRow | undefined {
-    return this.#byId.get(id);
+    return this.#rows.byId(id);
   }
 
   rows(): readonly EndpointRow[] {
-    return [...this.#rows.values()];
+    return this.#rows.all();
   }
 
   /**
@@ -140,24 +112,10 @@ export class EndpointTables {
    * the pod has no process yet.
    */
   enrol(uid: PodUid, ifindex: number, wasEnrolled: boolean, isStarting = false): EndpointRow {
-    const before = this.#rows.get(uid);
-    if (before !== undefined && before.ifindex === ifindex && (wasEnrolled || this.isLive(before))) {
-      this.#counters.ensure(before.id);
-      return before;
-    }
-    if (Buffer.byteLength(uid) > UID_BYTES) {
-      throw new RangeError(`pod uid "${uid}" is longer than ${UID_BYTES} bytes`);
-    }
-    let id = before?.id;
-    if (id === undefined) {
-      id = this.#lastId + 1;
-      this.#lastId = id;
-      this.#writeWorkload(ID_ROW, '', id, 0);
-    }
-    const row = { uid, id, generation: (before?.generation ?? 0) + 1, ifindex, sinceBirth: isStarting };
-    this.#writeWorkload(id, uid, row.generation, ifindex);
-    this.#counters.ensure(id);
-    this.#remember(row);
+    const before = this.#rows.of(uid);
+    const isSame = before?.ifindex === ifindex && (wasEnrolled || this.isLive(before));
+    const row = isSame ? before : this.#rows.renew(uid, ifindex, isStarting);
+    this.#counters.ensure(row.id);
     return row;
   }
 
@@ -285,7 +243,7 @@ export class EndpointTables {
   /** The pod whose endpoint the kernel holds at an interface. */
   ownerOf(ifindex: number): PodUid | undefined {
     const value = this.#endpoints.get(ifindex);
-    return value === undefined ? undefined : this.#byId.get(this.#layouts.endpoint.number(value, 'id'))?.uid;
+    return value === undefined ? undefined : this.#rows.byId(this.#layouts.endpoint.number(value, 'id'))?.uid;
   }
 
   /** The addresses of every endpoint in the kernel, whoever decides on it. */
@@ -313,11 +271,9 @@ export class EndpointTables {
 
   /** Forgets a pod for good: nobody can ask any more. */
   forget(uid: PodUid): void {
-    const row = this.#rows.get(uid);
+    const row = this.#rows.of(uid);
     if (row !== undefined) {
-      this.#rows.delete(uid);
-      this.#byId.delete(row.id);
-      this.#maps.workloads.delete(u32(row.id));
+      this.#rows.forget(row);
       this.#counters.forget(row.id);
       this.#shares.forget(row.id);
       this.#identities.forget(row.id);
@@ -327,7 +283,7 @@ export class EndpointTables {
   /** Summed up over the CPUs, off the event loop. */
   async counters(): Promise<EndpointCounters[]> {
     const read = await this.#counters.read();
-    return read.map((counted) => ({ ...counted, podUid: this.#byId.get(counted.endpointId)?.uid }));
+    return read.map((counted) => ({ ...counted, podUid: this.#rows.byId(counted.endpointId)?.uid }));
   }
 
   /** Looks which counters are there, off the event loop: a row that has gone is made anew by the next `enrol`. */
@@ -379,41 +335,8 @@ export class EndpointTables {
     );
   }
 
-  #repairRows(): string[] {
-    const { workload } = this.#layouts;
-    const held = new Map(this.#maps.workloads.entries().map(([key, value]) => [key.readUInt32LE(0), value]));
-    const wrong: string[] = [];
-    const idRow = held.get(ID_ROW);
-    // Without any id there is nothing to remember; a higher one than ours nobody else can have given out.
-    if (this.#lastId > 0 && (idRow === undefined || workload.number(idRow, 'generation') !== this.#lastId)) {
-      this.#writeWorkload(ID_ROW, '', this.#lastId, 0);
-      wrong.push('the row of the last id');
-    }
-    for (const row of this.#rows.values()) {
-      const value = held.get(row.id);
-      if (value === undefined || !value.equals(this.#encodeWorkload(row.uid, row.generation, row.ifindex))) {
-        this.#writeWorkload(row.id, row.uid, row.generation, row.ifindex);
-        wrong.push(`the workload row of endpoint ${row.id}`);
-      }
-    }
-    return wrong;
-  }
-
   #addressIn(key: string): string {
     return bytesToIp(this.#layouts.sourceKey.bytes(Buffer.from(key, 'latin1'), 'address'));
-  }
-
-  #remember(row: EndpointRow): void {
-    this.#rows.set(row.uid, row);
-    this.#byId.set(row.id, row);
-  }
-
-  #writeWorkload(id: number, uid: string, generation: number, ifindex: number): void {
-    this.#maps.workloads.set(u32(id), this.#encodeWorkload(uid, generation, ifindex));
-  }
-
-  #encodeWorkload(uid: string, generation: number, ifindex: number): Buffer {
-    return this.#layouts.workload.encode({ uid: Buffer.from(uid), generation, ifindex });
   }
 
   #encode(row: EndpointRow, plan: EndpointPlan): Buffer {

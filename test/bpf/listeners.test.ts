@@ -262,6 +262,22 @@ describe('a proxy with a socket per worker', () => {
     expect(log.map(({ message }) => message)).toEqual(['listener adopted']);
   });
 
+  it('whose holder was not to be found is tried again at the very next look: a master hands it on just then', async () => {
+    await startMember(PORT);
+    let tries = 0;
+    const listeners = listenersOf({ outbound: [at('127.0.0.1', PORT)] }, (socket, owner) => {
+      tries += 1;
+      if (tries === 1) {
+        throw new Error('the process has closed it');
+      }
+      makeTransparent(socket, owner);
+    });
+    await refresh(listeners);
+    expect(cookieIn(V4)).toBeUndefined();
+    await refresh(listeners);
+    expect(cookieIn(V4)).toBeDefined();
+  });
+
   it('is not adopted while one of them cannot, and that is told', async () => {
     await startMember(PORT);
     const barred = await startMember(PORT);

@@ -8,9 +8,7 @@ import { inNetns, tryRun, waitFor } from '../lab/exec.js';
 import { Lab, REMOTE } from '../lab/lab.js';
 import { type LabPod, reply } from '../lab/pod.js';
 import { ControlPlane } from './control-plane.js';
-
-const ACCOUNT = { namespace: 'nodesentry-system', name: 'nodesentry' };
-const RBAC = join(import.meta.dirname, '../../deploy/base/rbac.yaml');
+import { ACCOUNT, RBAC } from './relayed-plane.js';
 
 describe('an agent that follows containerd and Kubernetes', () => {
   let lab: Lab;

@@ -1,7 +1,6 @@
 /** What the agent tells a real API server. */
 
-import { mkdtempSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { mkdtempSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from 'vitest';
 import { Cluster } from '../../src/agent/cluster.js';
@@ -15,10 +14,11 @@ import { openApiServerAccess } from '../../src/pods/sources/kubernetes-config.js
 import type { EndpointState, EndpointStatus } from '../../src/reconcile/status.js';
 import { createLogger } from '../../src/telemetry/log.js';
 import { Cleanup } from '../lab/exec.js';
-import { ControlPlane, type KubeObject } from './control-plane.js';
-import { Relay } from './relay.js';
+import { endpoint, pod as somePod } from '../unit/api-fixture.js';
+import type { ControlPlane, KubeObject } from './control-plane.js';
+import type { Relay } from './relay.js';
+import { ACCOUNT, startRelayedPlane } from './relayed-plane.js';
 
-const ACCOUNT = { namespace: 'nodesentry-system', name: 'nodesentry' };
 const DEPLOY = join(import.meta.dirname, '../../deploy');
 const TAINT = { key: 'nodesentry.io/agent-not-ready', effect: 'NoSchedule' };
 const JSON_PATCH = 'application/json-patch+json';
@@ -41,15 +41,7 @@ let cluster: Cluster;
 let warnings: unknown[];
 
 beforeAll(async () => {
-  folder = mkdtempSync(join(tmpdir(), 'nodesentry-cluster-'));
-  cleanup.add('the folder', () => rmSync(folder, { recursive: true, force: true }));
-  plane = await ControlPlane.start({ directory: folder, cleanup });
-  relay = await Relay.open(plane.port);
-  cleanup.add('the relay', () => relay.close());
-  await plane.createNamespace(ACCOUNT.namespace);
-  await plane.createFrom(join(DEPLOY, 'base/rbac.yaml'), ACCOUNT.namespace);
-  kubeconfig = join(folder, 'kubeconfig');
-  await plane.writeKubeconfig(kubeconfig, ACCOUNT, relay.port);
+  ({ folder, plane, relay, kubeconfig } = await startRelayedPlane(cleanup));
 });
 afterAll(() => cleanup.run());
 
@@ -100,37 +92,13 @@ async function pod(name: string): Promise<PodUid> {
   const uid = (await plane.createPod(namespace, name, { spec: { nodeName: node } })) as PodUid;
   store.replaceSource('kubernetes', [
     ...store.list(),
-    {
-      uid,
-      namespace,
-      name,
-      serviceAccount: 'default',
-      labels: {},
-      annotations: {},
-      ips: [],
-      runtime: 'runc',
-      runtimeHandler: '',
-      sandboxId: '',
-      hostNetwork: false,
-      sources: ['kubernetes'],
-    },
+    somePod(name, { uid, namespace, labels: {}, ips: [], sources: ['kubernetes'] }),
   ]);
   return uid;
 }
 
 function is(podUid: PodUid, state: EndpointState, reason?: string): void {
-  statuses.set(podUid, {
-    podUid,
-    state,
-    reason,
-    generation: 1,
-    interfaces: [],
-    inbound: true,
-    failure: 'closed',
-    desired: true,
-    programmed: false,
-    verified: false,
-  });
+  statuses.set(podUid, endpoint(podUid, { state, reason, generation: 1, interfaces: [], inbound: true }));
 }
 
 /** As `kubectl describe pod` asks for them. */

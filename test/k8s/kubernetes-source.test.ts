@@ -1,5 +1,3 @@
-import { mkdtempSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from 'vitest';
 import { parseConfig } from '../../src/config/load.js';
@@ -9,11 +7,9 @@ import type { PodUid } from '../../src/pods/pod.js';
 import { PodStore } from '../../src/pods/pod-store.js';
 import { KubernetesSource, type KubernetesSourceOptions } from '../../src/pods/sources/kubernetes.js';
 import { Cleanup } from '../lab/exec.js';
-import { ControlPlane } from './control-plane.js';
-import { Relay } from './relay.js';
-
-const ACCOUNT = { namespace: 'nodesentry-system', name: 'nodesentry' };
-const RBAC = join(import.meta.dirname, '../../deploy/base/rbac.yaml');
+import type { ControlPlane } from './control-plane.js';
+import type { Relay } from './relay.js';
+import { ACCOUNT, startRelayedPlane } from './relayed-plane.js';
 
 const cleanup = new Cleanup();
 const log = { info: vi.fn(), warn: vi.fn(), error: vi.fn() };
@@ -28,15 +24,7 @@ let namespace: string;
 let count = 0;
 
 beforeAll(async () => {
-  folder = mkdtempSync(join(tmpdir(), 'nodesentry-k8s-'));
-  cleanup.add('the folder', () => rmSync(folder, { recursive: true, force: true }));
-  plane = await ControlPlane.start({ directory: folder, cleanup });
-  relay = await Relay.open(plane.port);
-  cleanup.add('the relay', () => relay.close());
-  await plane.createNamespace(ACCOUNT.namespace);
-  await plane.createFrom(RBAC, ACCOUNT.namespace);
-  kubeconfig = join(folder, 'kubeconfig');
-  await plane.writeKubeconfig(kubeconfig, ACCOUNT, relay.port);
+  ({ folder, plane, relay, kubeconfig } = await startRelayedPlane(cleanup));
 });
 afterAll(() => cleanup.run());
 

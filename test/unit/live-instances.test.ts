@@ -37,7 +37,7 @@ beforeEach(() => {
       }
     },
     changed: () => void events.push(`changed ${names(live.current)}`),
-    log: { info: tell, warn: tell, error: tell },
+    log: { info: tell, warn: tell },
   });
 });
 
@@ -95,6 +95,19 @@ test('where the kernel has no room for them, nothing is half applied', async () 
   refuse = undefined;
   await live.reload();
   expect(live.current.map(({ name }) => name)).toEqual(['payments', 'default']);
+});
+
+test('where the kernel did not answer, the next look tries again, and it is told once', async () => {
+  refuse = new Error('asking which sockets listen: Interrupted system call');
+  write(`${PAYMENTS}, ${DEFAULT}`);
+  await live.look();
+  await live.look();
+  expect(told).toHaveLength(1);
+  expect(live.current.map(({ name }) => name)).toEqual(['default']);
+  refuse = undefined;
+  await live.look();
+  expect(live.current.map(({ name }) => name)).toEqual(['payments', 'default']);
+  expect(live.status().problem).toBeUndefined();
 });
 
 test('what only a restart changes is named, and the instances change all the same', async () => {

@@ -9,6 +9,7 @@ import type { Pod, PodUid } from '../../src/pods/pod.js';
 import { PodStore } from '../../src/pods/pod-store.js';
 import { type Call, KubernetesError, type Write } from '../../src/pods/sources/kubernetes-client.js';
 import type { EndpointState, EndpointStatus } from '../../src/reconcile/status.js';
+import { endpoint, pod as somePod, uid } from './api-fixture.js';
 
 const NEVER = new AbortController().signal;
 const log = { info: vi.fn(), warn: vi.fn(), error: vi.fn() };
@@ -57,37 +58,16 @@ function start(): void {
 }
 
 function pod(name: string, more: Partial<Pod> = {}): Pod {
-  return {
-    uid: `uid-${name}` as PodUid,
-    namespace: 'shop',
-    name,
-    serviceAccount: 'default',
-    labels: {},
-    annotations: {},
-    ips: [],
-    runtime: 'runc',
-    runtimeHandler: '',
-    sandboxId: '',
-    hostNetwork: false,
-    sources: ['kubernetes'],
-    ...more,
-  };
+  return somePod(name, { namespace: 'shop', labels: {}, ips: [], sources: ['kubernetes'], ...more });
 }
 
 function set(name: string, state: EndpointState, reason?: string): void {
-  const podUid = `uid-${name}` as PodUid;
-  statuses.set(podUid, {
+  const podUid = uid(`uid-${name}`);
+  const desired = state !== 'NOT_ENROLLED';
+  statuses.set(
     podUid,
-    state,
-    reason,
-    generation: 1,
-    interfaces: [],
-    inbound: true,
-    failure: 'closed',
-    desired: state !== 'NOT_ENROLLED',
-    programmed: false,
-    verified: false,
-  });
+    endpoint(podUid, { state, reason, generation: 1, interfaces: [], inbound: true, desired }),
+  );
 }
 
 /** Second by second. */
