@@ -39,6 +39,8 @@ export function isDroppedExplicitly(last: Pick<Pod, 'sources'>): boolean {
   return last.sources.every((name) => EXPLICIT.has(name));
 }
 
+const NOT_TOLD = 'NOT_SYNCED: the API server has not told of this pod yet';
+
 /**
  * Asks the authorities for a pod that none of them has told of yet: by namespace and name alone where nobody knows its
  * UID, which its source is told then. The function returned gives the reason why it is not known what the pod is,
@@ -63,14 +65,14 @@ export function confirmation(
       );
       found = pods.find((one) => one !== undefined)?.uid;
     } catch (error) {
-      return `NOT_SYNCED: ${error instanceof Error ? error.message : String(error)}`;
+      // Whoever asked has no more time: the call that was under way then says nothing of the API server.
+      const why = error instanceof Error ? error.message : String(error);
+      return signal.aborted ? NOT_TOLD : `NOT_SYNCED: ${why}`;
     }
     if (nameless !== undefined && found !== undefined) {
       nameless.adopt?.(uid, found);
     }
     const now = store.get(found ?? uid);
-    return now !== undefined && isConfirmed(now, authorities)
-      ? undefined
-      : 'NOT_SYNCED: the API server has not told of this pod yet';
+    return now !== undefined && isConfirmed(now, authorities) ? undefined : NOT_TOLD;
   };
 }
