@@ -135,7 +135,8 @@ it('a buffer that is too short, and an option that there is not', async () => {
 it(
   `${FUZZED} random options and lengths: nothing is written behind a buffer, and the answers stand`,
   async () => {
-    const words = ['-c', `echo 'fuzz ${FUZZED}' | socat -T60 - TCP:${REMOTE[4]}:80,connect-timeout=5`];
+    // -t: its input ends at once, and the answer is awaited all the same.
+    const words = ['-c', `echo 'fuzz ${FUZZED}' | socat -t60 -T60 - TCP:${REMOTE[4]}:80,connect-timeout=5`];
     const fuzzed = JSON.parse(await runIn(web.netnsName, 'sh', words)) as { answered: number };
     expect(fuzzed.answered).toBeGreaterThan(FUZZED / 100);
     expect(await told(web.netnsName, REMOTE[4])).toMatchObject({ peerId: ID('web') });

@@ -136,6 +136,8 @@ describe.each(RUNTIMES)('pods of %s', (runtime, runtimeClassName) => {
     expect(await passes()).toBe(true);
     await own.stop();
     await kubectl('delete', 'deployment', app, '--now');
+    // While it ends, the kernel of a pod that was let go may still end its connections, and rightly so.
+    await waitFor('it to go', async () => (await site.podsOf(app)).length === 0, 60_000, 200);
     await uplink.stop();
     uplink = await site.escapes();
   });
