@@ -40,13 +40,37 @@ static __always_inline int send_to_proxy(struct __sk_buff *skb, const struct end
 }
 
 static __always_inline int start(struct __sk_buff *skb, const struct packet *packet, const struct endpoint *endpoint) {
+    __u32 instance = endpoint->instance;
     int action;
 
-    if (!has_listener(endpoint, packet->family))
+    if (endpoint->flags & ENDPOINT_CLOSING) {
+        report(packet, endpoint, instance, packet->ifindex, VERDICT_CLOSING);
+        return reset(skb, packet, endpoint, VERDICT_CLOSING);
+    }
+    if (!has_listener(&instance, packet->family))
         return no_listener(skb, packet, endpoint);
     action = send_to_proxy(skb, endpoint, VERDICT_FLOW_STARTED);
     if (action != TC_ACT_SHOT)
-        record(skb, packet, endpoint, skb->ifindex);
+        record(skb, packet, endpoint, instance);
+    return action;
+}
+
+/* What the kubelet asks of a pod at the port that the agent answers: to the agent, whatever the pod has there. */
+static __always_inline int from_node(struct __sk_buff *skb, struct packet *packet, const struct endpoint *endpoint) {
+    __u32 instance = 0;
+    struct bpf_sock *listener;
+    int action;
+
+    if (parse(skb, packet) != PARSED_TCP || !is_lifecycle(packet->key.dport, &instance) ||
+        !destination_belongs(packet->ifindex, packet))
+        return pass(endpoint, VERDICT_FROM_NODE);
+    listener = listener_socket(instance, DIRECTION, packet->family);
+    if (!listener)
+        return pass(endpoint, VERDICT_FROM_NODE);
+    bpf_sk_release(listener);
+    action = send_to_proxy(skb, endpoint, VERDICT_LIFECYCLE);
+    if (action != TC_ACT_SHOT && (packet->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN)
+        record(skb, packet, endpoint, instance);
     return action;
 }
 
@@ -54,17 +78,22 @@ static __always_inline int start(struct __sk_buff *skb, const struct packet *pac
  * enrolment, or an answer to what the pod itself has dialled. */
 static __always_inline int without_socket(struct __sk_buff *skb, const struct packet *packet,
                                           const struct endpoint *endpoint) {
-    if (!is_known(packet, endpoint))
+    const struct flow *flow = known_flow(packet, endpoint);
+    struct bpf_sock *listener;
+
+    if (!flow)
         return pass(endpoint, VERDICT_OLDER_CONNECTION);
-    if (!has_listener(endpoint, packet->family))
+    listener = listener_socket(flow->instance, DIRECTION, packet->family);
+    if (!listener)
         return reset(skb, packet, endpoint, VERDICT_NO_LISTENER_RESET);
+    bpf_sk_release(listener);
     return send_to_proxy(skb, endpoint, VERDICT_SYN_COOKIE);
 }
 
 /* Writes down where the agent's own packet has come out; inbound_steer ends it. */
 static __always_inline bool answers_canary(struct __sk_buff *skb, const struct packet *packet,
                                            const struct endpoint *endpoint) {
-    struct canary_key key = {.ifindex = skb->ifindex, .family = packet->family};
+    struct canary_key key = {.ifindex = packet->ifindex, .family = packet->family};
     struct canary *canary = bpf_map_lookup_elem(&ingress_canaries, &key);
     __be32 sequence;
 
@@ -95,7 +124,7 @@ static __always_inline int leave(struct __sk_buff *skb, const struct packet *pac
                                  int parsed) {
     struct bpf_sock *sk;
 
-    if (parsed != PARSED_TCP || !destination_belongs(skb->ifindex, packet))
+    if (parsed != PARSED_TCP || !destination_belongs(packet->ifindex, packet))
         return pass(endpoint, VERDICT_LEAVING);
     sk = connection_socket(skb, &packet->key, packet->family);
     if (!sk)
@@ -106,10 +135,10 @@ static __always_inline int leave(struct __sk_buff *skb, const struct packet *pac
 
 SEC("tc")
 int pod_ingress(struct __sk_buff *skb) {
-    struct packet packet = {};
+    struct packet packet = {.ifindex = skb->ifindex};
     struct endpoint *endpoint;
     struct bpf_sock *sk;
-    __u32 ifindex = skb->ifindex;
+    __u32 ifindex = packet.ifindex;
     bool starts, again;
     int parsed;
 
@@ -117,7 +146,7 @@ int pod_ingress(struct __sk_buff *skb) {
     if (!endpoint || !(endpoint->flags & ENDPOINT_INBOUND))
         return TC_ACT_UNSPEC;
     if (is_from_node(skb) && !is_from_another_proxy(skb, endpoint))
-        return pass(endpoint, VERDICT_FROM_NODE);
+        return from_node(skb, &packet, endpoint);
     parsed = parse(skb, &packet);
     if (endpoint->flags & ENDPOINT_LEAVING)
         return leave(skb, &packet, endpoint, parsed);

@@ -63,7 +63,7 @@ static __always_inline int deliver(struct __sk_buff *skb, const struct packet *p
 /* A connection of the node's own with the pod (a probe, a proxy's plain upstream leg) also has a socket here.
  * It needs no help, and marking it would hide half of it from conntrack. */
 static __always_inline bool is_local_destination(struct __sk_buff *skb, const struct packet *packet) {
-    struct bpf_fib_lookup fib = {.family = packet->family, .ifindex = skb->ifindex, .l4_protocol = IPPROTO_TCP};
+    struct bpf_fib_lookup fib = {.family = packet->family, .ifindex = packet->ifindex, .l4_protocol = IPPROTO_TCP};
 
     if (packet->family == AF_INET) {
         __builtin_memcpy(&fib.ipv4_src, &packet->key.src.bytes[12], 4);
@@ -91,21 +91,29 @@ static __always_inline bool is_loopback(const struct packet *packet) {
 
 static __always_inline int start(struct __sk_buff *skb, const struct packet *packet, const struct endpoint *endpoint) {
     __u16 port = packet->key.dport;
+    __u32 instance = endpoint->instance;
+    enum verdict verdict = VERDICT_FLOW_STARTED;
     struct bpf_sock *listener;
     int action;
 
     if (is_loopback(packet))
         return drop(endpoint, VERDICT_LOOPBACK);
-    if (bpf_map_lookup_elem(&proxy_ports, &port) && is_local_destination(skb, packet)) {
-        report(packet, endpoint, skb->ifindex, VERDICT_PROXY_PORT);
-        return reset(skb, packet, endpoint, VERDICT_PROXY_PORT);
+    if (is_lifecycle(port, &instance) && is_local_destination(skb, packet)) {
+        verdict = VERDICT_LIFECYCLE;
+        listener = listener_socket(instance, DIRECTION, packet->family);
+    } else {
+        instance = endpoint->instance;
+        if (bpf_map_lookup_elem(&proxy_ports, &port) && is_local_destination(skb, packet)) {
+            report(packet, endpoint, instance, packet->ifindex, VERDICT_PROXY_PORT);
+            return reset(skb, packet, endpoint, VERDICT_PROXY_PORT);
+        }
+        listener = serving_socket(&instance, DIRECTION, packet->family);
     }
-    listener = listener_socket(endpoint->instance, DIRECTION, packet->family);
     if (!listener)
         return no_listener(skb, packet, endpoint);
-    action = deliver(skb, packet, endpoint, listener, VERDICT_FLOW_STARTED);
+    action = deliver(skb, packet, endpoint, listener, verdict);
     if (action != TC_ACT_SHOT)
-        record(skb, packet, endpoint, skb->ifindex);
+        record(skb, packet, endpoint, instance);
     return action;
 }
 
@@ -113,15 +121,16 @@ static __always_inline int start(struct __sk_buff *skb, const struct packet *pac
  * gone: the listener tells the two apart and resets the latter. Of any other it is older than the enrolment. */
 static __always_inline int without_socket(struct __sk_buff *skb, const struct packet *packet,
                                           const struct endpoint *endpoint) {
+    const struct flow *flow = known_flow(packet, endpoint);
     struct bpf_sock *listener;
 
-    if (!is_known(packet, endpoint)) {
+    if (!flow) {
         if (!(endpoint->flags & ENDPOINT_SINCE_BIRTH))
             return pass(endpoint, VERDICT_OLDER_CONNECTION);
         skb->priority = PRIORITY_LEFT_TO_CONNTRACK;
         return pass(endpoint, VERDICT_LEFT_TO_CONNTRACK);
     }
-    listener = listener_socket(endpoint->instance, DIRECTION, packet->family);
+    listener = listener_socket(flow->instance, DIRECTION, packet->family);
     if (!listener)
         return reset(skb, packet, endpoint, VERDICT_NO_LISTENER_RESET);
     return deliver(skb, packet, endpoint, listener, VERDICT_SYN_COOKIE);
@@ -131,7 +140,7 @@ static __always_inline int without_socket(struct __sk_buff *skb, const struct pa
  * Only the nonce that is waited for is answered; a pod that sends such packets itself gains nothing. */
 static __always_inline bool answer_canary(struct __sk_buff *skb, const struct packet *packet,
                                           const struct endpoint *endpoint) {
-    struct canary_key key = {.ifindex = skb->ifindex, .family = packet->family};
+    struct canary_key key = {.ifindex = packet->ifindex, .family = packet->family};
     struct canary *canary = bpf_map_lookup_elem(&canaries, &key);
     struct delivery_trial trial = {};
     __be32 sequence;
@@ -141,7 +150,7 @@ static __always_inline bool answer_canary(struct __sk_buff *skb, const struct pa
     if (bpf_ntohl(sequence) != canary->nonce)
         return false;
     trial.nonce = canary->nonce;
-    try_delivery(skb, packet, endpoint, skb->ifindex, !is_left_to_lookup(endpoint), &trial);
+    try_delivery(skb, packet, endpoint, packet->ifindex, !is_left_to_lookup(endpoint), &trial);
     bpf_map_update_elem(&deliveries, &key, &trial, BPF_ANY);
     canary->listening = trial.outcome != DELIVERY_NO_LISTENER;
     canary->endpoint = endpoint->id;
@@ -160,11 +169,11 @@ static __always_inline int not_tcp(struct __sk_buff *skb, const struct packet *p
 
 /* Of a pod that has been taken out: what belongs to a connection at the proxy goes on to it. A SYN on such a tuple
  * meets the connection's TIME_WAIT, past which the stack would not forward it. */
-static __always_inline int leave(struct __sk_buff *skb, const struct endpoint *endpoint) {
-    struct packet packet = {};
+static __always_inline int leave(struct __sk_buff *skb, const struct endpoint *endpoint, __u32 ifindex) {
+    struct packet packet = {.ifindex = ifindex};
     struct bpf_sock *sk;
 
-    if (parse(skb, &packet) != PARSED_TCP || !source_belongs(skb->ifindex, &packet))
+    if (parse(skb, &packet) != PARSED_TCP || !source_belongs(ifindex, &packet))
         return pass(endpoint, VERDICT_LEAVING);
     sk = connection_socket(skb, &packet.key, packet.family);
     if (!sk)
@@ -179,10 +188,10 @@ static __always_inline int leave(struct __sk_buff *skb, const struct endpoint *e
 SEC("tc")
 int pod_egress(struct __sk_buff *skb) {
     const struct endpoint nobody = {};
-    struct packet packet = {};
+    struct packet packet = {.ifindex = skb->ifindex};
     struct endpoint *endpoint;
     struct bpf_sock *sk;
-    __u32 ifindex = skb->ifindex;
+    __u32 ifindex = packet.ifindex, instance;
     bool starts, again;
     int parsed;
 
@@ -190,7 +199,7 @@ int pod_egress(struct __sk_buff *skb) {
     if (!endpoint)
         return pass(&nobody, VERDICT_NO_ENDPOINT);
     if (endpoint->flags & ENDPOINT_LEAVING)
-        return leave(skb, endpoint);
+        return leave(skb, endpoint, ifindex);
 
     parsed = parse(skb, &packet);
     if (parsed == VERDICT_NOT_IP)
@@ -214,12 +223,13 @@ int pod_egress(struct __sk_buff *skb) {
     }
     /* A SYN for a socket in TIME_WAIT is a new connection on an old tuple. */
     again = starts && sk->state == BPF_TCP_TIME_WAIT;
-    if (again && !has_listener(endpoint, packet.family)) {
+    instance = endpoint->instance;
+    if (again && !has_listener(&instance, packet.family)) {
         bpf_sk_release(sk);
         return no_listener(skb, &packet, endpoint);
     }
     parsed = deliver(skb, &packet, endpoint, sk, again ? VERDICT_FLOW_STARTED : VERDICT_FLOW_PACKET);
     if (again && parsed != TC_ACT_SHOT)
-        record(skb, &packet, endpoint, ifindex);
+        record(skb, &packet, endpoint, instance);
     return parsed;
 }

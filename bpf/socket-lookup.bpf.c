@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 /* socket_lookup: sk_lookup of the node's network namespace. Names the listener of a flow that pod_egress or pod_ingress
- * has recorded, and of no other, where the kernel looks for one at the packet's own destination: for a first packet
- * that was left to look-up; and for a SYN from a port whose last connection is still in TIME_WAIT at the proxy (RFC
- * 6191). A recorded flow whose listener is gone reaches nothing else, nor does what is for a pod reach a service of the
- * node (docs/datapath.md, "Left to look-up"). */
+ * has recorded, or the agent for a connection of its own, and of no other, where the kernel looks for one at the
+ * packet's own destination: for a first packet that was left to look-up; and for a SYN from a port whose last
+ * connection is still in TIME_WAIT at the proxy (RFC 6191). A recorded flow whose listener is gone reaches nothing
+ * else, nor does what is for a pod reach a service of the node (docs/datapath.md, "Left to look-up"). */
 #include "sockets.h"
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
@@ -28,7 +28,7 @@ int socket_lookup(struct bpf_sk_lookup *context) {
     key.dport = context->local_port;
     flow = bpf_map_lookup_elem(&flows, &key);
     endpoint = flow ? bpf_map_lookup_elem(&endpoints, &flow->ifindex) : NULL;
-    if (!flow || !endpoint || !started_by(flow, endpoint))
+    if (!flow || !((endpoint && started_by(flow, endpoint)) || flow->endpoint == AGENT_ENDPOINT))
         return bpf_map_lookup_elem(&inbound, &key.dst) ? SK_DROP : SK_PASS;
     listener = listener_socket(flow->instance, flow->direction, context->family);
     if (!listener)

@@ -6,12 +6,12 @@
 
 /* Whether the kernel's own look-up finds the listener at `port` for this packet, were its flow recorded. */
 static __always_inline bool is_looked_up(struct __sk_buff *skb, const struct packet *packet,
-                                         const struct endpoint *endpoint, __u32 ifindex, __u32 port) {
+                                         const struct endpoint *endpoint, __u32 instance, __u32 ifindex, __u32 port) {
     struct flow flow = {
         .endpoint = endpoint->id,
         .generation = endpoint->generation,
         .ifindex = ifindex,
-        .instance = endpoint->instance,
+        .instance = instance,
         .direction = DIRECTION,
     };
     struct bpf_sock *sk;
@@ -32,7 +32,8 @@ static __always_inline bool is_looked_up(struct __sk_buff *skb, const struct pac
 static __always_inline void try_delivery(struct __sk_buff *skb, const struct packet *packet,
                                          const struct endpoint *endpoint, __u32 ifindex, bool can_assign,
                                          struct delivery_trial *trial) {
-    struct bpf_sock *listener = listener_socket(endpoint->instance, DIRECTION, packet->family);
+    __u32 instance = endpoint->instance;
+    struct bpf_sock *listener = serving_socket(&instance, DIRECTION, packet->family);
     __u32 port;
     long error;
 
@@ -47,7 +48,8 @@ static __always_inline void try_delivery(struct __sk_buff *skb, const struct pac
     if (!error)
         trial->outcome = DELIVERY_ASSIGNED;
     else if (error == -ESOCKTNOSUPPORT)
-        trial->outcome = is_looked_up(skb, packet, endpoint, ifindex, port) ? DELIVERY_LOOKED_UP : DELIVERY_MISLED;
+        trial->outcome =
+            is_looked_up(skb, packet, endpoint, instance, ifindex, port) ? DELIVERY_LOOKED_UP : DELIVERY_MISLED;
     else
         trial->outcome = DELIVERY_REFUSED;
 }

@@ -86,11 +86,12 @@ static __always_inline int reset(struct __sk_buff *skb, const struct packet *pac
     bpf_skb_store_bytes(skb, packet->l4 + offsetof(struct tcphdr, seq), &sequence, sizeof(sequence), 0);
     bpf_skb_store_bytes(skb, packet->l4 + offsetof(struct tcphdr, ack_seq), &acknowledged, sizeof(acknowledged), 0);
     bpf_skb_store_bytes(skb, packet->l4 + TCP_FLAGS_OFFSET, &flags, sizeof(flags), 0);
-    return bpf_redirect(skb->ifindex, DIRECTION == DIRECTION_INGRESS ? BPF_F_INGRESS : 0);
+    return bpf_redirect(packet->ifindex, DIRECTION == DIRECTION_INGRESS ? BPF_F_INGRESS : 0);
 }
 
-static __always_inline bool has_listener(const struct endpoint *endpoint, __u8 family) {
-    struct bpf_sock *listener = listener_socket(endpoint->instance, DIRECTION, family);
+/* Whether a new flow of the instance would be taken, and in `instance` by which number. */
+static __always_inline bool has_listener(__u32 *instance, __u8 family) {
+    struct bpf_sock *listener = serving_socket(instance, DIRECTION, family);
 
     if (!listener)
         return false;
@@ -103,9 +104,9 @@ static __always_inline int no_listener(struct __sk_buff *skb, const struct packe
     if (endpoint->flags & ENDPOINT_FAILURE_OPEN) {
         /* From here on this tuple is an ordinary connection: an old record would make an orphan of it. */
         bpf_map_delete_elem(&flows, &packet->key);
-        report(packet, endpoint, skb->ifindex, VERDICT_NO_LISTENER_OPEN);
+        report(packet, endpoint, endpoint->instance, packet->ifindex, VERDICT_NO_LISTENER_OPEN);
         return pass(endpoint, VERDICT_NO_LISTENER_OPEN);
     }
-    report(packet, endpoint, skb->ifindex, VERDICT_NO_LISTENER_RESET);
+    report(packet, endpoint, endpoint->instance, packet->ifindex, VERDICT_NO_LISTENER_RESET);
     return reset(skb, packet, endpoint, VERDICT_NO_LISTENER_RESET);
 }

@@ -60,6 +60,7 @@ enum endpoint_flag {
     ENDPOINT_SHAPED = 1 << 4,       /* what comes after us at this hook limits the pod's rate: it has to see all */
     ENDPOINT_INBOUND = 1 << 5,      /* what the pod receives is intercepted as well */
     ENDPOINT_LEAVING = 1 << 6,      /* taken out: its open connections go on by the proxy, nothing else is touched */
+    ENDPOINT_CLOSING = 1 << 7,      /* about to end: new connections to it are refused, open ones go on */
 };
 
 /* endpoints: host-side ifindex -> struct endpoint */
@@ -110,6 +111,28 @@ struct node {
  * does. */
 struct instance {
     char name[64]; /* NUL-padded */
+};
+
+/* generations: an instance's number -> who takes its new flows, where that is not simply its own listeners. One row, so
+ * that all of an instance's new flows change over at once. */
+struct generation {
+    __u32 serving; /* the number whose listeners take them */
+    __u32 canary;  /* the number that takes a share of them; counts while `share` is not 0 and it has a listener */
+    __u32 share;   /* of SHARE_WHOLE */
+    __u32 resting; /* 1: nobody takes them, its failure policy is what they meet */
+};
+
+/* instance_counts (per CPU): an instance's number -> what has become of flows at its listeners */
+struct instance_count {
+    __u64 started;
+    __u64 reset; /* by the proxy; counted while the agent watches for it */
+};
+
+/* lifecycle: one row. A port at which the agent answers what a pod asks it, and what the kubelet asks a pod. */
+struct lifecycle {
+    __u32 instance; /* whose listeners are the agent's own */
+    __u16 port;     /* in host byte order; 0: none */
+    __u8 pad[2];
 };
 
 /* listeners (SOCKMAP): instance * SLOTS_PER_INSTANCE, plus those of these that hold -> a listening socket */
@@ -163,6 +186,9 @@ enum priority {
  * MAX_FLOWS_OF_ENDPOINT. An endpoint that has had its share loses its own oldest record for each new one. */
 enum limit {
     MAX_FLOWS_OF_ENDPOINT = 16384, /* a power of two */
+    SHARE_WHOLE = 1 << 16,
+    /* No pod's: by a row of `flows` that bears it, a connection of the agent's own comes to a listener. */
+    AGENT_ENDPOINT = 0x7fffffff,
 };
 
 struct share {
@@ -249,6 +275,8 @@ enum verdict {
     VERDICT_LEAVING,           /* passed: of a pod that has been taken out, and of no connection at the proxy */
     VERDICT_PROXY_PORT,        /* reset: to a port of a proxy's listener on this node, which would dial itself */
     VERDICT_CANARY,            /* the agent's own packet, to try the way to the listener */
+    VERDICT_LIFECYCLE,         /* of a pod, or for it from the kubelet: to the agent's own port for that */
+    VERDICT_CLOSING,           /* reset: to a pod that is about to end */
     VERDICT_COUNT,
 };
 

@@ -73,6 +73,28 @@ struct {
 } instances SEC(".maps");
 
 struct {
+    __uint(type, BPF_MAP_TYPE_HASH);
+    __uint(max_entries, MAX_INSTANCES);
+    __uint(map_flags, BPF_F_NO_PREALLOC);
+    __type(key, __u32);
+    __type(value, struct generation);
+} generations SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+    __uint(max_entries, MAX_INSTANCES);
+    __type(key, __u32);
+    __type(value, struct instance_count);
+} instance_counts SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_ARRAY);
+    __uint(max_entries, 1);
+    __type(key, __u32);
+    __type(value, struct lifecycle);
+} lifecycle SEC(".maps");
+
+struct {
     __uint(type, BPF_MAP_TYPE_SOCKMAP);
     __uint(max_entries, MAX_LISTENERS);
     __type(key, __u32);

@@ -32,6 +32,7 @@
 #define PARSED_TCP (-1)
 
 struct packet {
+    __u32 ifindex; /* of the interface that it is at */
     struct flow_key key;
     __u32 l3;
     __u32 l4;

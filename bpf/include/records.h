@@ -23,8 +23,8 @@ static __always_inline bool is_followed(void) {
     return settings_row && settings_row->followed;
 }
 
-static __always_inline void report(const struct packet *packet, const struct endpoint *endpoint, __u32 ifindex,
-                                   enum verdict verdict) {
+static __always_inline void report(const struct packet *packet, const struct endpoint *endpoint, __u32 instance,
+                                   __u32 ifindex, enum verdict verdict) {
     struct event *event;
 
     if (!is_followed())
@@ -40,7 +40,7 @@ static __always_inline void report(const struct packet *packet, const struct end
     event->endpoint = endpoint->id;
     event->generation = endpoint->generation;
     event->ifindex = ifindex;
-    event->instance = endpoint->instance;
+    event->instance = instance;
     event->direction = DIRECTION;
     event->verdict = verdict;
     /* The reader looks by itself every few milliseconds: it is woken only where that may be too late. */
@@ -102,29 +102,35 @@ static __always_inline void remember(struct __sk_buff *skb, const struct flow_ke
     bpf_map_update_elem(&flows, key, flow, BPF_ANY);
 }
 
+/* `instance`: whose listener has it. */
 static __always_inline void record(struct __sk_buff *skb, const struct packet *packet, const struct endpoint *endpoint,
-                                   __u32 ifindex) {
+                                   __u32 instance) {
     struct flow flow = {
         .started_ns = bpf_ktime_get_ns(),
         .endpoint = endpoint->id,
         .generation = endpoint->generation,
-        .ifindex = ifindex,
-        .instance = endpoint->instance,
+        .ifindex = packet->ifindex,
+        .instance = instance,
         .direction = DIRECTION,
     };
 
+    struct instance_count *counted = bpf_map_lookup_elem(&instance_counts, &instance);
+
+    if (counted)
+        counted->started++;
     remember(skb, &packet->key, &flow);
-    report(packet, endpoint, ifindex, VERDICT_FLOW_STARTED);
+    report(packet, endpoint, instance, packet->ifindex, VERDICT_FLOW_STARTED);
 }
 
-static __always_inline bool is_known(const struct packet *packet, const struct endpoint *endpoint) {
+/* The record of a flow of this endpoint's; NULL where it has none. */
+static __always_inline const struct flow *known_flow(const struct packet *packet, const struct endpoint *endpoint) {
     struct flow *flow = bpf_map_lookup_elem(&flows, &packet->key);
 
-    return flow && started_by(flow, endpoint);
+    return flow && started_by(flow, endpoint) ? flow : NULL;
 }
 
-/* As is_known, of a packet whose socket was found: its record is there, as soon as it is a whole socket. A connection
- * that is in use keeps its row in `flows` as well, for those who look it up there. */
+/* Whether there is one, of a packet whose socket was found: its record is there, as soon as it is a whole socket. A
+ * connection that is in use keeps its row in `flows` as well, for those who look it up there. */
 static __always_inline bool is_known_at(struct __sk_buff *skb, struct bpf_sock *sk, const struct packet *packet,
                                         const struct endpoint *endpoint) {
     struct connection *connection = bpf_sk_storage_get(&connections, sk, NULL, 0);

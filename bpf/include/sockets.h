@@ -60,6 +60,37 @@ static __always_inline struct bpf_sock *listener_socket(__u32 instance, enum dir
     return bpf_map_lookup_elem(&listeners, &slot);
 }
 
+/* Whether this is the port at which the agent itself answers, and in `instance` whose listeners are there. */
+static __always_inline bool is_lifecycle(__u16 port, __u32 *instance) {
+    __u32 row = 0;
+    struct lifecycle *own = bpf_map_lookup_elem(&lifecycle, &row);
+
+    if (!own || !own->port || own->port != port)
+        return false;
+    *instance = own->instance;
+    return true;
+}
+
+/* The listener that takes a new flow of an instance, and in `instance` the number that it belongs to. Release it. */
+static __always_inline struct bpf_sock *serving_socket(__u32 *instance, enum direction direction, __u8 family) {
+    struct generation *generation = bpf_map_lookup_elem(&generations, instance);
+    struct bpf_sock *listener;
+
+    if (!generation)
+        return listener_socket(*instance, direction, family);
+    if (generation->share && (bpf_get_prandom_u32() & (SHARE_WHOLE - 1)) < generation->share) {
+        listener = listener_socket(generation->canary, direction, family);
+        if (listener) {
+            *instance = generation->canary;
+            return listener;
+        }
+    }
+    if (generation->resting)
+        return NULL;
+    *instance = generation->serving;
+    return listener_socket(generation->serving, direction, family);
+}
+
 /* Marked without a socket: for established connections the kernel's own look-up finds it, for a first packet the
  * sk_lookup program names the listener that the record names. The priority says so to the nftables table, which lets
  * such a packet reach nothing but a transparent socket (docs/datapath.md, "Left to look-up"). */

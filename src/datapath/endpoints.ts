@@ -23,6 +23,8 @@ export interface EndpointPlan {
   readonly shaped?: boolean;
   /** What the pod is sent is intercepted as well. Default false. */
   readonly inbound?: boolean;
+  /** The pod is about to end: what others open to it is refused, what is open goes on. Default false. */
+  readonly closing?: boolean;
   readonly ips: readonly string[];
 }
 
@@ -351,7 +353,8 @@ export class EndpointTables {
         (row.sinceBirth ? flags.sinceBirth : 0) |
         (plan.dropOther ? flags.dropOther : 0) |
         (plan.shaped === true ? flags.shaped : 0) |
-        (plan.inbound === true ? flags.inbound : 0),
+        (plan.inbound === true ? flags.inbound : 0) |
+        (plan.closing === true ? flags.closing : 0),
       bridge_ifindex: plan.bridgeIndex,
     });
   }

@@ -10,6 +10,13 @@ import type { Layouts } from './layouts.js';
 
 /** The most that a name may have, as the kernel keeps it. */
 const NAME_BYTES = 64;
+/** What follows it is ours: whoever reads the name as a string of C does not see it. */
+const SEPARATOR = '\0';
+
+/** The name of an instance's other set of listeners, which takes turns with the first when its proxy is upgraded. */
+export function secondGeneration(name: string): string {
+  return `${name}${SEPARATOR}2`;
+}
 
 export interface InstanceSlotsOptions {
   readonly instances: BpfMap;
@@ -72,7 +79,7 @@ export class InstanceSlots {
     return wrong;
   }
 
-  /** Throws where `assign` was not told the name. */
+  /** Throws where `assign` was not told the name. `name`: of an instance, or `secondGeneration` of it. */
   numberOf(name: string): number {
     const number = this.#numbers.get(name);
     if (number === undefined) {
@@ -83,7 +90,7 @@ export class InstanceSlots {
 
   /** Also of one that is not configured any more. */
   nameOf(number: number): string {
-    return this.#names.get(number) ?? `#${number}`;
+    return this.#names.get(number)?.split(SEPARATOR, 1)[0] ?? `#${number}`;
   }
 
   #release(kept: ReadonlySet<string>, referred: ReadonlySet<number>): void {

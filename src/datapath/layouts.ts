@@ -22,6 +22,9 @@ export interface Layouts {
   readonly runtimes: Readonly<Record<RuntimeKind, number>>;
   readonly node: Struct;
   readonly instance: Struct;
+  readonly generation: Struct;
+  readonly instanceCount: Struct;
+  readonly lifecycle: Struct;
   readonly flowKey: Struct;
   readonly flow: Struct;
   readonly event: Struct;
@@ -42,12 +45,17 @@ export interface Layouts {
     readonly shaped: number;
     readonly inbound: number;
     readonly leaving: number;
+    readonly closing: number;
   };
   /** `enum delivery`. */
   readonly deliveries: Readonly<
     Record<'noListener' | 'assigned' | 'lookedUp' | 'misled' | 'refused', number>
   >;
-  readonly limits: { readonly flowsOfEndpoint: number };
+  readonly limits: {
+    readonly flowsOfEndpoint: number;
+    readonly shareWhole: number;
+    readonly agentEndpoint: number;
+  };
   readonly slots: SlotLayout;
 }
 
@@ -63,6 +71,7 @@ export function readLayouts(object: BpfObject): Layouts {
   }
   const flags = object.enumValues('endpoint_flag');
   const slots = object.enumValues('slot');
+  const limits = object.enumValues('limit');
   const deliveries = object.enumValues('delivery');
   const runtimes = object.enumValues('nodesentry_runtime');
   return {
@@ -90,6 +99,9 @@ export function readLayouts(object: BpfObject): Layouts {
     },
     node: struct('node', ['netns_cookie']),
     instance: struct('instance', ['name']),
+    generation: struct('generation', ['serving', 'canary', 'share', 'resting']),
+    instanceCount: struct('instance_count', ['started', 'reset']),
+    lifecycle: struct('lifecycle', ['instance', 'port']),
     flowKey: struct('flow_key', ['src', 'dst', 'sport', 'dport', 'protocol']),
     flow: struct('flow', ['started_ns', 'endpoint', 'generation', 'ifindex', 'instance', 'direction']),
     event: struct('event', [
@@ -118,6 +130,7 @@ export function readLayouts(object: BpfObject): Layouts {
       shaped: enumValue(flags, 'ENDPOINT_SHAPED'),
       inbound: enumValue(flags, 'ENDPOINT_INBOUND'),
       leaving: enumValue(flags, 'ENDPOINT_LEAVING'),
+      closing: enumValue(flags, 'ENDPOINT_CLOSING'),
     },
     deliveries: {
       noListener: enumValue(deliveries, 'DELIVERY_NO_LISTENER'),
@@ -126,7 +139,11 @@ export function readLayouts(object: BpfObject): Layouts {
       misled: enumValue(deliveries, 'DELIVERY_MISLED'),
       refused: enumValue(deliveries, 'DELIVERY_REFUSED'),
     },
-    limits: { flowsOfEndpoint: enumValue(object.enumValues('limit'), 'MAX_FLOWS_OF_ENDPOINT') },
+    limits: {
+      flowsOfEndpoint: enumValue(limits, 'MAX_FLOWS_OF_ENDPOINT'),
+      shareWhole: enumValue(limits, 'SHARE_WHOLE'),
+      agentEndpoint: enumValue(limits, 'AGENT_ENDPOINT'),
+    },
     slots: {
       perInstance: enumValue(slots, 'SLOTS_PER_INSTANCE'),
       inbound: enumValue(slots, 'SLOT_INBOUND'),

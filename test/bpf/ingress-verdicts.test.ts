@@ -4,6 +4,7 @@ import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest';
 import type { EndpointRow, EndpointTables } from '../../src/datapath/endpoints.js';
+import { Generations } from '../../src/datapath/generations.js';
 import { type Layouts, readLayouts } from '../../src/datapath/layouts.js';
 import { slotIndex } from '../../src/datapath/listener-slots.js';
 import { u32 } from '../../src/kernel/struct.js';
@@ -40,6 +41,7 @@ const UID = 'pod-uid' as PodUid;
 const OTHER_ADDRESS = { 4: '10.66.0.4', 6: 'fd00:66::4' } as const;
 const LOOPBACK = { 4: '127.0.0.1', 6: '::1' } as const;
 const NONCE = 0x12345678;
+const LIFECYCLE_PORT = 15021;
 const EOPNOTSUPP = 95;
 
 const namespaces = new Cleanup();
@@ -81,7 +83,9 @@ function pointTo(to: number): void {
   object.map('steering').set(u32(0), layouts.steering.encode({ ifindex: to }));
 }
 
-function enrol(options: { failureOpen?: boolean; inbound?: boolean; instance?: number } = {}): EndpointRow {
+function enrol(
+  options: { failureOpen?: boolean; inbound?: boolean; instance?: number; closing?: boolean } = {},
+): EndpointRow {
   const row = tables.enrol(UID, ifindex, true);
   tables.write(row, {
     ifindex,
@@ -325,6 +329,92 @@ describe.each([4, 6] as const)('to a pod, a packet of IPv%i', (family) => {
       expect(object.map('listeners').delete(u32(slotIndex(layouts.slots, 0, 'inbound', family)))).toBe(true);
     }
     expect((await send(toPod(base))).verdicts).toEqual(['NO_LISTENER_RESET 1']);
+  });
+
+  it('to a pod that is about to end is reset when it opens a connection, and goes on where one is open', async () => {
+    const row = await ready({ closing: true });
+    expect(await send(toPod(base))).toMatchObject({ action: REDIRECT, verdicts: ['CLOSING 1'], mark: 0 });
+    expect(recorded()).toEqual([]);
+    const { port, clientPort } = connectionOf(family);
+    record({ src: FAR[family], dst: POD[family], sport: clientPort, dport: port }, row);
+    const open = toPod({ ...base, sport: clientPort, dport: port, flags: TCP.ACK });
+    expect(await send(open)).toMatchObject({ action: REDIRECT, mark: MARK });
+    expect(await countedBy(tables, 'INGRESS')).toEqual(['FLOW_PACKET 1', 'CLOSING 1']);
+  });
+
+  it('from the node to the port of the agent’s own comes to the agent, and is the pod’s', async () => {
+    await ready();
+    const ask = toPod({ ...base, dport: LIFECYCLE_PORT });
+    expect(await send(ask, { from: 0 })).toMatchObject({ action: NEXT, mark: 0 });
+    object.map('lifecycle').set(u32(0), layouts.lifecycle.encode({ instance: 7, port: LIFECYCLE_PORT }));
+    expect(await send(ask, { from: 0 })).toMatchObject({ action: NEXT, mark: 0 });
+    await adopt(object, layouts, node.fd, connectionOf(6).port, 'inbound', 7);
+    expect(await send(ask, { from: 0 })).toMatchObject({ action: REDIRECT, mark: MARK });
+    expect(recorded()).toMatchObject([{ instance: 7, dport: LIFECYCLE_PORT, direction: 1, ifindex }]);
+    for (const options of [base, { ...base, dst: OTHER_ADDRESS[family], dport: LIFECYCLE_PORT }]) {
+      expect(await send(toPod(options), { from: 0 })).toMatchObject({ action: NEXT, mark: 0 });
+    }
+    expect(await countedBy(tables, 'INGRESS')).toEqual(['FROM_NODE 4', 'LIFECYCLE 1']);
+    // Of anybody else it is a port like another.
+    await send(ask);
+    expect(recorded()).toMatchObject([{ instance: 0, dport: LIFECYCLE_PORT }]);
+  });
+
+  describe('of an instance with a second generation', () => {
+    const SECOND = 9;
+    let generations: Generations;
+
+    beforeEach(() => {
+      const [rows, counts] = [object.map('generations'), object.map('instance_counts')];
+      generations = new Generations({ generations: rows, instance_counts: counts, layouts });
+    });
+
+    /** Which instance takes each of so many new flows. */
+    async function taken(count: number): Promise<number[]> {
+      const instances: number[] = [];
+      for (let sport = 1; sport <= count; sport++) {
+        await send(toPod({ ...base, sport }));
+        const key = flowKeyOf(layouts, { src: FAR[family], dst: POD[family], sport });
+        const value = object.map('flows').get(key);
+        instances.push(value === undefined ? -1 : layouts.flow.number(value, 'instance'));
+      }
+      return instances;
+    }
+
+    it('goes to the one that serves, by one row, and is counted as its', async () => {
+      await ready();
+      await adopt(object, layouts, node.fd, connectionOf(6).port, 'inbound', SECOND);
+      generations.set(0, { serving: SECOND, resting: false });
+      expect(await taken(3)).toEqual([SECOND, SECOND, SECOND]);
+      expect(generations.counts(SECOND)).toEqual({ started: 3, reset: 0 });
+      generations.set(0, { serving: 0, resting: false });
+      expect(await taken(1)).toEqual([0]);
+      expect(object.map('generations').entries()).toEqual([]);
+    });
+
+    it('goes to a canary in its share, and not where that has no listener', async () => {
+      await ready();
+      generations.set(0, { serving: 0, canary: { number: SECOND, share: 0.5 }, resting: false });
+      expect(new Set(await taken(20))).toEqual(new Set([0]));
+      await adopt(object, layouts, node.fd, connectionOf(6).port, 'inbound', SECOND);
+      const half = (await taken(400)).filter((instance) => instance === SECOND).length;
+      expect(half).toBeGreaterThan(120);
+      expect(half).toBeLessThan(280);
+      generations.set(0, { serving: 0, canary: { number: SECOND, share: 1 }, resting: true });
+      expect(await taken(2)).toEqual([SECOND, SECOND]);
+    });
+
+    it('meets the failure policy while it rests, and rows that somebody changed are written again', async () => {
+      await ready();
+      generations.set(0, { serving: 0, resting: true });
+      expect(await send(toPod(base))).toMatchObject({ verdicts: ['NO_LISTENER_RESET 1'] });
+      expect(generations.ensure()).toEqual([]);
+      object.map('generations').delete(u32(0));
+      object.map('generations').set(u32(5), Buffer.alloc(layouts.generation.size));
+      expect(generations.ensure()).toEqual(['who serves instance number 0', 'who serves instance number 5']);
+      expect(generations.ensure()).toEqual([]);
+      expect(await taken(1)).toEqual([-1]);
+    });
   });
 
   it('starts a flow as SYN: marked, recorded as the pod’s inbound one, sent to the agent’s own interface', async () => {

@@ -252,6 +252,7 @@ it('the layouts are those of the objects', () => {
     shaped: 16,
     inbound: 32,
     leaving: 64,
+    closing: 128,
   });
   expect(layouts.endpoint.size).toBe(20);
   expect(layouts.slots).toEqual({ perInstance: 4, inbound: 2, ipv6: 1 });

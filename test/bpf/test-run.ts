@@ -156,7 +156,7 @@ export async function adopt(
     slots,
     instances: [{ name: 'default', number, ...none, [direction]: [wanted], owner: { uid: 0 } }],
     log: { info: () => undefined, warn: () => undefined },
-    referred: () => new Set(),
+    referred: () => new Set(Array.from({ length: 256 }, (_, index) => index)), // what others adopted stays
   });
   await withNetns(netns, () => ({ look: listeners.refresh() })).look;
 }
