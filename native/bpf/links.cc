@@ -1,4 +1,4 @@
-// Attaching by links: tcx, sk_lookup.
+// Attaching by links: tcx, sk_lookup, tracepoints.
 #include <bpf/bpf.h>
 
 #include "bpf_syscall.hh"
@@ -17,6 +17,15 @@ Napi::Value link_create(const Napi::CallbackInfo &info) {
 
     if (fd < 0)
         throw kernel_error(info.Env(), errno, "bpf", text_argument(info, 3));
+    return Napi::Number::New(info.Env(), fd);
+}
+
+// To the tracepoint that the program itself names.
+Napi::Value attach_tracepoint(const Napi::CallbackInfo &info) {
+    int fd = bpf_raw_tracepoint_open(nullptr, fd_argument(info, 0));
+
+    if (fd < 0)
+        throw kernel_error(info.Env(), errno, "bpf", text_argument(info, 1));
     return Napi::Number::New(info.Env(), fd);
 }
 
@@ -113,6 +122,7 @@ Napi::Value query_tcx(const Napi::CallbackInfo &info) {
 } // namespace
 
 void define_links(Napi::Env env, Napi::Object exports) {
+    exports.Set("attachTracepoint", Napi::Function::New(env, attach_tracepoint));
     exports.Set("linkCreate", Napi::Function::New(env, link_create));
     exports.Set("linkCreateAsync", Napi::Function::New(env, link_create_async));
     exports.Set("linkInfo", Napi::Function::New(env, link_info));

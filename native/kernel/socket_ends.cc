@@ -92,6 +92,70 @@ class EndsSearch : public Napi::AsyncWorker {
     const char *syscall_ = "";
 };
 
+// Of each connection that is not over: peer's and own address (16 bytes each, IPv4 mapped), peer's and own port (2 each,
+// little-endian), packed. On a thread of the pool as well.
+class ConnectionList : public Napi::AsyncWorker {
+  public:
+    explicit ConnectionList(Napi::Env env)
+        : Napi::AsyncWorker(env), deferred_(Napi::Promise::Deferred::New(env)), fd_(open_diag(env)) {}
+    Napi::Promise promise() const {
+        return deferred_.Promise();
+    }
+
+  protected:
+    void Execute() override {
+        for (uint8_t family : {AF_INET, AF_INET6}) {
+            DiagRequest request = diag_request(family, ~(kListen | 1 << TCP_TIME_WAIT | 1 << TCP_CLOSE));
+            error_ = send(fd_.get(), &request, sizeof(request), 0) < 0
+                         ? errno
+                         : try_answer(fd_.get(), request.header, [&](const nlmsghdr *message) {
+                               if (auto *diag = diag_of(message))
+                                   add(diag);
+                           });
+            if (error_)
+                return SetError(kListing);
+        }
+    }
+    void OnOK() override {
+        deferred_.Resolve(Napi::Buffer<uint8_t>::Copy(Env(), packed_.data(), packed_.size()));
+    }
+    void OnError(const Napi::Error &) override {
+        deferred_.Reject(kernel_error(Env(), error_, "recv", kListing).Value());
+    }
+
+  private:
+    static constexpr const char *kListing = "listing connections";
+
+    void add(const inet_diag_msg *diag) {
+        for (const __be32 *address : {diag->id.idiag_dst, diag->id.idiag_src}) {
+            uint8_t bytes[16] = {};
+            if (diag->idiag_family == AF_INET6) {
+                memcpy(bytes, address, sizeof(bytes));
+            } else {
+                bytes[10] = bytes[11] = 0xff;
+                memcpy(&bytes[12], address, 4);
+            }
+            packed_.insert(packed_.end(), bytes, bytes + sizeof(bytes));
+        }
+        for (uint16_t port : {ntohs(diag->id.idiag_dport), ntohs(diag->id.idiag_sport)}) {
+            packed_.push_back(port & 0xff);
+            packed_.push_back(port >> 8);
+        }
+    }
+
+    Napi::Promise::Deferred deferred_;
+    Fd fd_;
+    std::vector<uint8_t> packed_;
+    int error_ = 0;
+};
+
+Napi::Value tcp_open(const Napi::CallbackInfo &info) {
+    auto *list = new ConnectionList(info.Env());
+    auto promise = list->promise();
+    list->Queue();
+    return promise;
+}
+
 Napi::Value tcp_ends(const Napi::CallbackInfo &info) {
     auto cookies = info[0].As<Napi::Array>();
     std::unordered_set<uint64_t> wanted;
@@ -108,6 +172,7 @@ Napi::Value tcp_ends(const Napi::CallbackInfo &info) {
 } // namespace
 
 void define_socket_ends(Napi::Env env, Napi::Object exports) {
+    exports.Set("tcpOpen", Napi::Function::New(env, tcp_open));
     exports.Set("tcpEnds", Napi::Function::New(env, tcp_ends));
 }
 

@@ -11,6 +11,7 @@ import type { Config, Instance } from '../config/config.js';
 import { loadConfig } from '../config/load.js';
 import { EndpointTables } from '../datapath/endpoints.js';
 import { Flows } from '../datapath/flows.js';
+import { Generations } from '../datapath/generations.js';
 import { InstanceSlots } from '../datapath/instance-slots.js';
 import { Listeners } from '../datapath/listeners.js';
 import { MANIFEST } from '../datapath/manifest.js';
@@ -21,6 +22,7 @@ import { PastIdentity } from '../identity/past.js';
 import { IdentityService } from '../identity/resolve.js';
 import { SocketLookups } from '../identity/socket-ends.js';
 import { IdentityWatch } from '../identity/watch.js';
+import { InstanceGenerations } from '../instances/generations.js';
 import { missingCapabilities } from '../kernel/capabilities.js';
 import { RouteSocket } from '../kernel/netlink.js';
 import { openPrograms } from '../kernel/programs.js';
@@ -44,6 +46,7 @@ import { packageVersion } from '../telemetry/version.js';
 import { Cluster } from './cluster.js';
 import { startCni } from './cni.js';
 import { createReconciler, openIdentityOption } from './datapath.js';
+import { openInstances } from './instances.js';
 import { LiveInstances } from './live-instances.js';
 import type { AgentOptions } from './options.js';
 import { takeLock } from './run-lock.js';
@@ -146,25 +149,30 @@ async function start(
     }),
     (handle) => handle.close(),
   );
-  const numbered = (instances: readonly Instance[]) => {
-    slots.assign(instances.map(({ name }) => name));
-    return instances.map((instance) => ({ ...instance, number: slots.numberOf(instance.name) }));
-  };
+  const generations = new Generations({ ...programs.maps, layouts: programs.layouts });
+  const instanceGenerations = new InstanceGenerations({
+    path: join(options.runDir, 'generations.json'),
+    slots,
+    kernel: generations,
+    log: log.child({ part: 'instances' }),
+  });
   const listeners = new Listeners({
     map: programs.maps.listeners,
     slots: programs.layouts.slots,
-    instances: numbered(config.instances),
+    instances: instanceGenerations.wanted(config.instances),
     referred: () => tables.instances(),
     log: log.child({ part: 'listeners' }),
   });
+  const adopt = async (instances: readonly Instance[]) => {
+    await listeners.want(instanceGenerations.wanted(instances));
+    instanceGenerations.apply(instances);
+    ensureCgroups();
+  };
   const live = new LiveInstances({
     path: options.config,
     nodeName: options.nodeName,
     config,
-    prepare: async (instances) => {
-      await listeners.want(numbered(instances));
-      ensureCgroups();
-    },
+    prepare: (instances) => adopt(instances),
     changed: () => {
       proxyPorts.ensure(); // before a round finds them missing: nothing was damaged
       guarded(log, 'moving pods to their instances', () => reconciler.instancesChanged());
@@ -173,7 +181,7 @@ async function start(
   });
   const proxyPorts = new PortSet(
     programs.maps.proxy_ports,
-    () => live.current.flatMap(({ outbound, inbound }) => [...outbound, ...inbound].map(({ port }) => port)),
+    () => instanceGenerations.portsOf(live.current),
     'port of a proxy',
   );
   const links = new PodLinks(socket);
@@ -193,6 +201,7 @@ async function start(
     sources,
     tables,
     slots,
+    generations,
     repairs,
     synced,
     starting,
@@ -215,6 +224,7 @@ async function start(
 
   // Listeners before the first program: an enrolled pod must not meet an empty map for want of a look.
   await listeners.refresh();
+  instanceGenerations.apply(live.current);
   const migrated = programs.finishMigration(
     tcxSupported() ? undefined : (await socket.links()).map(({ index }) => index),
   );
@@ -237,6 +247,23 @@ async function start(
     LISTENER_LOOK_MS,
   );
   opened.add(look, clearInterval);
+
+  const instanceParts = openInstances({
+    live,
+    generations: instanceGenerations,
+    kernel: generations,
+    listeners,
+    flows,
+    programs,
+    tables,
+    objects: options.bpfObjects,
+    adopt: async () => {
+      await adopt(live.current);
+      proxyPorts.ensure();
+    },
+    opened,
+    log: log.child({ part: 'instances' }),
+  });
 
   const reconcile = () =>
     guarded(log, 'reconciling', () => {
@@ -330,7 +357,8 @@ async function start(
     identity,
     past: new PastIdentity({ store, history, datapath, synced }),
     sockets: new SocketLookups(tcpEnds),
-    instances: live,
+    instances: instanceParts.view,
+    upgrades: instanceParts.upgrades,
     watch,
     sources: sources.map((source) => withProblem(source, cluster)),
     blockers,

@@ -6,6 +6,7 @@ import type { Opened } from '../base/opened.js';
 import { type Config, type Instance, instanceFor } from '../config/config.js';
 import { Canaries } from '../datapath/canary.js';
 import type { EndpointTables } from '../datapath/endpoints.js';
+import type { Generations } from '../datapath/generations.js';
 import { IdentityOption } from '../datapath/identity-option.js';
 import { InboundSteering } from '../datapath/inbound.js';
 import type { InstanceSlots } from '../datapath/instance-slots.js';
@@ -63,6 +64,7 @@ export function createReconciler(parts: {
   readonly sources: readonly PodSource[];
   readonly tables: EndpointTables;
   readonly slots: InstanceSlots;
+  readonly generations: Generations;
   readonly repairs: Repairs;
   readonly synced: () => boolean;
   readonly starting: ReadonlySet<PodUid>;
@@ -81,6 +83,7 @@ export function createReconciler(parts: {
     store,
     tables,
     slots,
+    generations,
     repairs,
     synced,
   } = parts;
@@ -139,7 +142,7 @@ export function createReconciler(parts: {
       inbound,
       programs,
       tables,
-      slots,
+      slots: { ensure: () => [...slots.ensure(), ...generations.ensure()] },
       portSets: [
         new PortSet(maps.udp_ports, () => config.interception.udpPorts, 'open UDP port'),
         proxyPorts,

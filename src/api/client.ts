@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { Pool } from 'undici';
 import type { FlowQuery, Resolution } from '../identity/resolve.js';
+import type { UpgradeStatus } from '../instances/upgrade.js';
 import { parseIp } from '../net/ip.js';
 import { formatSocketAddress } from '../net/socket-address.js';
 import type {
@@ -48,6 +49,18 @@ export type ApiClientOptions = ApiPlace & {
   readonly connections?: number;
 };
 
+/** As `POST /v1/instances/{name}/upgrade` takes it. */
+export interface UpgradeBody {
+  readonly outbound?: string | readonly string[];
+  readonly inbound?: string | readonly string[];
+  readonly owner?: Readonly<Record<string, string | number>>;
+  readonly canary?: string;
+  readonly checkSeconds?: number;
+  readonly observeSeconds?: number;
+  readonly deadlineSeconds?: number;
+  readonly stop?: boolean;
+}
+
 /** The line of a watch that was read last. */
 export interface WatchPosition {
   readonly epoch: string;
@@ -55,7 +68,7 @@ export interface WatchPosition {
 }
 
 interface Ask {
-  readonly method?: 'GET' | 'POST';
+  readonly method?: 'GET' | 'POST' | 'DELETE';
   readonly body?: string;
   readonly signal?: AbortSignal | undefined;
 }
@@ -97,6 +110,16 @@ export class ApiClient {
 
   instances(): Promise<InstancesMessage> {
     return this.#json('/v1/instances');
+  }
+
+  /** Begins it; `instances` tells how it goes on. */
+  upgradeInstance(name: string, request: UpgradeBody): Promise<UpgradeStatus> {
+    const path = `/v1/instances/${encodeURIComponent(name)}/upgrade`;
+    return this.#json(path, { method: 'POST', body: JSON.stringify(request) });
+  }
+
+  abortUpgrade(name: string): Promise<UpgradeStatus> {
+    return this.#json(`/v1/instances/${encodeURIComponent(name)}/upgrade`, { method: 'DELETE' });
   }
 
   workload(uid: string): Promise<WorkloadMessage> {

@@ -13,6 +13,7 @@ import type { PastIdentity } from '../identity/past.js';
 import type { IdentityService } from '../identity/resolve.js';
 import type { SocketLookups } from '../identity/socket-ends.js';
 import type { IdentityWatch } from '../identity/watch.js';
+import type { Upgrades } from '../instances/upgrades.js';
 import type { PodUid } from '../pods/pod.js';
 import type { PodStore } from '../pods/pod-store.js';
 import type { PodSource } from '../pods/source.js';
@@ -41,6 +42,7 @@ export interface HttpApiOptions {
   readonly identity: IdentityService;
   readonly past: PastIdentity;
   readonly instances: InstancesView;
+  readonly upgrades: Pick<Upgrades, 'start' | 'abort'>;
   readonly sockets: SocketLookups;
   readonly watch: IdentityWatch;
   readonly sources: readonly Pick<PodSource, 'name' | 'lastError'>[];
@@ -109,6 +111,7 @@ export async function startHttpApi(options: HttpApiOptions): Promise<HttpApi> {
   identityRoutes(app, new Answers(options), views, callers);
   watchRoute(app, streams);
   flowRoutes(app, views, flowWatch);
+  instanceRoutes(app, options, views);
   operationRoutes(app, options, views);
   try {
     // Who watches comes back all at once when the agent has been away.
@@ -241,7 +244,6 @@ function identityRoutes(app: FastifyInstance, answers: Answers, views: Views, ca
     refuseKeys(request.query);
     return views.workload(request.params.uid as PodUid);
   });
-  app.get('/v1/instances', () => views.instances());
   app.get('/v1/services', async ({ query }) => views.services(parseApp(query)));
 }
 
@@ -288,6 +290,16 @@ function ndjson(reply: FastifyReply): Writable {
   reply.raw.writeHead(200, { 'content-type': 'application/x-ndjson' });
   reply.raw.flushHeaders();
   return reply.raw;
+}
+
+function instanceRoutes(app: FastifyInstance, { upgrades }: HttpApiOptions, views: Views): void {
+  app.get('/v1/instances', () => views.instances());
+  app.post<{ Params: { name: string } }>('/v1/instances/:name/upgrade', async ({ params, body }) =>
+    upgrades.start(params.name, body),
+  );
+  app.delete<{ Params: { name: string } }>('/v1/instances/:name/upgrade', async ({ params }) =>
+    upgrades.abort(params.name),
+  );
 }
 
 function operationRoutes(

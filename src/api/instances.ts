@@ -3,34 +3,51 @@
 import type { Instance } from '../config/config.js';
 import type { InstanceMessage, InstancesMessage, ListenerMessage, WorkloadMessage } from './messages.js';
 
-/** How the list came about: src/agent/live-instances.ts. */
+export type InstanceState = Omit<
+  InstanceMessage,
+  'name' | 'apps' | 'owner' | 'listeners' | 'pods' | 'memorySavedBytes'
+>;
+
+/** How the list came about: src/agent/live-instances.ts; what there is of each: src/agent/instances.ts. */
 export interface InstancesView {
   readonly current: readonly Instance[];
   servedBy(app: string): Instance | undefined;
   status(): { readonly applied: number; readonly problem: string | undefined };
+  /** Of each, by its name. */
+  states(): Promise<ReadonlyMap<string, InstanceState>>;
 }
 
-export function instancesOf(
+export async function instancesOf(
   view: InstancesView,
   listeners: readonly ListenerMessage[],
   workloads: readonly WorkloadMessage[],
-): InstancesMessage {
+): Promise<InstancesMessage> {
   const { applied, problem } = view.status();
+  const states = await view.states();
   const served = workloads.filter(({ interception }) => interception.state !== 'NOT_ENROLLED');
-  const instances = view.current.map((instance): InstanceMessage => {
+  const instances = view.current.flatMap((instance): InstanceMessage[] => {
+    const state = states.get(instance.name);
     const pods = served.filter(({ app }) => view.servedBy(app) === instance);
-    return {
-      name: instance.name,
-      apps: instance.apps ?? null,
-      owner: instance.owner,
-      listeners: listeners.filter((listener) => listener.instance === instance.name),
-      pods: pods.map(({ namespace, podName, app, interception: { state } }) => ({
-        namespace,
-        podName,
-        app,
-        state,
-      })),
-    };
+    // One that was added meanwhile is told the next time.
+    return state === undefined
+      ? []
+      : [
+          {
+            name: instance.name,
+            apps: instance.apps ?? null,
+            owner: instance.owner,
+            listeners: listeners.filter((listener) => listener.instance === instance.name),
+            pods: pods.map(({ namespace, podName, app, interception }) => ({
+              namespace,
+              podName,
+              app,
+              state: interception.state,
+            })),
+            ...state,
+            memorySavedBytes:
+              state.memoryBytes === null ? null : Math.max(0, pods.length - 1) * state.memoryBytes,
+          },
+        ];
   });
   return { changes: applied, problem: problem ?? '', instances };
 }

@@ -5,6 +5,8 @@ import type { FlowDirection } from '../datapath/flows.js';
 import type { IdentityOptionStatus } from '../datapath/identity-option.js';
 import type { ListenerStatus } from '../datapath/listeners.js';
 import type { InterceptionReport, Workload } from '../identity/workload.js';
+import type { Health } from '../instances/health.js';
+import type { UpgradeStatus } from '../instances/upgrade.js';
 import type { Family } from '../net/family.js';
 import type { FailurePolicy, SourceName } from '../pods/pod.js';
 import type { RepairKind } from '../reconcile/repairs.js';
@@ -52,6 +54,19 @@ export interface InstanceMessage {
   readonly pods: readonly (Pick<Workload, 'namespace' | 'podName' | 'app'> & {
     readonly state: EndpointState | 'NOT_ENROLLED';
   })[];
+  /** Grows with every upgrade; begins at 1. */
+  readonly generation: number;
+  /** Whether it accepts connections, and what is wrong if not. */
+  readonly health: Health;
+  /** Since the kernel's tables were made. */
+  readonly flowsStarted: number;
+  readonly openFlows: number;
+  /** Of the processes that hold its listeners; null where they are not known. */
+  readonly memoryBytes: number | null;
+  /** What as many proxies of this size as it has pods would need besides. */
+  readonly memorySavedBytes: number | null;
+  /** The last one since the agent started. */
+  readonly upgrade: UpgradeStatus | null;
 }
 
 export interface InstancesMessage {

@@ -18,7 +18,7 @@ export interface Parameter {
 }
 
 export interface Operation {
-  readonly method: 'get' | 'post';
+  readonly method: 'get' | 'post' | 'delete';
   /** As OpenAPI writes it. */
   readonly path: string;
   readonly id: string;
@@ -41,6 +41,8 @@ export const STATUS_OF_API_REASON: Readonly<Record<ApiReason, number>> = {
   HEADER_MISSING: 400,
   CALLER_NOT_ALLOWED: 403,
   NOT_FOUND: 404,
+  INSTANCE_NOT_FOUND: 404,
+  INSTANCE_BUSY: 409,
   RATE_LIMITED: 429,
   INTERNAL: 500,
   NOT_READY: 503,
@@ -83,6 +85,16 @@ const TIME = { type: 'string', maxLength: 64, anyOf: [{ pattern: '^\\d{1,15}$' }
 const APP = { type: 'string', minLength: 1, maxLength: MAX_APP };
 const EPOCH = { type: 'string', pattern: '^[A-Za-z0-9_-]{1,64}$' };
 const REVISION = { type: 'integer', minimum: 0, maximum: 999_999_999_999_999 };
+
+const INSTANCE: Parameter = {
+  name: 'name',
+  in: 'path',
+  description: 'Of an instance of the configuration.',
+  schema: { type: 'string', minLength: 1, maxLength: 253 },
+};
+const LISTENERS = {
+  description: 'An address and a port such as 127.0.0.1:16101, or a list of one per family.',
+};
 
 /** What a question consists of: one key, and what of its answer is asked besides. */
 const QUESTION: readonly (readonly [name: string, schema: JsonSchema, description: string])[] = [
@@ -203,6 +215,44 @@ export const OPERATIONS: readonly Operation[] = [
     summary: 'The proxy instances of this node, as configured and as they are.',
     answer: { json: 'Instances' },
     reasons: [],
+  },
+  {
+    method: 'post',
+    path: '/v1/instances/{name}/upgrade',
+    id: 'upgradeInstance',
+    summary: 'A new proxy beside the old one: tried, given a share of new flows if asked, then all of them.',
+    parameters: [INSTANCE],
+    body: {
+      type: 'object',
+      additionalProperties: false,
+      properties: {
+        outbound: LISTENERS,
+        inbound: LISTENERS,
+        owner: { type: 'object', minProperties: 1, description: 'Who may hold them; default as it is.' },
+        canary: { type: 'string', description: 'A share of new flows, such as 10%.' },
+        checkSeconds: { type: 'number', minimum: 0, maximum: 600, default: 10 },
+        observeSeconds: { type: 'number', minimum: 0, maximum: 86_400, default: 30 },
+        deadlineSeconds: { type: 'number', minimum: 0, maximum: 86_400, default: 600 },
+        stop: { type: 'boolean', default: true, description: 'Whether the old one gets SIGTERM at the end.' },
+      },
+    },
+    answer: { json: 'InstanceUpgrade' },
+    reasons: [
+      'KEY_INVALID',
+      ['KEY_INVALID', 413],
+      ['KEY_INVALID', 415],
+      'INSTANCE_NOT_FOUND',
+      'INSTANCE_BUSY',
+    ],
+  },
+  {
+    method: 'delete',
+    path: '/v1/instances/{name}/upgrade',
+    id: 'abortUpgrade',
+    summary: 'Calls an upgrade off; one that drains already does not wait for the old one any longer.',
+    parameters: [INSTANCE],
+    answer: { json: 'InstanceUpgrade' },
+    reasons: ['INSTANCE_NOT_FOUND', 'INSTANCE_BUSY'],
   },
   {
     method: 'get',

@@ -159,6 +159,8 @@ export const Problem = z
       'NOT_FOUND',
       'NOT_READY',
       'RATE_LIMITED',
+      'INSTANCE_NOT_FOUND',
+      'INSTANCE_BUSY',
       'INTERNAL',
     ]),
     blockers: z
@@ -210,6 +212,10 @@ export const IdentityLine = z
 
 const Listener = z.object({
   instance: z.string(),
+  generation: z
+    .literal(2)
+    .exactOptional()
+    .meta({ description: 'Of the set that takes turns with the first when the instance is upgraded.' }),
   direction: z.enum(['outbound', 'inbound']),
   family: z.union([z.literal(4), z.literal(6)]),
   address: socketAddress(),
@@ -220,6 +226,20 @@ const Listener = z.object({
   refused: z.string().exactOptional(),
   failure: failure(),
 });
+
+export const InstanceUpgrade = z
+  .object({
+    instance: z.string(),
+    phase: z.enum(['CHECKING', 'CANARY', 'DRAINING', 'DONE', 'FAILED']),
+    detail: text('What goes on, or why it failed.'),
+    startedMs: unixMs(),
+    canary: z
+      .number()
+      .exactOptional()
+      .meta({ description: 'The share of new flows that the new one takes.' }),
+    open: count().exactOptional().meta({ description: 'Connections that the old one still has.' }),
+  })
+  .meta({ description: 'How the upgrade of an instance stands.' });
 
 export const Instances = z.object({
   changes: count().meta({ description: 'Of the list, since the agent started.' }),
@@ -247,6 +267,20 @@ export const Instances = z.object({
           }),
         )
         .meta({ description: 'That are to be intercepted.' }),
+      generation: count().meta({ description: 'Grows with every upgrade; begins at 1.' }),
+      health: z
+        .object({
+          state: z.enum(['UNKNOWN', 'ACCEPTING', 'HUNG', 'DOWN']),
+          reason: text('Empty where nothing is wrong.'),
+        })
+        .meta({ description: 'Whether it accepts connections, by one of the agent’s own.' }),
+      flowsStarted: count(),
+      openFlows: count(),
+      memoryBytes: count().nullable().meta({ description: 'Of the processes that hold its listeners.' }),
+      memorySavedBytes: count()
+        .nullable()
+        .meta({ description: 'What as many proxies of this size as it has pods would need besides.' }),
+      upgrade: InstanceUpgrade.nullable().meta({ description: 'The last one since the agent started.' }),
     }),
   ),
 });
@@ -303,6 +337,7 @@ export const SHAPES = {
   Workloads,
   Services,
   Instances,
+  InstanceUpgrade,
   Party,
   Resolution,
   PastResolution,

@@ -2,9 +2,11 @@
 
 import type { IdentityReason } from '../identity/errors.js';
 import { IdentityError } from '../identity/errors.js';
+import { InstanceError, type InstanceErrorCode } from '../instances/errors.js';
 
 export type ApiReason =
   | IdentityReason
+  | InstanceErrorCode
   | 'HEADER_MISSING'
   | 'CALLER_NOT_ALLOWED'
   | 'NOT_FOUND'
@@ -33,6 +35,8 @@ const TITLES: Readonly<Record<ApiReason, string>> = {
   NOT_SYNCED: 'The agent does not know all pods yet',
   HEADER_MISSING: 'A header is missing',
   CALLER_NOT_ALLOWED: 'This process may not ask',
+  INSTANCE_NOT_FOUND: 'No instance of this name is configured',
+  INSTANCE_BUSY: 'The instance is not in the state for this',
   NOT_FOUND: 'No such resource',
   NOT_READY: 'The agent is not ready',
   RATE_LIMITED: 'Too many at once',
@@ -60,7 +64,7 @@ export function problem(status: number, reason: ApiReason, detail: string): Prob
 
 /** Undefined for an error that is a fault of ours rather than of the request. */
 export function problemOf(error: unknown): Problem | undefined {
-  if (error instanceof IdentityError) {
+  if (error instanceof IdentityError || error instanceof InstanceError) {
     return problem(error.status, error.code, error.message);
   }
   if (error instanceof ApiProblem) {

@@ -1,9 +1,25 @@
-import { Command } from 'commander';
+import { setTimeout as delay } from 'node:timers/promises';
+import { Command, InvalidArgumentError } from 'commander';
+import type { ApiClient, UpgradeBody } from '../api/client.js';
 import type { InstanceMessage, ListenerMessage } from '../api/messages.js';
 import { json, oneLine, type Print, printToStdout, table } from './output.js';
 import { withAgent } from './with-agent.js';
 
-const HEADER = ['NAME', 'APPS', 'OWNER', 'OUTBOUND', 'INBOUND', 'PODS', 'INTERCEPTED'];
+const HEADER = [
+  'NAME',
+  'APPS',
+  'OWNER',
+  'OUTBOUND',
+  'INBOUND',
+  'GEN',
+  'HEALTH',
+  'PODS',
+  'INTERCEPTED',
+  'OPEN',
+  'MEMORY',
+  'SAVED',
+];
+const LOOK_MS = 200;
 
 export function instancesCommand(print: Print = printToStdout): Command {
   return new Command('instances')
@@ -17,14 +33,127 @@ export function instancesCommand(print: Print = printToStdout): Command {
           return;
         }
         print(table(HEADER, answer.instances.map(row)));
+        for (const { name, health, upgrade } of answer.instances) {
+          if (health.reason !== '') {
+            print(`\n${name}: ${oneLine(health.reason)}`);
+          }
+          if (upgrade !== null) {
+            print(`\n${name}: upgrade ${upgrade.phase}${upgrade.detail && `: ${oneLine(upgrade.detail)}`}`);
+          }
+        }
         if (answer.problem !== '') {
           print(`\nNot taken over: ${oneLine(answer.problem)}`);
         }
       }),
+    )
+    .addCommand(upgradeCommand(print));
+}
+
+interface UpgradeOptions {
+  readonly outbound?: string[];
+  readonly inbound?: string[];
+  readonly ownerUid?: number;
+  readonly canary?: string;
+  readonly check: number;
+  readonly observe: number;
+  readonly deadline: number;
+  readonly stop: boolean;
+  readonly wait: boolean;
+  readonly abort?: true;
+  readonly json?: true;
+}
+
+function upgradeCommand(print: Print): Command {
+  return new Command('upgrade')
+    .description('bring a new proxy of an instance into service, beside the old one and without a loss')
+    .argument('<name>', 'of the instance')
+    .option('--outbound <address...>', 'where the new one listens, one address per family')
+    .option('--inbound <address...>', 'the same for what pods are sent')
+    .option('--owner-uid <uid>', 'whose the new one is; default as it is', integer)
+    .option('--canary <share>', 'give it only a share of new flows at first, such as 10%')
+    .option('--check <time>', 'how long it has to listen and accept', seconds, 10)
+    .option('--observe <time>', 'how long it is a canary', seconds, 30)
+    .option('--deadline <time>', 'how long the old one keeps what it has open', seconds, 600)
+    .option('--no-stop', 'do not send SIGTERM to the old one at the end')
+    .option('--no-wait', 'return at once; "nodesentry instances" tells how it goes on')
+    .option('--abort', 'call the upgrade that is under way off')
+    .option('--json', 'print JSON')
+    .action((name: string, options: UpgradeOptions, command: Command) =>
+      withAgent(command, async (client) => {
+        if (options.abort) {
+          const status = await client.abortUpgrade(name);
+          print(options.json ? json(status) : `upgrade of ${name} called off`);
+          return;
+        }
+        const status = await client.upgradeInstance(name, bodyOf(options));
+        if (!options.wait) {
+          print(options.json ? json(status) : `upgrade of ${name} begun`);
+          return;
+        }
+        await follow(client, name, options, print);
+      }),
     );
 }
 
-function row({ name, apps, owner, listeners, pods }: InstanceMessage): string[] {
+function bodyOf(options: UpgradeOptions): UpgradeBody {
+  const { outbound, inbound, ownerUid, canary } = options;
+  return {
+    ...(outbound && { outbound }),
+    ...(inbound && { inbound }),
+    ...(ownerUid !== undefined && { owner: { uid: ownerUid } }),
+    ...(canary !== undefined && { canary }),
+    checkSeconds: options.check,
+    observeSeconds: options.observe,
+    deadlineSeconds: options.deadline,
+    stop: options.stop,
+  };
+}
+
+/** Prints what changes of it, until it is over. Throws where it failed. */
+async function follow(client: ApiClient, name: string, options: UpgradeOptions, print: Print): Promise<void> {
+  let last = '';
+  for (;;) {
+    const { instances } = await client.instances();
+    const upgrade = instances.find((instance) => instance.name === name)?.upgrade;
+    if (upgrade === undefined || upgrade === null) {
+      throw new Error(`the agent does not know of an upgrade of ${name} any more: it has been restarted`);
+    }
+    const line = oneLine(`${upgrade.phase}${upgrade.detail && `: ${upgrade.detail}`}`);
+    if (line !== last && !options.json) {
+      print(line);
+    }
+    last = line;
+    if (upgrade.phase === 'FAILED') {
+      throw new Error(`${name} is not upgraded, and stays as it was: ${oneLine(upgrade.detail)}`);
+    }
+    if (upgrade.phase === 'DONE') {
+      if (options.json) {
+        print(json(upgrade));
+      }
+      return;
+    }
+    await delay(LOOK_MS);
+  }
+}
+
+function integer(text: string): number {
+  if (!/^\d{1,10}$/.test(text)) {
+    throw new InvalidArgumentError('expected a whole number');
+  }
+  return Number(text);
+}
+
+/** Such as `30s`, `5m`, `1h`. */
+function seconds(text: string): number {
+  const [, count, unit] = /^(\d{1,6})(s|m|h)$/.exec(text) ?? [];
+  if (count === undefined) {
+    throw new InvalidArgumentError('expected a time such as 30s, 5m or 1h');
+  }
+  return Number(count) * (unit === 'h' ? 3_600 : unit === 'm' ? 60 : 1);
+}
+
+function row(instance: InstanceMessage): string[] {
+  const { name, apps, owner, listeners, pods, generation, health, openFlows } = instance;
   const intercepted = pods.filter(({ state }) => state === 'INTERCEPTED').length;
   return [
     name,
@@ -34,9 +163,18 @@ function row({ name, apps, owner, listeners, pods }: InstanceMessage): string[] 
       .join(', '),
     said(listeners, 'outbound'),
     said(listeners, 'inbound'),
+    String(generation),
+    health.state,
     String(pods.length),
     String(intercepted),
+    String(openFlows),
+    mebibytes(instance.memoryBytes),
+    mebibytes(instance.memorySavedBytes),
   ];
+}
+
+function mebibytes(bytes: number | null): string {
+  return bytes === null ? '' : `${(bytes / 2 ** 20).toFixed(1)} MiB`;
 }
 
 /** Such as `haproxy (4711), 4 sockets`, or who does not listen where. */

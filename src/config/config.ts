@@ -80,6 +80,8 @@ export interface Instance {
   readonly inbound: readonly ListenerAddress[];
   /** Who may hold the listeners; all that are given must match. */
   readonly owner: ListenerOwner;
+  /** When it is asked whether it still accepts (0: never), and how long that may take. */
+  readonly health: { readonly checkSeconds: number; readonly failSeconds: number };
 }
 
 export interface ListenerOwner {

@@ -100,6 +100,18 @@ const instance = section({
   outbound: listeners.optional(),
   inbound: listeners.optional(),
   owner: owner.default({ uid: 0 }),
+  health: section({
+    checkSeconds: integer(0, 3_600)
+      .default(10)
+      .describe(
+        'So long after the last sign that it accepts connections it is asked for another, by one of the agent’s own; 0: never.',
+      ),
+    failSeconds: integer(1, 3_600)
+      .default(5)
+      .describe(
+        'So long a connection may wait to be accepted; then the failure policy is what new ones meet.',
+      ),
+  }).prefault({}),
 }).transform((given, context) => {
   if (given.outbound === undefined && given.inbound === undefined) {
     const message = 'an instance needs at least one of outbound and inbound';
@@ -111,6 +123,7 @@ const instance = section({
     outbound: given.outbound ?? [],
     inbound: given.inbound ?? [],
     owner: given.owner,
+    health: given.health,
   };
 });
 

@@ -3,6 +3,7 @@
 import { inTurns } from '../base/in-turns.js';
 import { u32 } from '../kernel/struct.js';
 import { type BpfMap, openRingBuffer, type RingBuffer } from '../native/bpf.js';
+import { OPEN_BYTES, tcpOpen } from '../native/sockets.js';
 import { bytesToIp, ipToBytes } from '../net/ip.js';
 import type { SocketAddress } from '../net/socket-address.js';
 import type { Layouts } from './layouts.js';
@@ -93,14 +94,43 @@ export class Flows {
 
   /** The newest flows first. Reads the whole map, off the event loop. */
   async list(limit: number): Promise<FlowRecord[]> {
-    const { flowKey, flow } = this.#options.layouts;
+    const { flowKey, flow, limits } = this.#options.layouts;
     const { count, keys, values } = await this.#options.flows.largest(flow.offsetOf('started_ns'), limit);
-    return inTurns([...Array(count).keys()], (index) => {
+    const ofPods = [...Array(count).keys()].filter(
+      (index) => flow.number(values, 'endpoint', index * flow.size) !== limits.agentEndpoint,
+    );
+    return inTurns(ofPods, (index) => {
       const key = keys.subarray(index * flowKey.size, (index + 1) * flowKey.size);
       const value = values.subarray(index * flow.size, (index + 1) * flow.size);
       const [src, dst] = this.#addresses(key, flowKey);
       return this.#decode(src, dst, value, 'started_ns', flow);
     });
+  }
+
+  /** How many connections are open at each instance's listeners, by its number. Looks at every socket, mostly off the event loop. */
+  async openByInstance(): Promise<Map<number, number>> {
+    const { flowKey, flow } = this.#options.layouts;
+    const open = await tcpOpen();
+    const counts = new Map<number, number>();
+    const entries = Array.from({ length: open.length / OPEN_BYTES }, (_, index) => index * OPEN_BYTES);
+    await inTurns(entries, (at) => {
+      const key = flowKey.encode({
+        src: open.subarray(at, at + 16),
+        dst: open.subarray(at + 16, at + 32),
+        sport: open.readUInt16LE(at + 32),
+        dport: open.readUInt16LE(at + 34),
+        protocol: IPPROTO_TCP,
+      });
+      const value = this.#options.flows.get(key);
+      if (
+        value !== undefined &&
+        flow.number(value, 'endpoint') !== this.#options.layouts.limits.agentEndpoint
+      ) {
+        const instance = flow.number(value, 'instance');
+        counts.set(instance, (counts.get(instance) ?? 0) + 1);
+      }
+    });
+    return counts;
   }
 
   /** Numbers of the instances that flows refer to. Reads the whole map. */

@@ -16,6 +16,10 @@ export interface WantedInstance {
   readonly name: string;
   /** In the kernel: src/datapath/instance-slots.ts. */
   readonly number: number;
+  /** Of its two sets of listeners, which take turns when its proxy is upgraded. Default 1. */
+  readonly generation?: 1 | 2 | undefined;
+  /** The number that endpoints refer to; that of the first generation. Default `number`. */
+  readonly base?: number | undefined;
   readonly outbound: readonly WantedListener[];
   readonly inbound: readonly WantedListener[];
   /** Who may hold them. */
@@ -26,6 +30,9 @@ export interface WantedInstance {
 export interface Slot {
   readonly index: number;
   readonly instance: string;
+  readonly generation: 1 | 2;
+  /** The instance's number, as endpoints refer to it. */
+  readonly base: number;
   readonly direction: 'outbound' | 'inbound';
   readonly family: Family;
   /** Undefined where the configuration names no address for this family. */
@@ -53,6 +60,8 @@ export function slotsOf(layout: SlotLayout, instance: WantedInstance): Slot[] {
       slots.push({
         index: slotIndex(layout, instance.number, direction, family),
         instance: instance.name,
+        generation: instance.generation ?? 1,
+        base: instance.base ?? instance.number,
         direction,
         family,
         wanted,

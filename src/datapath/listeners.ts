@@ -16,6 +16,8 @@ import { isHeld, makeTransparent, processName, putInto, type SocketOwner } from 
 
 export interface ListenerStatus {
   readonly instance: string;
+  /** Of the instance's two sets of listeners, which take turns when its proxy is upgraded. Left out: the first. */
+  readonly generation?: 2;
   readonly direction: 'outbound' | 'inbound';
   readonly family: Family;
   readonly address: string;
@@ -243,9 +245,11 @@ export class Listeners {
   /** Numbers of the cgroups of version 2 that the listeners were opened in, and so what they accept, with whose they are. */
   cgroups(): ReadonlyMap<number, ReadonlySet<number>> {
     const found = new Map<number, Set<number>>();
+    const bases = new Map(this.#slots.map(({ index, base }) => [index, base]));
     for (const [index, cgroups] of this.#cgroups) {
       for (const cgroup of cgroups) {
-        found.set(cgroup, (found.get(cgroup) ?? new Set()).add(Math.floor(index / this.#perInstance)));
+        const instance = bases.get(index) ?? Math.floor(index / this.#perInstance);
+        found.set(cgroup, (found.get(cgroup) ?? new Set()).add(instance));
       }
     }
     return found;
@@ -255,12 +259,17 @@ export class Listeners {
     const inbound = new Set(
       this.#slots.flatMap((slot) => (slot.direction === 'inbound' && slot.wanted ? [slot.instance] : [])),
     );
-    const told = this.#slots.filter((slot) => slot.direction === 'outbound' || inbound.has(slot.instance));
+    const told = this.#slots.filter(
+      (slot) =>
+        (slot.direction === 'outbound' && slot.generation === 1) ||
+        (slot.direction === 'outbound' ? slot.wanted !== undefined : inbound.has(slot.instance)),
+    );
     return told.map((slot) => {
       const adopted = this.#cookieIn(slot.index) === undefined ? undefined : this.#adopted.get(slot.index);
       const refused = this.#refused.get(slot.index);
       const base = {
         instance: slot.instance,
+        ...(slot.generation === 1 ? {} : { generation: slot.generation }),
         direction: slot.direction,
         family: slot.family,
         address: slot.wanted === undefined ? 'not configured' : textOf(slot.wanted),
@@ -340,6 +349,7 @@ export class Listeners {
         this.#log.info(
           {
             instance: slot.instance,
+            ...(slot.generation === 1 ? {} : { generation: slot.generation }),
             direction: slot.direction,
             family: slot.family,
             uid: socket.uid,

@@ -98,6 +98,7 @@ interface BpfAddon {
   isBpffs(path: string): boolean;
   mountBpffs(path: string): boolean;
   closeFd(fd: number): void;
+  attachTracepoint(programFd: number, doing: string): number;
   linkCreate(programFd: number, target: number, attachType: number, doing: string): number;
   linkCreateAsync(programFd: number, target: number, attachType: number, doing: string): Promise<number>;
   linkInfo(fd: number): { id: number; programId: number; type: number };

@@ -1,4 +1,4 @@
-/** Where programs run: tcx, clsact, socket lookup of a network namespace. */
+/** Where programs run: tcx, clsact, socket lookup of a network namespace, cgroups, tracepoints. */
 
 import { checkFd, checkOneOf, checkPositive } from './addon.js';
 import { addon, type TcxEntry } from './bpf-addon.js';
@@ -131,4 +131,10 @@ export function attachGetsockopt(program: BpfProgram, cgroupFd: number): BpfLink
   checkFd(cgroupFd, 'cgroupFd');
   const doing = `attaching ${program.name} to a cgroup`;
   return new BpfLink(addon.linkCreate(program.fd, cgroupFd, BPF_CGROUP_GETSOCKOPT, doing));
+}
+
+/** To the tracepoint that a program of the kind `tp_btf` names itself. */
+export function attachTracepoint(program: BpfProgram): BpfLink {
+  checkProgram(program);
+  return new BpfLink(addon.attachTracepoint(program.fd, `attaching ${program.name} to its tracepoint`));
 }

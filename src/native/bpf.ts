@@ -10,6 +10,7 @@ export {
   attachSkLookup,
   attachTcx,
   attachTcxAsync,
+  attachTracepoint,
   type ClsactPlace,
   detachClsact,
   queryClsact,

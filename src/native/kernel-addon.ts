@@ -99,7 +99,9 @@ interface KernelAddon {
   socketInfo(fd: number): SocketInfo;
   peerCredentials(fd: number): PeerCredentials;
   tcpListeners(): TcpListener[];
+  tcpOpen(): Promise<Buffer>;
   tcpConnections(addresses: Uint8Array): number;
+  tcpInode(ends: Uint8Array, port: number, peerPort: number): number | undefined;
   tryLock(fd: number): boolean;
   openRoutes(): number;
   tableRoutes(fd: number, sequence: number, family: 4 | 6, table: number): TableRoute[];

@@ -108,6 +108,23 @@ export function tcpConnections(addresses: readonly Uint8Array[]): number {
 }
 
 /**
+ * The inode of the socket that a TCP connection has in the current network namespace, by its own end and its peer's (16 bytes
+ * each, IPv4 mapped): 0 while nobody has accepted it, undefined where there is none.
+ */
+export function tcpInode(own: TcpEndpoint, peer: TcpEndpoint): number | undefined {
+  for (const { address, port } of [own, peer]) {
+    checkBytes(address, 'address', 16);
+    checkPositive(port, 'port', 0xffff);
+  }
+  return addon.tcpInode(Buffer.concat([own.address, peer.address]), own.port, peer.port);
+}
+
+export interface TcpEndpoint {
+  readonly address: Uint8Array;
+  readonly port: number;
+}
+
+/**
  * Both ends of the TCP connections of the current network namespace whose sockets have these cookies (SO_COOKIE,
  * socket(7)); none for one that is not there. Looks at every socket, on a thread of its own. Rejects with KernelError.
  */
@@ -118,6 +135,17 @@ export async function tcpEnds(cookies: readonly bigint[]): Promise<TcpEnds[]> {
     }
   });
   return addon.tcpEnds(cookies);
+}
+
+/** Bytes of an entry of `tcpOpen`. */
+export const OPEN_BYTES = 36;
+
+/**
+ * The TCP connections of the current network namespace that are not over, 36 bytes each: the peer's address and the own one
+ * (16 each, IPv4 mapped), the peer's port and the own one (2 each, little-endian). On a thread of its own.
+ */
+export function tcpOpen(): Promise<Buffer> {
+  return addon.tcpOpen();
 }
 
 /**

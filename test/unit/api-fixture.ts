@@ -4,8 +4,8 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { PeerCredentials } from '../../src/api/callers.js';
-import { type HttpApi, startHttpApi } from '../../src/api/http.js';
-import type { InstancesView } from '../../src/api/instances.js';
+import { type HttpApi, type HttpApiOptions, startHttpApi } from '../../src/api/http.js';
+import type { InstanceState, InstancesView } from '../../src/api/instances.js';
 import { parseConfig } from '../../src/config/load.js';
 import type { EndpointCounters } from '../../src/datapath/endpoints.js';
 import type { FlowEvent, FlowRecord } from '../../src/datapath/flows.js';
@@ -15,6 +15,7 @@ import { PastIdentity } from '../../src/identity/past.js';
 import { type IdentityOptions, IdentityService } from '../../src/identity/resolve.js';
 import { SocketLookups } from '../../src/identity/socket-ends.js';
 import { IdentityWatch, type IdentityWatchOptions } from '../../src/identity/watch.js';
+import { InstanceError } from '../../src/instances/errors.js';
 import type { FamilyOff } from '../../src/kernel/families.js';
 import { netnsCookieAt, tcpEnds } from '../../src/native/sockets.js';
 import { formatSocketAddress, type SocketAddress } from '../../src/net/socket-address.js';
@@ -162,6 +163,16 @@ export class FakeDatapath implements DatapathView {
   }
 }
 
+/** Of an instance whose proxy nobody has asked anything yet. */
+export const NOTHING_OF_IT: InstanceState = {
+  generation: 1,
+  health: { state: 'UNKNOWN', reason: '' },
+  flowsStarted: 0,
+  openFlows: 0,
+  memoryBytes: null,
+  upgrade: null,
+};
+
 export interface Fixture {
   readonly runDir: string;
   readonly api: HttpApi;
@@ -180,6 +191,7 @@ export interface FixtureOptions {
   readonly empty?: boolean;
   readonly watch?: Partial<IdentityWatchOptions>;
   readonly instances?: InstancesView;
+  readonly upgrades?: HttpApiOptions['upgrades'];
   /** Default `epoch-1`. */
   readonly epoch?: string | undefined;
 }
@@ -251,6 +263,14 @@ export async function startFixture(options: FixtureOptions = {}): Promise<Fixtur
       current: config.instances,
       servedBy: () => config.instances[0],
       status: () => ({ applied: 0, problem: undefined }),
+      states: async () =>
+        new Map(config.instances.map(({ name }) => [name, { ...NOTHING_OF_IT, flowsStarted: 7 }])),
+    },
+    upgrades: options.upgrades ?? {
+      start: (name) => ({ instance: name, phase: 'CHECKING', detail: '', startedMs: 1 }),
+      abort: () => {
+        throw new InstanceError('INSTANCE_BUSY', 'no upgrade of the instance is under way');
+      },
     },
     watch,
     sources: [{ name: 'static', lastError: undefined }],

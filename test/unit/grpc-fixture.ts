@@ -25,6 +25,10 @@ import { peerCredentials, tcpEnds } from '../../src/native/sockets.js';
 import { Metrics } from '../../src/telemetry/metrics.js';
 import { addWeb, identityParts } from './api-fixture.js';
 
+function never(): never {
+  throw new Error('gRPC has no upgrades');
+}
+
 export const OPTIONS = { longs: Number, enums: String, defaults: true, oneofs: true, includeDirs: ['proto'] };
 export const IDENTITY = 'nodesentry.identity.v1.Identity';
 export const FLOW = { proto: 'tcp', src: '10.66.0.3:41886', dst: '10.200.1.1:80' };
@@ -88,7 +92,13 @@ export async function start({
     past: new PastIdentity({ store, history, datapath, synced, nowMs }),
     sockets: new SocketLookups(tcpEnds),
     watch,
-    instances: { current: [], servedBy: () => undefined, status: () => ({ applied: 0, problem: undefined }) },
+    instances: {
+      current: [],
+      servedBy: () => undefined,
+      status: () => ({ applied: 0, problem: undefined }),
+      states: async () => new Map(),
+    },
+    upgrades: { start: never, abort: never },
     sources: [{ name: 'static', lastError: undefined }],
     blockers: () => state.blockers,
     metrics,

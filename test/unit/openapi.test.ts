@@ -271,6 +271,20 @@ describe('what is answered is what the document says', () => {
     ['a UID that is none', 414, '/v1/workloads/{uid}', `/v1/workloads/${'x'.repeat(300)}`],
     ['the instances', 200, '/v1/instances', '/v1/instances'],
     [
+      'the upgrade of an instance',
+      200,
+      '/v1/instances/{name}/upgrade',
+      '/v1/instances/default/upgrade',
+      { method: 'POST', body: '{"outbound": "127.0.0.1:16101"}' },
+    ],
+    [
+      'an upgrade that is not under way',
+      409,
+      '/v1/instances/{name}/upgrade',
+      '/v1/instances/default/upgrade',
+      { method: 'DELETE' },
+    ],
+    [
       'the services',
       200,
       '/v1/services',
