@@ -48,6 +48,7 @@ import { LiveInstances } from './live-instances.js';
 import type { AgentOptions } from './options.js';
 import { takeLock } from './run-lock.js';
 import { openSources } from './sources.js';
+import { startSupervision } from './supervision.js';
 
 const LISTENER_LOOK_MS = 100;
 /** A small file: far less than a millisecond. */
@@ -162,6 +163,7 @@ async function start(
     nodeName: options.nodeName,
     config,
     prepare: async (instances) => {
+      supervision.prepare(instances);
       await listeners.want(numbered(instances));
       ensureCgroups();
     },
@@ -171,6 +173,16 @@ async function start(
     },
     log: log.child({ part: 'instances' }),
   });
+  const supervision = opened.own(
+    startSupervision({
+      config,
+      runDir: options.runDir,
+      instances: () => live.current,
+      store,
+      synced,
+      log: log.child({ part: 'instances' }),
+    }),
+  );
   const proxyPorts = new PortSet(
     programs.maps.proxy_ports,
     () => live.current.flatMap(({ outbound, inbound }) => [...outbound, ...inbound].map(({ port }) => port)),
@@ -331,6 +343,7 @@ async function start(
     past: new PastIdentity({ store, history, datapath, synced }),
     sockets: new SocketLookups(tcpEnds),
     instances: live,
+    processes: () => supervision.messages(),
     watch,
     sources: sources.map((source) => withProblem(source, cluster)),
     blockers,

@@ -1,6 +1,7 @@
 /** The instances of this node: what the configuration says of each, and what there is of it. */
 
 import type { Instance } from '../config/config.js';
+import type { ProcessMessage } from '../supervise/state.js';
 import type { InstanceMessage, InstancesMessage, ListenerMessage, WorkloadMessage } from './messages.js';
 
 /** How the list came about: src/agent/live-instances.ts. */
@@ -12,6 +13,7 @@ export interface InstancesView {
 
 export function instancesOf(
   view: InstancesView,
+  processes: readonly ProcessMessage[],
   listeners: readonly ListenerMessage[],
   workloads: readonly WorkloadMessage[],
 ): InstancesMessage {
@@ -30,7 +32,25 @@ export function instancesOf(
         app,
         state,
       })),
+      process:
+        instance.run === undefined
+          ? null
+          : (processes.find(({ name }) => name === instance.name) ?? notYet(instance.name)),
     };
   });
   return { changes: applied, problem: problem ?? '', instances };
+}
+
+/** Of one that its supervisor has not looked at. */
+function notYet(name: string): ProcessMessage {
+  return {
+    name,
+    state: 'STOPPED',
+    pid: null,
+    restarts: 0,
+    startedAt: null,
+    memoryBytes: 0,
+    lastExit: '',
+    problem: '',
+  };
 }

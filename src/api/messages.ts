@@ -9,6 +9,7 @@ import type { Family } from '../net/family.js';
 import type { FailurePolicy, SourceName } from '../pods/pod.js';
 import type { RepairKind } from '../reconcile/repairs.js';
 import type { EndpointState } from '../reconcile/status.js';
+import type { ProcessMessage } from '../supervise/state.js';
 import type { Answer } from './answers.js';
 import type { Problem } from './problem.js';
 
@@ -52,6 +53,8 @@ export interface InstanceMessage {
   readonly pods: readonly (Pick<Workload, 'namespace' | 'podName' | 'app'> & {
     readonly state: EndpointState | 'NOT_ENROLLED';
   })[];
+  /** Null where it has no command. */
+  readonly process: ProcessMessage | null;
 }
 
 export interface InstancesMessage {

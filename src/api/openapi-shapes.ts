@@ -221,6 +221,17 @@ const Listener = z.object({
   failure: failure(),
 });
 
+const InstanceProcess = z.object({
+  name: z.string(),
+  state: z.enum(['STOPPED', 'STARTING', 'RUNNING', 'BACKOFF', 'STOPPING', 'FAILED']),
+  pid: count().nullable(),
+  restarts: count().meta({ description: 'After it had ended by itself.' }),
+  startedAt: z.iso.datetime().nullable(),
+  memoryBytes: count().meta({ description: 'Of all its processes, what they share counted once.' }),
+  lastExit: text('Such as "exit code 1", "SIGKILL" or "out of memory"; empty where it has not ended yet.'),
+  problem: text('Why it does not run though it should; empty where it does.'),
+});
+
 export const Instances = z.object({
   changes: count().meta({ description: 'Of the list, since the agent started.' }),
   problem: text('Why what the configuration says now does not hold; empty where it does.'),
@@ -247,6 +258,7 @@ export const Instances = z.object({
           }),
         )
         .meta({ description: 'That are to be intercepted.' }),
+      process: InstanceProcess.nullable().meta({ description: 'Null where it has no command.' }),
     }),
   ),
 });

@@ -4,6 +4,8 @@ import { json, oneLine, type Print, printToStdout, table } from './output.js';
 import { withAgent } from './with-agent.js';
 
 const HEADER = ['NAME', 'APPS', 'OWNER', 'OUTBOUND', 'INBOUND', 'PODS', 'INTERCEPTED'];
+const PROCESS_HEADER = ['STATE', 'RESTARTS', 'MEMORY'];
+const MIB = 1024 * 1024;
 
 export function instancesCommand(print: Print = printToStdout): Command {
   return new Command('instances')
@@ -16,7 +18,21 @@ export function instancesCommand(print: Print = printToStdout): Command {
           print(json(answer));
           return;
         }
-        print(table(HEADER, answer.instances.map(row)));
+        const started = answer.instances.some(({ process }) => process !== null);
+        print(
+          table(
+            [...HEADER, ...(started ? PROCESS_HEADER : [])],
+            answer.instances.map((instance) => [
+              ...row(instance),
+              ...(started ? processRow(instance.process) : []),
+            ]),
+          ),
+        );
+        for (const { name, process } of answer.instances) {
+          if (process !== null && process.problem !== '') {
+            print(`\n${name} is not started: ${oneLine(process.problem)}`);
+          }
+        }
         if (answer.problem !== '') {
           print(`\nNot taken over: ${oneLine(answer.problem)}`);
         }
@@ -37,6 +53,12 @@ function row({ name, apps, owner, listeners, pods }: InstanceMessage): string[] 
     String(pods.length),
     String(intercepted),
   ];
+}
+
+function processRow(process: InstanceMessage['process']): string[] {
+  return process === null
+    ? ['-', '-', '-']
+    : [process.state, String(process.restarts), `${(process.memoryBytes / MIB).toFixed(1)} MiB`];
 }
 
 /** Such as `haproxy (4711), 4 sockets`, or who does not listen where. */

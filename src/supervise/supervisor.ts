@@ -15,7 +15,7 @@ export interface SupervisorOptions {
   readonly folder: string;
   readonly instances: () => readonly Instance[];
   /** Whose apps have pods here; undefined: not known yet, and nothing is stopped. */
-  readonly wanted: () => ReadonlySet<string> | undefined;
+  readonly wanted: (instances: readonly Instance[]) => ReadonlySet<string> | undefined;
   readonly nowMs: Clock;
   readonly log: Log;
 }
@@ -45,12 +45,10 @@ export class Supervisor {
   }
 
   /** Once at all of them; one that is in trouble is no reason to leave out the others. */
-  look(): void {
-    const wanted = this.#options.wanted();
+  look(instances = this.#options.instances()): void {
+    const wanted = this.#options.wanted(instances);
     const declared = new Map(
-      this.#options
-        .instances()
-        .flatMap((instance) => (instance.run === undefined ? [] : [[instance.name, instance]])),
+      instances.flatMap((instance) => (instance.run === undefined ? [] : [[instance.name, instance]])),
     );
     for (const name of new Set([...declared.keys(), ...this.#processes.keys()])) {
       try {

@@ -4,7 +4,7 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { PeerCredentials } from '../../src/api/callers.js';
-import { type HttpApi, startHttpApi } from '../../src/api/http.js';
+import { type HttpApi, type HttpApiOptions, startHttpApi } from '../../src/api/http.js';
 import type { InstancesView } from '../../src/api/instances.js';
 import { parseConfig } from '../../src/config/load.js';
 import type { EndpointCounters } from '../../src/datapath/endpoints.js';
@@ -180,6 +180,7 @@ export interface FixtureOptions {
   readonly empty?: boolean;
   readonly watch?: Partial<IdentityWatchOptions>;
   readonly instances?: InstancesView;
+  readonly processes?: HttpApiOptions['processes'];
   /** Default `epoch-1`. */
   readonly epoch?: string | undefined;
 }
@@ -252,6 +253,7 @@ export async function startFixture(options: FixtureOptions = {}): Promise<Fixtur
       servedBy: () => config.instances[0],
       status: () => ({ applied: 0, problem: undefined }),
     },
+    processes: options.processes ?? (() => []),
     watch,
     sources: [{ name: 'static', lastError: undefined }],
     blockers: () => state.blockers,

@@ -88,6 +88,7 @@ export async function start({
     past: new PastIdentity({ store, history, datapath, synced, nowMs }),
     sockets: new SocketLookups(tcpEnds),
     watch,
+    processes: () => [],
     instances: { current: [], servedBy: () => undefined, status: () => ({ applied: 0, problem: undefined }) },
     sources: [{ name: 'static', lastError: undefined }],
     blockers: () => state.blockers,
