@@ -180,9 +180,20 @@ async function start(
       instances: () => live.current,
       store,
       synced,
+      listening: () => {
+        adopting = adoptNow().catch((error: unknown) =>
+          log.error({ err: error }, 'looking for listeners failed'),
+        );
+      },
       log: log.child({ part: 'instances' }),
     }),
   );
+  // A look may be under way that began before they were opened: the next one finds them.
+  const adoptNow = async () => {
+    await lookForListeners();
+    await lookForListeners();
+  };
+  let adopting = Promise.resolve();
   const proxyPorts = new PortSet(
     programs.maps.proxy_ports,
     () => live.current.flatMap(({ outbound, inbound }) => [...outbound, ...inbound].map(({ port }) => port)),
@@ -239,15 +250,12 @@ async function start(
     identityOption.ensure();
   };
   ensureCgroups();
-  const look = setInterval(
-    () =>
-      guarded(log, 'looking for listeners', async () => {
-        if (await listeners.refresh()) {
-          ensureCgroups();
-        }
-      }),
-    LISTENER_LOOK_MS,
-  );
+  const lookForListeners = async () => {
+    if (await listeners.refresh()) {
+      ensureCgroups();
+    }
+  };
+  const look = setInterval(() => guarded(log, 'looking for listeners', lookForListeners), LISTENER_LOOK_MS);
   opened.add(look, clearInterval);
 
   const reconcile = () =>
@@ -256,7 +264,10 @@ async function start(
       return reconciler.reconcile();
     });
   const changed = (changes: readonly PodChange[]) =>
-    guarded(log, 'reconciling', () => reconciler.reconcilePods(changes.map(({ pod }) => pod.uid)));
+    guarded(log, 'reconciling', async () => {
+      await adopting; // a pod is not sent to an instance whose listeners are only being opened for it
+      await reconciler.reconcilePods(changes.map(({ pod }) => pod.uid));
+    });
   opened.add(store.subscribe(changed), (unsubscribe) => unsubscribe());
   const poke = () => {
     for (const source of sources) {

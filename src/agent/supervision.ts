@@ -19,6 +19,8 @@ export interface SupervisionOptions {
   readonly store: Pick<PodStore, 'list' | 'revision' | 'subscribe'>;
   /** Whether the store knows all pods. */
   readonly synced: () => boolean;
+  /** Called when listeners were opened. */
+  readonly listening: () => void;
   readonly log: Log;
 }
 
@@ -38,6 +40,7 @@ export function startSupervision({
   instances,
   store,
   synced,
+  listening,
   log,
 }: SupervisionOptions): Supervision {
   const folder = instancesFolder(runDir);
@@ -51,6 +54,7 @@ export function startSupervision({
     instances,
     wanted: (list) => (synced() ? served(list) : undefined),
     nowMs: () => performance.now(),
+    listening,
     log,
   });
   // A pod's instance listens before the pod is sent there.

@@ -45,6 +45,7 @@ async function run({ config: path, runDir }: GlobalOptions): Promise<void> {
     instances: () => instances,
     wanted: () => wanted,
     nowMs: () => performance.now(),
+    listening: () => undefined, // the agent looks for listeners all the time
     log,
   });
   try {

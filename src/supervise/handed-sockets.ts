@@ -32,8 +32,11 @@ export class HandedSockets {
     return this.#held.map(({ fd }) => fd);
   }
 
-  /** Those of the instance and no others; what is open already stays open. Throws InstanceStartError. */
-  open(instance: Instance): void {
+  /**
+   * Those of the instance and no others; what is open already stays open. Returns whether any was opened. Throws
+   * InstanceStartError.
+   */
+  open(instance: Instance): boolean {
     const wanted = socketsOf(instance);
     const unwanted = this.#held.filter(({ text }) => !wanted.some((other) => other.text === text));
     this.#held = this.#held.filter((held) => !unwanted.includes(held));
@@ -51,6 +54,7 @@ export class HandedSockets {
         fresh.push(fd);
         return { text, fd };
       });
+      return fresh.length > 0;
     } catch (error) {
       fresh.forEach(closeFd);
       throw new InstanceStartError('LISTEN_FAILED', (error as Error).message, { cause: error });

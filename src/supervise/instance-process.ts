@@ -26,6 +26,8 @@ const RUNNING_AFTER_MS = 1_000;
 export interface InstanceProcessOptions {
   readonly folder: string;
   readonly nowMs: Clock;
+  /** Called when listeners were opened. */
+  readonly listening: () => void;
   readonly log: Log;
 }
 
@@ -133,7 +135,7 @@ export class InstanceProcess {
   }
 
   #start(declared: Instance): void {
-    const { log, nowMs } = this.#options;
+    const { log, nowMs, listening } = this.#options;
     const { run } = declared;
     if (run === undefined) {
       return;
@@ -143,8 +145,9 @@ export class InstanceProcess {
     try {
       checkRun(run);
       const cgroup = isLimited(run.limits) ? limitedCgroup(this.name, run.limits) : undefined;
+      let opened = false;
       if (run.sockets === 'handed') {
-        this.#sockets.open(declared);
+        opened = this.#sockets.open(declared);
       } else {
         this.#sockets.close();
       }
@@ -155,6 +158,9 @@ export class InstanceProcess {
         sockets: this.#sockets,
         cgroup,
       });
+      if (opened) {
+        listening(); // not before: whoever looks now finds who holds them
+      }
       child.once('error', (error) => this.#refused(new InstanceStartError('SPAWN_FAILED', error.message)));
       const id = child.pid === undefined ? undefined : processIdOf(child.pid);
       if (child.pid === undefined) {

@@ -17,6 +17,8 @@ export interface SupervisorOptions {
   /** Whose apps have pods here; undefined: not known yet, and nothing is stopped. */
   readonly wanted: (instances: readonly Instance[]) => ReadonlySet<string> | undefined;
   readonly nowMs: Clock;
+  /** Called when listeners were opened. */
+  readonly listening: () => void;
   readonly log: Log;
 }
 

@@ -20,6 +20,7 @@ let instances: readonly Instance[];
 let wanted: Set<string> | undefined;
 /** What the clock is ahead of the real one: nobody waits half a minute for a grace to be over. */
 let aheadMs: number;
+let opened: number;
 let logged: { readonly fields: Record<string, unknown>; readonly message: string }[];
 let supervisor: Supervisor;
 
@@ -39,6 +40,7 @@ beforeEach(() => {
   wanted = new Set();
   aheadMs = 0;
   logged = [];
+  opened = 0;
   supervise();
   cleanup.add(undefined, () => {
     supervisor.close();
@@ -60,6 +62,9 @@ function supervise(): void {
     instances: () => instances,
     wanted: () => wanted,
     nowMs: () => performance.now() + aheadMs,
+    listening: () => {
+      opened += 1;
+    },
     log: { info: tell, warn: tell, error: tell },
   });
 }
@@ -317,6 +322,7 @@ describe('sockets that are handed over', () => {
       expect(answer).toBe('true 1 outbound 65534');
       aheadMs += 60_000;
       look();
+      expect(opened).toBe(1);
     }
   });
 
