@@ -4,6 +4,7 @@
 #include <dirent.h>
 #include <memory>
 #include <string>
+#include <unistd.h>
 #include <unordered_set>
 #include <vector>
 
@@ -43,25 +44,34 @@ uint64_t socket_inode(int folder, const char *name) {
     return sscanf(target, "socket:[%llu]", &inode) == 1 ? inode : 0;
 }
 
-// Processes and descriptors that vanish meanwhile are passed over. Of several holders the one with the lowest pid.
+// The descriptors of one process; takes out of `wanted` what it holds.
+void search(uint64_t pid, std::unordered_set<uint64_t> &wanted, std::vector<Owner> &owners) {
+    Folder descriptors(opendir(("/proc/" + std::to_string(pid) + "/fd").c_str()));
+
+    while (dirent *descriptor = descriptors && !wanted.empty() ? readdir(descriptors.get()) : nullptr) {
+        if (descriptor->d_type != DT_LNK)
+            continue;
+        uint64_t inode = socket_inode(dirfd(descriptors.get()), descriptor->d_name);
+        if (wanted.erase(inode))
+            owners.push_back(
+                {inode, static_cast<uint32_t>(pid), static_cast<uint32_t>(strtoul(descriptor->d_name, nullptr, 10))});
+    }
+}
+
+// Processes and descriptors that vanish meanwhile are passed over. Of several holders the one with the lowest pid, this
+// process last of all: it keeps copies of what it opened for others.
 std::vector<Owner> owners_of(std::unordered_set<uint64_t> wanted) {
     std::vector<Owner> owners;
+    uint64_t own = getpid();
     Folder processes(opendir("/proc"));
 
     while (dirent *process = processes && !wanted.empty() ? readdir(processes.get()) : nullptr) {
         uint64_t pid = number_of(process->d_name);
-        if (pid == 0)
+        if (pid == 0 || pid == own)
             continue;
-        Folder descriptors(opendir(("/proc/" + std::to_string(pid) + "/fd").c_str()));
-        while (dirent *descriptor = descriptors ? readdir(descriptors.get()) : nullptr) {
-            if (descriptor->d_type != DT_LNK)
-                continue;
-            uint64_t inode = socket_inode(dirfd(descriptors.get()), descriptor->d_name);
-            if (wanted.erase(inode))
-                owners.push_back({inode, static_cast<uint32_t>(pid),
-                                  static_cast<uint32_t>(strtoul(descriptor->d_name, nullptr, 10))});
-        }
+        search(pid, wanted, owners);
     }
+    search(own, wanted, owners);
     return owners;
 }
 

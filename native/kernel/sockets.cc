@@ -1,5 +1,5 @@
-// Other processes' sockets: copied, made transparent, described; a socket that connects from another's address; and
-// whoever is at the other end of a Unix socket.
+// Other processes' sockets: copied, made transparent, described; a socket that connects from another's address, one
+// that listens for another process; and whoever is at the other end of a Unix socket.
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <memory>
@@ -97,6 +97,34 @@ Napi::Value socket_from(const Napi::CallbackInfo &info) {
     switch_on(env, fd.get(), IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, doing);
     if (bind(fd.get(), address->ai_addr, address->ai_addrlen))
         throw kernel_error(env, errno, "bind", doing);
+    return Napi::Number::New(env, fd.release());
+}
+
+// Listens, and is not accepted from: for another process, which expects it to block.
+Napi::Value open_listener(const Napi::CallbackInfo &info) {
+    auto env = info.Env();
+    std::string host = text_argument(info, 0);
+    std::string port = std::to_string(info[1].As<Napi::Number>().Int32Value());
+    std::string doing = "listening at " + host + " port " + port;
+    addrinfo hints = {}, *list = nullptr;
+    hints.ai_flags = AI_NUMERICHOST | AI_NUMERICSERV;
+    hints.ai_socktype = SOCK_STREAM;
+
+    if (getaddrinfo(host.c_str(), port.c_str(), &hints, &list))
+        throw kernel_error(env, EADDRNOTAVAIL, "getaddrinfo", doing);
+    std::unique_ptr<addrinfo, FreeAddress> address(list);
+    Fd fd(socket(address->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    if (!fd)
+        throw kernel_error(env, errno, "socket", doing);
+    make_transparent(env, fd.get(), address->ai_family, doing);
+    switch_on(env, fd.get(), SOL_SOCKET, SO_REUSEADDR, doing);
+    int v6only = info[3].As<Napi::Boolean>().Value();
+    if (address->ai_family == AF_INET6 && setsockopt(fd.get(), IPPROTO_IPV6, IPV6_V6ONLY, &v6only, sizeof(v6only)))
+        throw kernel_error(env, errno, "setsockopt", doing);
+    if (bind(fd.get(), address->ai_addr, address->ai_addrlen))
+        throw kernel_error(env, errno, "bind", doing);
+    if (listen(fd.get(), info[2].As<Napi::Number>().Int32Value()))
+        throw kernel_error(env, errno, "listen", doing);
     return Napi::Number::New(env, fd.release());
 }
 
@@ -198,6 +226,7 @@ void define_sockets(Napi::Env env, Napi::Object exports) {
     exports.Set("pidfdGetfd", Napi::Function::New(env, pidfd_getfd));
     exports.Set("setTransparent", Napi::Function::New(env, set_transparent));
     exports.Set("socketFrom", Napi::Function::New(env, socket_from));
+    exports.Set("openListener", Napi::Function::New(env, open_listener));
     exports.Set("socketOption", Napi::Function::New(env, socket_option));
     exports.Set("netnsCookie", Napi::Function::New(env, netns_cookie));
     exports.Set("socketInfo", Napi::Function::New(env, socket_info));

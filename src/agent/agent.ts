@@ -51,6 +51,7 @@ import { LiveInstances } from './live-instances.js';
 import type { AgentOptions } from './options.js';
 import { takeLock } from './run-lock.js';
 import { openSources } from './sources.js';
+import { startSupervision } from './supervision.js';
 
 const LISTENER_LOOK_MS = 100;
 /** A small file: far less than a millisecond. */
@@ -172,13 +173,37 @@ async function start(
     path: options.config,
     nodeName: options.nodeName,
     config,
-    prepare: (instances) => adopt(instances),
+    prepare: async (instances) => {
+      supervision.prepare(instances);
+      await adopt(instances);
+    },
     changed: () => {
       proxyPorts.ensure(); // before a round finds them missing: nothing was damaged
       guarded(log, 'moving pods to their instances', () => reconciler.instancesChanged());
     },
     log: log.child({ part: 'instances' }),
   });
+  const supervision = opened.own(
+    startSupervision({
+      config,
+      runDir: options.runDir,
+      instances: () => live.current,
+      store,
+      synced,
+      listening: () => {
+        adopting = adoptNow().catch((error: unknown) =>
+          log.error({ err: error }, 'looking for listeners failed'),
+        );
+      },
+      log: log.child({ part: 'instances' }),
+    }),
+  );
+  // A look may be under way that began before they were opened: the next one finds them.
+  const adoptNow = async () => {
+    await lookForListeners();
+    await lookForListeners();
+  };
+  let adopting = Promise.resolve();
   const proxyPorts = new PortSet(
     programs.maps.proxy_ports,
     () => instanceGenerations.portsOf(live.current),
@@ -237,15 +262,12 @@ async function start(
     identityOption.ensure();
   };
   ensureCgroups();
-  const look = setInterval(
-    () =>
-      guarded(log, 'looking for listeners', async () => {
-        if (await listeners.refresh()) {
-          ensureCgroups();
-        }
-      }),
-    LISTENER_LOOK_MS,
-  );
+  const lookForListeners = async () => {
+    if (await listeners.refresh()) {
+      ensureCgroups();
+    }
+  };
+  const look = setInterval(() => guarded(log, 'looking for listeners', lookForListeners), LISTENER_LOOK_MS);
   opened.add(look, clearInterval);
 
   const instanceParts = openInstances({
@@ -271,7 +293,10 @@ async function start(
       return reconciler.reconcile();
     });
   const changed = (changes: readonly PodChange[]) =>
-    guarded(log, 'reconciling', () => reconciler.reconcilePods(changes.map(({ pod }) => pod.uid)));
+    guarded(log, 'reconciling', async () => {
+      await adopting; // a pod is not sent to an instance whose listeners are only being opened for it
+      await reconciler.reconcilePods(changes.map(({ pod }) => pod.uid));
+    });
   opened.add(store.subscribe(changed), (unsubscribe) => unsubscribe());
   const poke = () => {
     for (const source of sources) {
@@ -359,6 +384,7 @@ async function start(
     sockets: new SocketLookups(tcpEnds),
     instances: instanceParts.view,
     upgrades: instanceParts.upgrades,
+    processes: () => supervision.messages(),
     watch,
     sources: sources.map((source) => withProblem(source, cluster)),
     blockers,

@@ -19,8 +19,8 @@ import { tryLock } from '../native/locks.js';
 export class AlreadyRunningError extends Error {
   override readonly name = 'AlreadyRunningError';
   readonly code = 'ALREADY_RUNNING';
-  constructor(runDir: string, pid: number | undefined) {
-    super(`an agent is already running on ${runDir}${pid === undefined ? '' : ` (pid ${pid})`}`);
+  constructor(runDir: string, pid: number | undefined, who: string) {
+    super(`${who} is already running on ${runDir}${pid === undefined ? '' : ` (pid ${pid})`}`);
   }
 }
 
@@ -40,15 +40,15 @@ export function lockHolder(runDir: string): number | undefined {
 }
 
 /** Throws AlreadyRunningError while another agent has the lock, and RunDirError. */
-export function takeLock(runDir: string): { release(): void } {
+export function takeLock(runDir: string, who = 'an agent'): { release(): void } {
   try {
-    return lock(runDir);
+    return lock(runDir, who);
   } catch (error) {
     throw error instanceof AlreadyRunningError ? error : new RunDirError(runDir, error);
   }
 }
 
-function lock(runDir: string): { release(): void } {
+function lock(runDir: string, who: string): { release(): void } {
   mkdirSync(runDir, { recursive: true, mode: 0o755 });
   const path = join(runDir, 'agent.pid');
   for (;;) {
@@ -62,7 +62,7 @@ function lock(runDir: string): { release(): void } {
       // An agent of before this lock names itself, and holds none.
       const holder = lockHolder(runDir);
       if (!isLocked || holder !== undefined) {
-        throw new AlreadyRunningError(runDir, holder ?? namedIn(path)?.pid);
+        throw new AlreadyRunningError(runDir, holder ?? namedIn(path)?.pid, who);
       }
       ftruncateSync(fd);
       writeSync(fd, `${process.pid} ${startTime(process.pid) ?? ''}\n`);

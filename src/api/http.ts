@@ -18,6 +18,7 @@ import type { PodUid } from '../pods/pod.js';
 import type { PodStore } from '../pods/pod-store.js';
 import type { PodSource } from '../pods/source.js';
 import type { DatapathView } from '../reconcile/datapath-view.js';
+import type { ProcessMessage } from '../supervise/state.js';
 import type { Metrics } from '../telemetry/metrics.js';
 import { Answers } from './answers.js';
 import { Callers, type PeerCredentials } from './callers.js';
@@ -43,6 +44,7 @@ export interface HttpApiOptions {
   readonly past: PastIdentity;
   readonly instances: InstancesView;
   readonly upgrades: Pick<Upgrades, 'start' | 'abort'>;
+  readonly processes: () => readonly ProcessMessage[];
   readonly sockets: SocketLookups;
   readonly watch: IdentityWatch;
   readonly sources: readonly Pick<PodSource, 'name' | 'lastError'>[];

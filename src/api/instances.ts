@@ -1,11 +1,12 @@
 /** The instances of this node: what the configuration says of each, and what there is of it. */
 
 import type { Instance } from '../config/config.js';
+import type { ProcessMessage } from '../supervise/state.js';
 import type { InstanceMessage, InstancesMessage, ListenerMessage, WorkloadMessage } from './messages.js';
 
 export type InstanceState = Omit<
   InstanceMessage,
-  'name' | 'apps' | 'owner' | 'listeners' | 'pods' | 'memorySavedBytes'
+  'name' | 'apps' | 'owner' | 'listeners' | 'pods' | 'memorySavedBytes' | 'process'
 >;
 
 /** How the list came about: src/agent/live-instances.ts; what there is of each: src/agent/instances.ts. */
@@ -19,6 +20,7 @@ export interface InstancesView {
 
 export async function instancesOf(
   view: InstancesView,
+  processes: readonly ProcessMessage[],
   listeners: readonly ListenerMessage[],
   workloads: readonly WorkloadMessage[],
 ): Promise<InstancesMessage> {
@@ -44,10 +46,28 @@ export async function instancesOf(
               state: interception.state,
             })),
             ...state,
+            process:
+              instance.run === undefined
+                ? null
+                : (processes.find(({ name }) => name === instance.name) ?? notYet(instance.name)),
             memorySavedBytes:
               state.memoryBytes === null ? null : Math.max(0, pods.length - 1) * state.memoryBytes,
           },
         ];
   });
   return { changes: applied, problem: problem ?? '', instances };
+}
+
+/** Of one that its supervisor has not looked at. */
+function notYet(name: string): ProcessMessage {
+  return {
+    name,
+    state: 'STOPPED',
+    pid: null,
+    restarts: 0,
+    startedAt: null,
+    memoryBytes: 0,
+    lastExit: '',
+    problem: '',
+  };
 }

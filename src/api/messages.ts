@@ -11,6 +11,7 @@ import type { Family } from '../net/family.js';
 import type { FailurePolicy, SourceName } from '../pods/pod.js';
 import type { RepairKind } from '../reconcile/repairs.js';
 import type { EndpointState } from '../reconcile/status.js';
+import type { ProcessMessage } from '../supervise/state.js';
 import type { Answer } from './answers.js';
 import type { Problem } from './problem.js';
 
@@ -67,6 +68,8 @@ export interface InstanceMessage {
   readonly memorySavedBytes: number | null;
   /** The last one since the agent started. */
   readonly upgrade: UpgradeStatus | null;
+  /** Null where it has no command. */
+  readonly process: ProcessMessage | null;
 }
 
 export interface InstancesMessage {

@@ -240,6 +240,16 @@ export const InstanceUpgrade = z
     open: count().exactOptional().meta({ description: 'Connections that the old one still has.' }),
   })
   .meta({ description: 'How the upgrade of an instance stands.' });
+const InstanceProcess = z.object({
+  name: z.string(),
+  state: z.enum(['STOPPED', 'STARTING', 'RUNNING', 'BACKOFF', 'STOPPING', 'FAILED']),
+  pid: count().nullable(),
+  restarts: count().meta({ description: 'After it had ended by itself.' }),
+  startedAt: z.iso.datetime().nullable(),
+  memoryBytes: count().meta({ description: 'Of all its processes, what they share counted once.' }),
+  lastExit: text('Such as "exit code 1", "SIGKILL" or "out of memory"; empty where it has not ended yet.'),
+  problem: text('Why it does not run though it should; empty where it does.'),
+});
 
 export const Instances = z.object({
   changes: count().meta({ description: 'Of the list, since the agent started.' }),
@@ -281,6 +291,7 @@ export const Instances = z.object({
         .nullable()
         .meta({ description: 'What as many proxies of this size as it has pods would need besides.' }),
       upgrade: InstanceUpgrade.nullable().meta({ description: 'The last one since the agent started.' }),
+      process: InstanceProcess.nullable().meta({ description: 'Null where it has no command.' }),
     }),
   ),
 });

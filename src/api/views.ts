@@ -12,6 +12,7 @@ import type { PodStore } from '../pods/pod-store.js';
 import type { PodSource } from '../pods/source.js';
 import type { DatapathView } from '../reconcile/datapath-view.js';
 import type { EndpointState } from '../reconcile/status.js';
+import type { ProcessMessage } from '../supervise/state.js';
 import { type InstancesView, instancesOf } from './instances.js';
 import type {
   FlowMessage,
@@ -32,6 +33,8 @@ export interface ViewsOptions {
   readonly blockers: () => readonly string[];
   readonly interception: InterceptionDefaults;
   readonly instances: InstancesView;
+  /** Of the instances that have a command. */
+  readonly processes: () => readonly ProcessMessage[];
   readonly node: string;
   readonly version: string;
   /** Milliseconds since the agent started. */
@@ -68,7 +71,7 @@ export class Views {
 
   async instances(): Promise<InstancesMessage> {
     const { workloads } = await this.workloads();
-    return instancesOf(this.#options.instances, this.#listeners(), workloads);
+    return instancesOf(this.#options.instances, this.#options.processes(), this.#listeners(), workloads);
   }
 
   #workloadOrNone(uid: PodUid): WorkloadMessage | undefined {

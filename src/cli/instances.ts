@@ -19,6 +19,7 @@ const HEADER = [
   'MEMORY',
   'SAVED',
 ];
+const PROCESS_HEADER = ['STATE', 'RESTARTS'];
 const LOOK_MS = 200;
 
 export function instancesCommand(print: Print = printToStdout): Command {
@@ -32,8 +33,20 @@ export function instancesCommand(print: Print = printToStdout): Command {
           print(json(answer));
           return;
         }
-        print(table(HEADER, answer.instances.map(row)));
-        for (const { name, health, upgrade } of answer.instances) {
+        const started = answer.instances.some(({ process }) => process !== null);
+        print(
+          table(
+            [...HEADER, ...(started ? PROCESS_HEADER : [])],
+            answer.instances.map((instance) => [
+              ...row(instance),
+              ...(started ? processRow(instance.process) : []),
+            ]),
+          ),
+        );
+        for (const { name, health, upgrade, process } of answer.instances) {
+          if (process !== null && process.problem !== '') {
+            print(`\n${name} is not started: ${oneLine(process.problem)}`);
+          }
           if (health.reason !== '') {
             print(`\n${name}: ${oneLine(health.reason)}`);
           }
@@ -171,6 +184,10 @@ function row(instance: InstanceMessage): string[] {
     mebibytes(instance.memoryBytes),
     mebibytes(instance.memorySavedBytes),
   ];
+}
+
+function processRow(process: InstanceMessage['process']): string[] {
+  return process === null ? [] : [process.state, String(process.restarts)];
 }
 
 function mebibytes(bytes: number | null): string {

@@ -15,6 +15,7 @@ import { runProgram } from './program.js';
 import { proxyCommand } from './proxy.js';
 import { resolveCommand } from './resolve.js';
 import { statusCommand } from './status.js';
+import { superviseCommand } from './supervise.js';
 import { webhookCommand } from './webhook.js';
 
 /** Resolves to the exit code. */
@@ -28,6 +29,7 @@ export function main(args: readonly string[]): Promise<0 | 1 | 2> {
   });
   const commands = [
     agentCommand(),
+    superviseCommand(),
     doctorCommand(),
     podsCommand(),
     instancesCommand(),

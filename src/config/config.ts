@@ -28,6 +28,8 @@ export interface Config {
   };
   /** In order of precedence. */
   readonly instances: readonly Instance[];
+  /** Who starts the instances that have a command. */
+  readonly supervision: { readonly by: (typeof SUPERVISORS)[number] };
   readonly identity: {
     /** For how long a pod that has gone is remembered. */
     readonly rememberSeconds: number;
@@ -82,6 +84,39 @@ export interface Instance {
   readonly owner: ListenerOwner;
   /** When it is asked whether it still accepts (0: never), and how long that may take. */
   readonly health: { readonly checkSeconds: number; readonly failSeconds: number };
+  /** How it is started; undefined: others do that. */
+  readonly run?: InstanceRun | undefined;
+}
+
+export interface InstanceRun {
+  /** The absolute path of an executable, and its arguments. */
+  readonly command: readonly [string, ...string[]];
+  /** In which it finds PATH besides. */
+  readonly environment: Readonly<Record<string, string>>;
+  readonly directory: string;
+  /** Undefined: those of its supervisor. */
+  readonly user?: number | undefined;
+  readonly group?: number | undefined;
+  /** `handed`: the supervisor opens the listeners; `own`: the command does. */
+  readonly sockets: (typeof SOCKET_MODES)[number];
+  /** For so long it is kept after the last pod of its apps has gone. */
+  readonly graceSeconds: number;
+  /** For so long after SIGTERM it may go on. */
+  readonly stopSeconds: number;
+  readonly limits: InstanceLimits;
+}
+
+/** `separate`: `nodesentry supervise`, in a process of its own. */
+export const SUPERVISORS = ['agent', 'separate'] as const;
+
+export const SOCKET_MODES = ['handed', 'own'] as const;
+
+/** Of all its processes together. */
+export interface InstanceLimits {
+  readonly memory?: number | undefined;
+  /** Thousandths of a processor. */
+  readonly cpu?: number | undefined;
+  readonly pids?: number | undefined;
 }
 
 export interface ListenerOwner {

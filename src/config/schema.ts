@@ -4,8 +4,16 @@ import { z } from 'zod';
 import { MASKED_MARK, type Mark, parseMark } from '../net/mark.js';
 import { REMEMBERED_MS } from '../pods/gone-pods.js';
 import { RUNTIME_KINDS, SERVICE_ACCOUNT_NAME } from '../pods/pod.js';
-import { CNI_DEFAULTS, type ListenerAddress, LOG_LEVELS, SCOPES } from './config.js';
+import {
+  CNI_DEFAULTS,
+  type InstanceRun,
+  type ListenerAddress,
+  LOG_LEVELS,
+  SCOPES,
+  SUPERVISORS,
+} from './config.js';
 import { parseListenerAddress } from './listeners.js';
+import { command, run } from './run-schema.js';
 
 /** 1024 listener slots in the kernel map, four per instance: two directions, two families. */
 const MAX_INSTANCES = 256;
@@ -112,10 +120,16 @@ const instance = section({
         'So long a connection may wait to be accepted; then the failure policy is what new ones meet.',
       ),
   }).prefault({}),
+  command: command.optional(),
+  run: run.optional(),
 }).transform((given, context) => {
   if (given.outbound === undefined && given.inbound === undefined) {
     const message = 'an instance needs at least one of outbound and inbound';
     context.addIssue({ code: 'custom', message, params: { whole: true } });
+  }
+  if (given.command === undefined && given.run !== undefined) {
+    const message = 'run says how a command is started, and there is no command';
+    context.addIssue({ code: 'custom', message, path: ['run'], params: { whole: true } });
   }
   return {
     name: given.name,
@@ -124,8 +138,13 @@ const instance = section({
     inbound: given.inbound ?? [],
     owner: given.owner,
     health: given.health,
+    ...(given.command === undefined ? {} : { run: started(given.command, given.run) }),
   };
 });
+
+function started(command: InstanceRun['command'], given: z.output<typeof run> | undefined): InstanceRun {
+  return { command, ...(given ?? run.parse({})) };
+}
 
 const FOLDER_EXPECTED = 'the absolute path of a folder';
 const folder = z.string({ error: FOLDER_EXPECTED }).regex(/^\//, { error: FOLDER_EXPECTED });
@@ -220,6 +239,11 @@ export function configSchema(hostname: string) {
       .min(1, { error: 'at least one instance' })
       .max(MAX_INSTANCES, { error: `at most ${MAX_INSTANCES} instances` })
       .prefault([{ name: 'default', outbound: '127.0.0.1:15001', inbound: '127.0.0.1:15006' }]),
+    supervision: section({
+      by: oneOf(SUPERVISORS).default('agent'),
+    })
+      .prefault({})
+      .describe('Who starts the instances that have a command: the agent, or "nodesentry supervise".'),
     identity: section({
       rememberSeconds: integer(1, 3_600)
         .default(REMEMBERED_MS / 1_000)

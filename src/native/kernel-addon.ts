@@ -94,6 +94,7 @@ interface KernelAddon {
   pidfdGetfd(pidfd: number, fd: number): number;
   setTransparent(fd: number): void;
   socketFrom(source: string): number;
+  openListener(host: string, port: number, backlog: number, v6only: boolean): number;
   socketOption(fd: number, level: number, name: number, value: Uint8Array): number;
   netnsCookie(): bigint;
   socketInfo(fd: number): SocketInfo;

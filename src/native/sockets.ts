@@ -47,6 +47,23 @@ export function socketFrom(source: string): number {
   return addon.socketFrom(source);
 }
 
+/**
+ * A TCP socket that listens at this address and is transparent, for another process to accept from. `v6only` is heeded
+ * for IPv6 alone. For the caller to close. Needs CAP_NET_RAW or CAP_NET_ADMIN; KernelError, such as EADDRINUSE.
+ */
+export function openListener(
+  host: string,
+  port: number,
+  { backlog = 4_096, v6only = true }: { readonly backlog?: number; readonly v6only?: boolean } = {},
+): number {
+  if (isIP(host) === 0) {
+    throw new TypeError('host must be an IP address');
+  }
+  checkPositive(port, 'port', 65_535);
+  checkPositive(backlog, 'backlog');
+  return addon.openListener(host, port, backlog, v6only);
+}
+
 /** getsockopt(2): the bytes of an option, at most `size`. KernelError where the kernel refuses. */
 export function socketOption(fd: number, level: number, name: number, size: number): Buffer {
   checkFd(fd);

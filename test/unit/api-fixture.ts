@@ -192,6 +192,7 @@ export interface FixtureOptions {
   readonly watch?: Partial<IdentityWatchOptions>;
   readonly instances?: InstancesView;
   readonly upgrades?: HttpApiOptions['upgrades'];
+  readonly processes?: HttpApiOptions['processes'];
   /** Default `epoch-1`. */
   readonly epoch?: string | undefined;
 }
@@ -272,6 +273,7 @@ export async function startFixture(options: FixtureOptions = {}): Promise<Fixtur
         throw new InstanceError('INSTANCE_BUSY', 'no upgrade of the instance is under way');
       },
     },
+    processes: options.processes ?? (() => []),
     watch,
     sources: [{ name: 'static', lastError: undefined }],
     blockers: () => state.blockers,

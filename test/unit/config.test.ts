@@ -59,6 +59,7 @@ describe('a configuration', () => {
         other: 'pass',
         udpPorts: [],
       },
+      supervision: { by: 'agent' },
       sources: {
         static: { file: '/etc/nodesentry/pods.yaml' },
         cri: { endpoint: 'unix:///run/containerd/containerd.sock' },
@@ -255,6 +256,7 @@ describe('a mistake is told with its line and field', () => {
       'metrics: {listen: "localhost:9464"}',
       '2: metrics.listen: expected an address and a port such as 0.0.0.0:9464 or [::]:9464, got "localhost:9464"',
     ],
+    ['supervision: {by: systemd}', '2: supervision.by: expected agent or separate, got "systemd"'],
     ['instances: []', '2: instances: expected at least one instance, got an empty list'],
     ['instances: [{name: a}]', '2: instances[0]: an instance needs at least one of outbound and inbound'],
     [
@@ -374,6 +376,64 @@ describe('a mistake is told with its line and field', () => {
     ).toEqual({ host: '0.0.0.0', port: 9464, family: 4, text: '0.0.0.0:9464' });
   });
 
+  const run = (text: string) =>
+    withLine(`instances: [{name: a, outbound: "127.0.0.1:1", command: [/bin/a], run: {${text}}}]`);
+
+  it.each([
+    ['graceSeconds: -1', 'graceSeconds: expected a whole number from 0 to 86400, got -1'],
+    ['stopSeconds: long', 'stopSeconds: expected a whole number from 0 to 3600, got "long"'],
+    ['directory: here', 'directory: expected the absolute path of a folder, got "here"'],
+    ['user: root', 'user: expected a whole number from 0 to 4294967294, got "root"'],
+    ['sockets: stolen', 'sockets: expected handed or own, got "stolen"'],
+    ['environment: {A: 1}', 'environment.A: expected a text in quotes, got 1'],
+    ['limits: {memory: 256MB}', 'limits.memory: expected an amount of memory such as 256Mi, got "256MB"'],
+    [
+      'limits: {cpu: "0.001"}',
+      'limits.cpu: expected a share of processors such as "0.5" or 500m, at least 10m, got "0.001"',
+    ],
+    ['limits: {pids: 0}', 'limits.pids: expected a whole number from 1 to 4194304, got 0'],
+    ['colour: red', 'colour: unknown key'],
+  ])('run: {%s}', (text, message) => {
+    expect(run(text)).toEqual([`2: instances[0].run.${message}`]);
+  });
+
+  it.each([
+    [
+      'command: haproxy',
+      'command: expected a list of an absolute path and its arguments such as [/usr/sbin/haproxy, -db], got "haproxy"',
+    ],
+    ['command: [haproxy]', 'command[0]: expected the absolute path of an executable, got "haproxy"'],
+    [
+      'command: []',
+      'command: expected a list of an absolute path and its arguments such as [/usr/sbin/haproxy, -db], got an empty list',
+    ],
+    ['run: {user: 0}', 'run: run says how a command is started, and there is no command'],
+  ])('an instance with %s', (text, message) => {
+    expect(withLine(`instances: [{name: a, outbound: "127.0.0.1:1", ${text}}]`)).toEqual([
+      `2: instances[0].${message}`,
+    ]);
+  });
+
+  it('a command has its defaults, and limits are numbers', () => {
+    const [plain, limited] = parseConfig(
+      `sources: {cri: {}}
+instances:
+- {name: a, outbound: "127.0.0.1:1", command: [/bin/a, -b]}
+- {name: b, outbound: "127.0.0.1:2", command: [/bin/b], run: {limits: {memory: 2Gi, cpu: 1.5, pids: 9}}}`,
+      FILE,
+    ).instances;
+    expect(plain?.run).toEqual({
+      command: ['/bin/a', '-b'],
+      environment: {},
+      directory: '/',
+      sockets: 'handed',
+      graceSeconds: 30,
+      stopSeconds: 10,
+      limits: {},
+    });
+    expect(limited?.run?.limits).toEqual({ memory: 2_147_483_648, cpu: 1_500, pids: 9 });
+  });
+
   it('names of instances are given once', () => {
     expect(
       withLine('instances:\n- {name: a, inbound: "127.0.0.1:1"}\n- {name: a, inbound: "127.0.0.1:2"}'),
@@ -481,6 +541,7 @@ it('the JSON schema describes the file as it is written', () => {
     'interception',
     'sources',
     'instances',
+    'supervision',
     'identity',
     'runtimes',
     'api',

@@ -99,6 +99,7 @@ export async function start({
       states: async () => new Map(),
     },
     upgrades: { start: never, abort: never },
+    processes: () => [],
     sources: [{ name: 'static', lastError: undefined }],
     blockers: () => state.blockers,
     metrics,

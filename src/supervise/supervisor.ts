@@ -1,0 +1,93 @@
+/** Runs the instances that have a command, while their apps have pods on the node. */
+
+import { mkdirSync } from 'node:fs';
+import { join } from 'node:path';
+import type { Clock } from '../base/clock.js';
+import type { Log } from '../base/log.js';
+import type { Instance } from '../config/config.js';
+import { InstanceProcess } from './instance-process.js';
+import { type ProcessMessage, readStates } from './state.js';
+
+const LOOK_MS = 100;
+
+export interface SupervisorOptions {
+  /** Where states and output are kept: `instancesFolder`. */
+  readonly folder: string;
+  readonly instances: () => readonly Instance[];
+  /** Whose apps have pods here; undefined: not known yet, and nothing is stopped. */
+  readonly wanted: (instances: readonly Instance[]) => ReadonlySet<string> | undefined;
+  readonly nowMs: Clock;
+  /** Called when listeners were opened. */
+  readonly listening: () => void;
+  readonly log: Log;
+}
+
+export function instancesFolder(runDir: string): string {
+  return join(runDir, 'instances');
+}
+
+export class Supervisor {
+  readonly #options: SupervisorOptions;
+  readonly #processes: Map<string, InstanceProcess>;
+  readonly #troubled = new Map<string, string>();
+  #timer: NodeJS.Timeout | undefined;
+
+  /** Takes over what another has left running. */
+  constructor(options: SupervisorOptions) {
+    mkdirSync(options.folder, { recursive: true, mode: 0o700 });
+    this.#options = options;
+    this.#processes = new Map(
+      readStates(options.folder).map((kept) => [kept.name, new InstanceProcess(kept.name, options, kept)]),
+    );
+  }
+
+  start(): void {
+    this.#timer ??= setInterval(() => this.look(), LOOK_MS);
+    this.look();
+  }
+
+  /** Once at all of them; one that is in trouble is no reason to leave out the others. */
+  look(instances = this.#options.instances()): void {
+    const wanted = this.#options.wanted(instances);
+    const declared = new Map(
+      instances.flatMap((instance) => (instance.run === undefined ? [] : [[instance.name, instance]])),
+    );
+    for (const name of new Set([...declared.keys(), ...this.#processes.keys()])) {
+      try {
+        this.#lookAt(name, declared.get(name), wanted);
+        this.#troubled.delete(name);
+      } catch (error) {
+        this.#tell(name, error as Error);
+      }
+    }
+  }
+
+  #lookAt(name: string, declared: Instance | undefined, wanted: ReadonlySet<string> | undefined): void {
+    const process = this.#processes.get(name) ?? new InstanceProcess(name, this.#options);
+    this.#processes.set(name, process);
+    if (!process.look(declared, wanted?.has(name))) {
+      process.remove();
+      this.#processes.delete(name);
+    }
+  }
+
+  /** Once, until it is another. */
+  #tell(instance: string, error: Error): void {
+    if (this.#troubled.get(instance) !== error.message) {
+      this.#options.log.error({ err: error, instance }, 'looking after an instance failed');
+      this.#troubled.set(instance, error.message);
+    }
+  }
+
+  messages(): ProcessMessage[] {
+    return [...this.#processes.values()].map((process) => process.message());
+  }
+
+  /** What runs goes on: for the next supervisor. */
+  close(): void {
+    clearInterval(this.#timer);
+    for (const process of this.#processes.values()) {
+      process.close();
+    }
+  }
+}
