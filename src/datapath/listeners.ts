@@ -33,10 +33,17 @@ export interface ListenerStatus {
 interface Adopted extends SocketOwner {
   readonly inode: number;
   readonly process: string;
+  /** When that was found; of the clock of `performance`. */
+  readonly atMs: number;
 }
 
 /** At most, between two tries to adopt the same sockets. */
 const RETRY_MS = 1_000;
+
+/** Held by the agent itself alone, for a process that it has yet to start or start again: looked at anew now and then. */
+function isOurOwn({ pid, atMs }: Adopted): boolean {
+  return pid === process.pid && performance.now() - atMs >= RETRY_MS;
+}
 
 /** By inode. */
 type Owners = ReadonlyMap<number, SocketOwner>;
@@ -186,7 +193,7 @@ export class Listeners {
     }
     const signature = group.map(({ cookie }) => cookie).join(' ');
     const adopted = this.#adopted.get(slot.index);
-    const isKnown = isInPlace && adopted !== undefined && isHeld(adopted);
+    const isKnown = isInPlace && adopted !== undefined && isHeld(adopted) && !isOurOwn(adopted);
     // Handed on to another process, the same socket is looked at again.
     const isVetted = isKnown && this.#vetted.get(slot.index) === signature && !isForeign;
     if (isVetted && opaque.length === 0) {
@@ -277,7 +284,8 @@ export class Listeners {
         sockets: this.#groups.get(slot.index) ?? { all: 0, transparent: 0 },
         ...(refused === undefined ? {} : { refused }),
       };
-      return adopted === undefined ? base : { ...base, pid: adopted.pid, process: adopted.process };
+      // By now it may execute another program than when it was found.
+      return adopted === undefined ? base : { ...base, pid: adopted.pid, process: processName(adopted.pid) };
     });
   }
 
@@ -341,24 +349,33 @@ export class Listeners {
         if (socket.cookie !== inMap) {
           putInto(this.#map, slot.index, socket, owner);
         }
-        const adopted = { inode: socket.inode, ...owner, process: processName(owner.pid) };
+        const adopted = {
+          inode: socket.inode,
+          ...owner,
+          process: processName(owner.pid),
+          atMs: performance.now(),
+        };
         const change = this.#changeOfOwner(slot, adopted);
+        const before = this.#adopted.get(slot.index);
+        const isSame = before?.pid === adopted.pid && before.inode === adopted.inode;
         this.#adopted.set(slot.index, adopted);
         this.#last.set(slot.index, adopted);
         this.#complaints.delete(slot.index);
-        this.#log.info(
-          {
-            instance: slot.instance,
-            ...(slot.generation === 1 ? {} : { generation: slot.generation }),
-            direction: slot.direction,
-            family: slot.family,
-            uid: socket.uid,
-            pid: adopted.pid,
-            process: adopted.process,
-            ...change,
-          },
-          'listener adopted',
-        );
+        if (!isSame) {
+          this.#log.info(
+            {
+              instance: slot.instance,
+              ...(slot.generation === 1 ? {} : { generation: slot.generation }),
+              direction: slot.direction,
+              family: slot.family,
+              uid: socket.uid,
+              pid: adopted.pid,
+              process: adopted.process,
+              ...change,
+            },
+            'listener adopted',
+          );
+        }
         return true;
       } catch (error) {
         this.#complain(slot, error);

@@ -115,7 +115,9 @@ it('what is wrong changes nothing, is told by its field, and is over when it is 
   );
   expect(await reached(pay)).toBe('moved');
   const { stdout } = await agent.cli('instances');
-  expect(stdout).toMatch(/^payments +pay +uid 0 +IPv4 socat \(\d+\) +- +1 +1$/m);
+  expect(stdout).toMatch(
+    /^payments +pay +uid 0 +IPv4 socat \(\d+\) +- +1 +\w+ +1 +1 +\d+ +\d+\.\d MiB +0\.0 MiB$/m,
+  );
   expect(stdout).toMatch(/Not taken over: .*colour.*the instances stay as they were/);
   agent.writeConfig({ interception: { failure: 'open' }, instances: [payments(PORT.moved), COMMON] });
   await waitFor('it to be over, but for what only a restart changes', async () =>

@@ -122,7 +122,9 @@ it('the first pod of its app starts it, the second shares it', async () => {
     expect.objectContaining({ direction: 'outbound', family: 4, adopted: true, pid }),
   );
   const { stdout } = await agent.cli('instances');
-  expect(stdout).toMatch(/^payments .* 2 +2 +RUNNING +0 +\d+\.\d MiB$/m);
+  expect(stdout).toMatch(
+    /^payments .* IPv4 haproxy \(\d+\).* 2 +2 +\d+ +\d+\.\d MiB +\d+\.\d MiB +RUNNING +0$/m,
+  );
   expect((await flowing.stop()).filter(({ failures }) => failures > 0)).toEqual([]);
 });
 

@@ -45,6 +45,8 @@ function withLine(line: string): string[] {
 
 const local = (port: number) => ({ host: '127.0.0.1', port, family: 4, text: `127.0.0.1:${port}` });
 
+const HEALTH = { checkSeconds: 10, failSeconds: 5 };
+
 describe('a configuration', () => {
   it('as the contract shows it is read in full', () => {
     expect(parseConfig(CONTRACT, FILE)).toEqual({
@@ -71,6 +73,7 @@ describe('a configuration', () => {
           outbound: [local(16001)],
           inbound: [local(16006)],
           owner: { uid: 101 },
+          health: HEALTH,
         },
         {
           name: 'default',
@@ -78,6 +81,7 @@ describe('a configuration', () => {
           outbound: [local(15001)],
           inbound: [local(15006)],
           owner: { uid: 0 },
+          health: HEALTH,
         },
       ],
       identity: { rememberSeconds: 60, history: { seconds: 3_600, entries: 100_000 } },
@@ -129,6 +133,7 @@ instances:
         outbound: [local(1), { host: '::1', port: 1, family: 6, text: '[::1]:1' }],
         inbound: [],
         owner: { uid: 0 },
+        health: HEALTH,
       },
       {
         name: 'b',
@@ -136,6 +141,7 @@ instances:
         outbound: [],
         inbound: [{ host: '::', port: 15001, family: 6, text: '[::]:15001' }],
         owner: { gid: 5, exe: '/usr/bin/envoy', cgroup: '/envoy.slice' },
+        health: HEALTH,
       },
     ]);
   });
@@ -294,6 +300,10 @@ describe('a mistake is told with its line and field', () => {
     [
       'instances: [{name: a, outbound: "127.0.0.1:1", owner: {exe: envoy}}]',
       '2: instances[0].owner.exe: expected the absolute path of an executable, got "envoy"',
+    ],
+    [
+      'instances: [{name: a, outbound: "127.0.0.1:1", health: {failSeconds: 0}}]',
+      '2: instances[0].health.failSeconds: expected a whole number from 1 to 3600, got 0',
     ],
     [
       'api: {allow: [{uid: 0, scopes: [all]}]}',
