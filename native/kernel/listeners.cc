@@ -121,8 +121,8 @@ Napi::Value tcp_connections(const Napi::CallbackInfo &info) {
     return Napi::Number::New(env, count);
 }
 
-// The inode of a connection's socket here, by both its ends (16 bytes each, IPv4 mapped); 0 while nobody has accepted it.
-// Undefined where there is none.
+// The inode of a connection's socket here, by both its ends (16 bytes each, IPv4 mapped); 0 while nobody has accepted
+// it. Undefined where there is none.
 Napi::Value tcp_inode(const Napi::CallbackInfo &info) {
     const char *doing = "asking for a connection";
     auto env = info.Env();

@@ -92,8 +92,8 @@ class EndsSearch : public Napi::AsyncWorker {
     const char *syscall_ = "";
 };
 
-// Of each connection that is not over: peer's and own address (16 bytes each, IPv4 mapped), peer's and own port (2 each,
-// little-endian), packed. On a thread of the pool as well.
+// Of each connection that is not over: peer's and own address (16 bytes each, IPv4 mapped), peer's and own port (2
+// each, little-endian), packed. On a thread of the pool as well.
 class ConnectionList : public Napi::AsyncWorker {
   public:
     explicit ConnectionList(Napi::Env env)
