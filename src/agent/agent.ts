@@ -16,6 +16,7 @@ import { Listeners } from '../datapath/listeners.js';
 import { MANIFEST } from '../datapath/manifest.js';
 import { PortSet } from '../datapath/port-set.js';
 import { ProxyCgroups } from '../datapath/proxy-cgroups.js';
+import { Drains } from '../drain/drains.js';
 import { AddressHistory } from '../identity/history.js';
 import { PastIdentity } from '../identity/past.js';
 import { IdentityService } from '../identity/resolve.js';
@@ -180,9 +181,11 @@ async function start(
   const netfilter = opened.add(new Netfilter(), (handle) => handle.close());
   const starting = new Set<PodUid>();
   const repairs = new Repairs(log.child({ part: 'datapath' }));
+  const drains = new Drains(join(options.runDir, 'drains.json'), log.child({ part: 'drain' }));
   const reconciler = createReconciler({
     config,
     instances: () => live.current,
+    drains,
     proxyPorts,
     options,
     programs,

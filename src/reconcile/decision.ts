@@ -26,7 +26,7 @@ export interface InterceptDecision {
 export interface LeaveDecision {
   readonly kind: 'leave';
   readonly pod: Pod;
-  readonly state: 'NOT_ENROLLED' | 'PENDING' | 'REFUSED';
+  readonly state: 'NOT_ENROLLED' | 'DRAINED' | 'PENDING' | 'REFUSED';
   readonly reason: string | undefined;
   readonly failure: FailurePolicy;
   /** Worth another look although nothing has changed here. */
@@ -45,6 +45,14 @@ export function notShaped({ at, plan, shaper }: PlannedEndpoint, comesFirst: boo
       ? `the rate limit at ${at.link.name} (${shaper}, the bandwidth plugin) is not applied to what is intercepted, for the interface is a port of a bridge: take kubernetes.io/egress-bandwidth off the pod, or limit its rate at the proxy`
       : `the rate limit at ${at.link.name} (${shaper}, the bandwidth plugin) comes before our program, which before Linux 6.6 then sees nothing: take kubernetes.io/egress-bandwidth off the pod`,
   ];
+}
+
+export function drainedText(sinceMs: number): string {
+  return `drained since ${new Date(sinceMs).toISOString()}: new connections go past the proxy`;
+}
+
+export function noSuchInstanceText(name: string): string {
+  return `drained to ${name}, which is not configured any more: its own instance serves it`;
 }
 
 export function withoutAddress({ link, podInterface = link.name }: HostAttachment): Unreachable {
