@@ -20,6 +20,7 @@ import type { DatapathView } from '../reconcile/datapath-view.js';
 import type { Metrics } from '../telemetry/metrics.js';
 import { Answers } from './answers.js';
 import { Callers, type PeerCredentials } from './callers.js';
+import { DrainsApi, type DrainsView } from './drains.js';
 import { FlowWatch } from './flow-watch.js';
 import { IdentityStreams } from './identity-streams.js';
 import type { InstancesView } from './instances.js';
@@ -41,9 +42,12 @@ export interface HttpApiOptions {
   readonly identity: IdentityService;
   readonly past: PastIdentity;
   readonly instances: InstancesView;
+  readonly drains: DrainsView;
   readonly sockets: SocketLookups;
   readonly watch: IdentityWatch;
   readonly sources: readonly Pick<PodSource, 'name' | 'lastError'>[];
+  /** Whether every source has delivered. */
+  readonly synced: () => boolean;
   /** What keeps the agent from being ready, in words; empty: it is. */
   readonly blockers: () => readonly string[];
   readonly metrics: Metrics;
@@ -109,6 +113,7 @@ export async function startHttpApi(options: HttpApiOptions): Promise<HttpApi> {
   identityRoutes(app, new Answers(options), views, callers);
   watchRoute(app, streams);
   flowRoutes(app, views, flowWatch);
+  drainRoutes(app, new DrainsApi(options));
   operationRoutes(app, options, views);
   try {
     // Who watches comes back all at once when the agent has been away.
@@ -279,6 +284,21 @@ function flowRoutes(app: FastifyInstance, views: Views, watch: FlowWatch): void 
       );
     }
     watch.follow(ndjson(reply));
+  });
+}
+
+function drainRoutes(app: FastifyInstance, drains: DrainsApi): void {
+  app.get('/v1/drains', async ({ query }) => {
+    refuseKeys(query);
+    return drains.list();
+  });
+  app.post('/v1/drain', async ({ query, body }) => {
+    refuseKeys(query);
+    return drains.drain(body);
+  });
+  app.post('/v1/resume', async ({ query, body }) => {
+    refuseKeys(query);
+    return drains.resume(body);
   });
 }
 

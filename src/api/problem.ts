@@ -7,6 +7,7 @@ export type ApiReason =
   | IdentityReason
   | 'HEADER_MISSING'
   | 'CALLER_NOT_ALLOWED'
+  | 'INSTANCE_NOT_FOUND'
   | 'NOT_FOUND'
   | 'NOT_READY'
   | 'RATE_LIMITED'
@@ -33,6 +34,7 @@ const TITLES: Readonly<Record<ApiReason, string>> = {
   NOT_SYNCED: 'The agent does not know all pods yet',
   HEADER_MISSING: 'A header is missing',
   CALLER_NOT_ALLOWED: 'This process may not ask',
+  INSTANCE_NOT_FOUND: 'No instance of this node is named so',
   NOT_FOUND: 'No such resource',
   NOT_READY: 'The agent is not ready',
   RATE_LIMITED: 'Too many at once',

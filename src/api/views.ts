@@ -12,6 +12,7 @@ import type { PodStore } from '../pods/pod-store.js';
 import type { PodSource } from '../pods/source.js';
 import type { DatapathView } from '../reconcile/datapath-view.js';
 import type { EndpointState } from '../reconcile/status.js';
+import type { DrainsView } from './drains.js';
 import { type InstancesView, instancesOf } from './instances.js';
 import type {
   FlowMessage,
@@ -32,6 +33,7 @@ export interface ViewsOptions {
   readonly blockers: () => readonly string[];
   readonly interception: InterceptionDefaults;
   readonly instances: InstancesView;
+  readonly drains: Pick<DrainsView, 'openFlows'>;
   readonly node: string;
   readonly version: string;
   /** Milliseconds since the agent started. */
@@ -46,10 +48,14 @@ export class Views {
   }
 
   /** Throws IdentityError. */
-  workload(uid: PodUid): WorkloadMessage {
-    const { identity, datapath, interception } = this.#options;
+  workload(uid: PodUid, open?: ReadonlyMap<PodUid, number>): WorkloadMessage {
+    const { identity, datapath, drains, interception } = this.#options;
     const { pod, workload } = identity.workload(uid);
-    return { ...workload, interception: interceptionReport(pod, datapath.endpointOf(uid), interception) };
+    const openFlows = (open ?? drains.openFlows([pod])).get(uid);
+    return {
+      ...workload,
+      interception: interceptionReport(pod, datapath.endpointOf(uid), interception, openFlows),
+    };
   }
 
   async workloads(): Promise<WorkloadsMessage> {
@@ -57,8 +63,9 @@ export class Views {
     const pods = [...this.#options.store.list()].sort(
       (a, b) => compare(a.namespace, b.namespace) || compare(a.name, b.name) || compare(a.uid, b.uid),
     );
+    const open = this.#options.drains.openFlows();
     // One that is forgotten meanwhile is left out.
-    const workloads = await inTurns(pods, (pod) => this.#workloadOrNone(pod.uid));
+    const workloads = await inTurns(pods, (pod) => this.#workloadOrNone(pod.uid, open));
     return { epoch, revision, workloads: workloads.filter((workload) => workload !== undefined) };
   }
 
@@ -71,9 +78,9 @@ export class Views {
     return instancesOf(this.#options.instances, this.#listeners(), workloads);
   }
 
-  #workloadOrNone(uid: PodUid): WorkloadMessage | undefined {
+  #workloadOrNone(uid: PodUid, open: ReadonlyMap<PodUid, number>): WorkloadMessage | undefined {
     try {
-      return this.workload(uid);
+      return this.workload(uid, open);
     } catch (error) {
       if (error instanceof IdentityError) {
         return undefined;

@@ -77,6 +77,11 @@ export interface Redirect {
   readonly target: number;
 }
 
+export interface TcpConnection extends Omit<TcpEnds, 'cookie'> {
+  /** By which it is ended. */
+  readonly id: Buffer;
+}
+
 interface KernelAddon {
   LinkEvents: new (
     onEvents: (events: (LinkEvent | null)[]) => void,
@@ -100,6 +105,8 @@ interface KernelAddon {
   peerCredentials(fd: number): PeerCredentials;
   tcpListeners(): TcpListener[];
   tcpConnections(addresses: Uint8Array): number;
+  openTcpConnections(addresses: Uint8Array): TcpConnection[];
+  endTcpConnections(ids: Uint8Array): number;
   tryLock(fd: number): boolean;
   openRoutes(): number;
   tableRoutes(fd: number, sequence: number, family: 4 | 6, table: number): TableRoute[];

@@ -4,6 +4,7 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { PeerCredentials } from '../../src/api/callers.js';
+import type { DrainsView } from '../../src/api/drains.js';
 import { type HttpApi, startHttpApi } from '../../src/api/http.js';
 import type { InstancesView } from '../../src/api/instances.js';
 import { parseConfig } from '../../src/config/load.js';
@@ -24,6 +25,15 @@ import type { DatapathView } from '../../src/reconcile/datapath-view.js';
 import { REPAIR_KINDS, type RepairKind } from '../../src/reconcile/repairs.js';
 import type { EndpointStatus } from '../../src/reconcile/status.js';
 import { Metrics } from '../../src/telemetry/metrics.js';
+
+export const NONE_DRAINED: DrainsView = {
+  problem: undefined,
+  list: () => [],
+  podsOf: () => [],
+  openFlows: () => new Map(),
+  drain: () => Promise.reject(new Error('nothing is drained here')),
+  resume: async () => 0,
+};
 
 export const uid = (text: string): PodUid => text as PodUid;
 
@@ -180,6 +190,8 @@ export interface FixtureOptions {
   readonly empty?: boolean;
   readonly watch?: Partial<IdentityWatchOptions>;
   readonly instances?: InstancesView;
+  /** Default: none is drained, nor can be. */
+  readonly drains?: (store: PodStore, datapath: FakeDatapath) => DrainsView;
   /** Default `epoch-1`. */
   readonly epoch?: string | undefined;
 }
@@ -252,6 +264,8 @@ export async function startFixture(options: FixtureOptions = {}): Promise<Fixtur
       servedBy: () => config.instances[0],
       status: () => ({ applied: 0, problem: undefined }),
     },
+    drains: options.drains?.(store, datapath) ?? NONE_DRAINED,
+    synced: () => state.synced,
     watch,
     sources: [{ name: 'static', lastError: undefined }],
     blockers: () => state.blockers,

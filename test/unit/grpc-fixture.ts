@@ -23,7 +23,7 @@ import { SocketLookups } from '../../src/identity/socket-ends.js';
 import { IdentityWatch, type IdentityWatchOptions } from '../../src/identity/watch.js';
 import { peerCredentials, tcpEnds } from '../../src/native/sockets.js';
 import { Metrics } from '../../src/telemetry/metrics.js';
-import { addWeb, identityParts } from './api-fixture.js';
+import { addWeb, identityParts, NONE_DRAINED } from './api-fixture.js';
 
 export const OPTIONS = { longs: Number, enums: String, defaults: true, oneofs: true, includeDirs: ['proto'] };
 export const IDENTITY = 'nodesentry.identity.v1.Identity';
@@ -89,6 +89,8 @@ export async function start({
     sockets: new SocketLookups(tcpEnds),
     watch,
     instances: { current: [], servedBy: () => undefined, status: () => ({ applied: 0, problem: undefined }) },
+    drains: NONE_DRAINED,
+    synced,
     sources: [{ name: 'static', lastError: undefined }],
     blockers: () => state.blockers,
     metrics,

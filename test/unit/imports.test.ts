@@ -79,6 +79,7 @@ const ONLY_FROM: readonly (readonly [RegExp, readonly string[]])[] = [
   [/^undici$/, ['api/client.ts']],
   [/^prom-client$/, ['telemetry/metrics.ts']],
   [/^@peculiar\/x509$/, ['webhook/certificates.ts']],
+  [/^cli-progress$/, ['cli/progress.ts']],
   [/^tar-stream$/, ['bug-report/archive.ts']],
 ];
 
