@@ -55,7 +55,7 @@ export function drainCommand(
         }
         if (options.json) {
           print(json(drain));
-        } else {
+        } else if (!wait) {
           print(openText(drain));
         }
       });
