@@ -22,7 +22,7 @@ export interface DrainsApiOptions {
   readonly drains: DrainsView;
   readonly store: Pick<PodStore, 'list' | 'get'>;
   readonly datapath: Pick<DatapathView, 'endpointOf'>;
-  readonly instances: Pick<InstancesView, 'current'>;
+  readonly instances: Pick<InstancesView, 'current' | 'servedBy'>;
   /** Whether every source has delivered. */
   readonly synced: () => boolean;
 }
@@ -69,11 +69,29 @@ export class DrainsApi {
     if (to !== undefined && !this.#options.instances.current.some(({ name }) => name === to)) {
       throw new ApiProblem(404, 'INSTANCE_NOT_FOUND', `to: no instance is named ${to}`);
     }
+    this.#requireDirections(scope, to);
     return {
       scope,
       ...(to !== undefined && { to }),
       ...(deadlineSeconds !== undefined && { deadlineMs: deadlineSeconds * 1_000 }),
     };
+  }
+
+  /** What a pod is sent through a proxy, and is open still, cannot go on where the new instance has no inbound listener. */
+  #requireDirections(scope: DrainScope, to: string | undefined): void {
+    const { instances, store } = this.#options;
+    const other = instances.current.find(({ name }) => name === to);
+    if (other === undefined) {
+      return;
+    }
+    for (const pod of store.list().filter((candidate) => isMeant(candidate, scope))) {
+      const own = instances.servedBy(appOf(pod) ?? '');
+      if (own !== undefined && own.inbound.length > 0 !== other.inbound.length > 0) {
+        const [has, hasNot] = other.inbound.length > 0 ? [other, own] : [own, other];
+        const which = `${has.name} has an inbound listener and ${hasNot.name} has none`;
+        throw refused('to', `${which}: ${own.name} serves ${pod.namespace}/${pod.name}`);
+      }
+    }
   }
 
   #scope(fields: Record<string, unknown>, isResumed: boolean): DrainScope {
@@ -159,6 +177,13 @@ export class DrainsApi {
       })),
     };
   }
+}
+
+function isMeant(pod: Pod, scope: DrainScope): boolean {
+  if ('pod' in scope) {
+    return pod.uid === scope.pod;
+  }
+  return 'all' in scope || appOf(pod) === scope.app;
 }
 
 function isDeadline(given: unknown): given is number {

@@ -51,8 +51,22 @@ export function drainedText(sinceMs: number): string {
   return `drained since ${new Date(sinceMs).toISOString()}: new connections go past the proxy`;
 }
 
-export function noSuchInstanceText(name: string): string {
-  return `drained to ${name}, which is not configured any more: its own instance serves it`;
+/**
+ * Why a pod is not served by the instance that it is drained to. One that has no inbound listener, or alone has one, would
+ * cut off what the pod is sent through a proxy and is open still: now, or when the pod is resumed.
+ */
+export function unfitText(
+  name: string,
+  other: { readonly inbound: boolean } | undefined,
+  own: { readonly inbound: boolean } | undefined,
+): string | undefined {
+  const rest = 'its own instance serves it';
+  if (other === undefined) {
+    return `drained to ${name}, which is not configured any more: ${rest}`;
+  }
+  return own === undefined || own.inbound === other.inbound
+    ? undefined
+    : `drained to ${name}, which has not the directions of its own: ${rest}`;
 }
 
 export function withoutAddress({ link, podInterface = link.name }: HostAttachment): Unreachable {

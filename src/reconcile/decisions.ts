@@ -24,8 +24,8 @@ import {
   interfacesOf,
   type LeaveDecision,
   nameOf,
-  noSuchInstanceText,
   notShaped,
+  unfitText,
   withoutAddress,
 } from './decision.js';
 import { noInstanceText, problemsText, refusalText } from './foretold.js';
@@ -396,13 +396,14 @@ export class Decisions {
   /** Whose the pod's new flows are: where it is drained to another instance, that one's while it is configured. */
   #serving(uid: PodUid, app: string | undefined) {
     const { instanceFor, instanceNamed, drainOf } = this.#options;
+    const own = instanceFor(app);
     const drain = drainOf(uid, app);
-    const other = drain?.to === undefined ? undefined : instanceNamed(drain.to);
-    return {
-      drain,
-      instance: other ?? instanceFor(app),
-      problem: drain?.to === undefined || other !== undefined ? undefined : noSuchInstanceText(drain.to),
-    };
+    if (drain?.to === undefined) {
+      return { drain, instance: own, problem: undefined };
+    }
+    const other = instanceNamed(drain.to);
+    const problem = unfitText(drain.to, other, own);
+    return { drain, instance: problem === undefined ? other : own, problem };
   }
 
   #rememberDrain(uid: PodUid, drain: DrainOrder | undefined): void {

@@ -13,7 +13,7 @@ import { REMOTE } from '../lab/lab.js';
 import { Load } from '../lab/load.js';
 import type { LabPod } from '../lab/pod.js';
 import { reply } from '../lab/pod.js';
-import { useScene } from './scene.js';
+import { BOTH_WAYS, useScene } from './scene.js';
 
 /** Several requests of every stream. */
 const WHILE_DRAINED_MS = 1_000;
@@ -209,5 +209,51 @@ describe.each(TARGETS)('%s', (_, names, target) => {
       expect(Math.min(...resumed(pod))).toBeGreaterThan(0);
     }
     await load.stop();
+  });
+});
+
+describe('to another instance', () => {
+  const OTHER = { name: 'other', apps: ['nobody'], outbound: '127.0.0.1:16001', inbound: '127.0.0.1:16002' };
+
+  it('new ones go there, open ones stay, and the deadline ends these alone', async () => {
+    const { agent, lab } = scene;
+    agent.writeConfig({ instances: [OTHER, BOTH_WAYS] });
+    for (const port of [16001, 16002]) {
+      const listen = `TCP-LISTEN:${port},bind=127.0.0.1,fork,reuseaddr,ip-transparent`;
+      lab.daemon(lab.node, `other-${port}`, 'socat', [listen, 'SYSTEM:echo other; cat']);
+    }
+    await agent.adopted(6);
+    const pod = scene.pod('one');
+    const connection = await longLived(pod);
+    const order = await agent.cli('drain', '--app', 'one', '--to', 'other');
+    expect([order.code, order.stdout]).toEqual([
+      0,
+      'default/one drained to other\n1 connection still open\n',
+    ]);
+    expect((await agent.workload('one'))?.interception).toMatchObject({ instance: 'other', openFlows: 1 });
+    const words = ['-c', `exec socat -u TCP:${REMOTE[4]}:80 -`];
+    const there = lab.daemon(basename(pod.netns), 'there', 'bash', words);
+    onTestFinished(() => there.stop());
+    await waitFor('the other instance to answer', () => there.log().includes('other'));
+    await answers(connection);
+    await agent.client.drain({ app: 'one', to: 'other', deadlineSeconds: 0 });
+    await waitFor('the pod to have noticed', () => !connection.running);
+    await onlyOpen(0);
+    await delay(WHILE_DRAINED_MS);
+    expect(there.running).toBe(true);
+  });
+
+  it('one that goes: the pod is its own instance’s again, and says so', async () => {
+    const { agent } = scene;
+    await agent.client.drain({ pod: 'one', to: 'other' });
+    expect((await agent.workload('one'))?.interception.instance).toBe('other');
+    agent.writeConfig({ instances: [BOTH_WAYS] });
+    await waitFor('its own instance to serve it', async () => {
+      const { interception } = (await agent.workload('one')) ?? {};
+      return (
+        interception?.instance === 'default' && interception.reason.includes('drained to other, which is not')
+      );
+    });
+    await scene.expectAtProxy(scene.pod('one'));
   });
 });

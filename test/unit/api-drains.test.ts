@@ -30,7 +30,7 @@ beforeEach(async () => {
   agent = await startFixture({
     config:
       'node: node-a\nsources: {static: {file: pods.yaml}}\n' +
-      'instances: [{name: other, apps: [x], outbound: "127.0.0.1:16001"}, {name: default, outbound: "127.0.0.1:15001"}]',
+      'instances: [{name: other, apps: [x], outbound: "127.0.0.1:16001"}, {name: both, apps: [y], outbound: "127.0.0.1:16002", inbound: "127.0.0.1:16003"}, {name: default, outbound: "127.0.0.1:15001"}]',
     drains: (store, datapath) => {
       const log = recordingLog();
       draining = new Draining({
@@ -137,6 +137,7 @@ describe('refused by its field', () => {
     [{ pod: 'web-0', deadlineSeconds: -1 }, 400, 'KEY_INVALID', 'deadlineSeconds: expected'],
     [{ pod: 'web-0', deadlineSeconds: '30' }, 400, 'KEY_INVALID', 'deadlineSeconds: expected'],
     [{ pod: 'web-0', to: 7 }, 400, 'KEY_INVALID', 'to: expected'],
+    [{ all: true, to: 'both' }, 400, 'KEY_INVALID', 'to: both has an inbound listener and other has none'],
     [{ pod: 'nobody' }, 404, 'WORKLOAD_NOT_FOUND', 'pod: no pod of this node is nobody'],
     [{ pod: 'other/web-0' }, 404, 'WORKLOAD_NOT_FOUND', 'pod: no pod of this node is other/web-0'],
     [{ app: 'nothing' }, 404, 'WORKLOAD_NOT_FOUND', 'app: no pod of this node is of nothing'],

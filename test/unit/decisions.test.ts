@@ -357,15 +357,16 @@ describe('a drained pod', () => {
   function drained() {
     const orders = new Map<PodUid, { readonly to?: string; readonly sinceMs: number }>();
     const instances = new Map([['other', 5]]);
+    const bothWays = new Set<string>();
     const made = world(2, {
       drainOf: (uid) => orders.get(uid),
       instanceNamed: (name) => {
         const number = instances.get(name);
-        return number === undefined ? undefined : { name, number, inbound: false };
+        return number === undefined ? undefined : { name, number, inbound: bothWays.has(name) };
       },
     });
     const [one, two] = made.pods.map(({ uid }) => uid) as [PodUid, PodUid];
-    return { ...made, orders, instances, one, two };
+    return { ...made, orders, instances, bothWays, one, two };
   }
 
   it('is let alone from then on, and no other is; resumed, it is what it was', async () => {
@@ -389,7 +390,7 @@ describe('a drained pod', () => {
   });
 
   it('goes to another instance, and back to its own with a word where that one goes', async () => {
-    const { decisions, orders, instances, one } = drained();
+    const { decisions, orders, instances, bothWays, one } = drained();
     await decisions.update('all');
     orders.set(one, { to: 'other', sinceMs: 1 });
     decisions.drainsChanged();
@@ -399,6 +400,17 @@ describe('a drained pod', () => {
       instance: 'other',
       endpoints: [{ plan: { instance: 5 } }],
     });
+    bothWays.add('other');
+    decisions.instancesChanged();
+    await decisions.update('all');
+    expect(decisions.of(one)).toMatchObject({
+      instance: 'default',
+      problems: ['drained to other, which has not the directions of its own: its own instance serves it'],
+    });
+    bothWays.clear();
+    decisions.instancesChanged();
+    await decisions.update('all');
+    expect(decisions.of(one)).toMatchObject({ instance: 'other', problems: [] });
     instances.clear();
     decisions.instancesChanged();
     await decisions.update('all');
