@@ -8,7 +8,7 @@ import { basename, join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { afterEach, beforeAll, describe, expect, it, onTestFinished } from 'vitest';
 import { Capture, POD_DIALS } from '../lab/capture.js';
-import { type Daemon, waitFor } from '../lab/exec.js';
+import { type Daemon, inNetns, tryRun, waitFor } from '../lab/exec.js';
 import { REMOTE } from '../lab/lab.js';
 import { Load } from '../lab/load.js';
 import type { LabPod } from '../lab/pod.js';
@@ -256,4 +256,16 @@ describe('to another instance', () => {
     });
     await scene.expectAtProxy(scene.pod('one'));
   });
+});
+
+it('--wait draws a bar on a terminal', async () => {
+  const { agent, lab } = scene;
+  const connection = await longLived(scene.pod('one'));
+  const command = ['--run-dir', agent.runDir, 'drain', 'one', '--deadline', '1s', '--wait'];
+  const words = ['-qec', [agent.binary, ...command].join(' '), '/dev/null'];
+  const { code, stdout } = await tryRun(...inNetns(lab.node, 'script', words));
+  expect(code).toBe(0);
+  expect(stdout).toMatch(/\.{10,} 0\/1 1 connection still open/);
+  expect(stdout).toMatch(/#{10,} 1\/1 nothing open any more/);
+  await waitFor('the pod to have noticed', () => !connection.running);
 });
