@@ -1,4 +1,5 @@
-// TCP connections that proxies of the current network namespace have with or for pods, by sock_diag(7): counted, told, ended.
+// TCP connections that proxies of the current network namespace have with or for pods, by sock_diag(7): counted, told,
+// ended.
 #include <algorithm>
 #include <arpa/inet.h>
 #include <array>
