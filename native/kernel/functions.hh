@@ -7,6 +7,7 @@ namespace ns {
 void define_namespaces(Napi::Env env, Napi::Object exports);
 void define_sockets(Napi::Env env, Napi::Object exports);
 void define_listeners(Napi::Env env, Napi::Object exports);
+void define_connections(Napi::Env env, Napi::Object exports);
 void define_socket_owners(Napi::Env env, Napi::Object exports);
 void define_socket_ends(Napi::Env env, Napi::Object exports);
 void define_routes(Napi::Env env, Napi::Object exports);

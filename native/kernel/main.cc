@@ -8,6 +8,7 @@ static Napi::Object init(Napi::Env env, Napi::Object exports) {
     ns::define_namespaces(env, exports);
     ns::define_sockets(env, exports);
     ns::define_listeners(env, exports);
+    ns::define_connections(env, exports);
     ns::define_socket_owners(env, exports);
     ns::define_socket_ends(env, exports);
     ns::define_routes(env, exports);

@@ -128,14 +128,8 @@ class ConnectionList : public Napi::AsyncWorker {
 
     void add(const inet_diag_msg *diag) {
         for (const __be32 *address : {diag->id.idiag_dst, diag->id.idiag_src}) {
-            uint8_t bytes[16] = {};
-            if (diag->idiag_family == AF_INET6) {
-                memcpy(bytes, address, sizeof(bytes));
-            } else {
-                bytes[10] = bytes[11] = 0xff;
-                memcpy(&bytes[12], address, 4);
-            }
-            packed_.insert(packed_.end(), bytes, bytes + sizeof(bytes));
+            Address bytes = address_of(diag, address);
+            packed_.insert(packed_.end(), bytes.begin(), bytes.end());
         }
         for (uint16_t port : {ntohs(diag->id.idiag_dport), ntohs(diag->id.idiag_sport)}) {
             packed_.push_back(port & 0xff);

@@ -17,6 +17,8 @@ import { Listeners } from '../datapath/listeners.js';
 import { MANIFEST } from '../datapath/manifest.js';
 import { PortSet } from '../datapath/port-set.js';
 import { ProxyCgroups } from '../datapath/proxy-cgroups.js';
+import { Draining } from '../drain/draining.js';
+import { Drains } from '../drain/drains.js';
 import { AddressHistory } from '../identity/history.js';
 import { PastIdentity } from '../identity/past.js';
 import { IdentityService } from '../identity/resolve.js';
@@ -29,7 +31,14 @@ import { openPrograms } from '../kernel/programs.js';
 import { isBpffs, tcxSupported } from '../native/bpf.js';
 import { type LinkEvent, openLinkEvents } from '../native/link-events.js';
 import { Netfilter } from '../native/netfilter.js';
-import { netnsCookieAt, peerCredentials, tcpEnds } from '../native/sockets.js';
+import {
+  endTcpConnections,
+  netnsCookieAt,
+  openTcpConnections,
+  peerCredentials,
+  tcpEnds,
+} from '../native/sockets.js';
+import { ipToBytes } from '../net/ip.js';
 import { confirmation } from '../pods/confirmation.js';
 import type { PodUid } from '../pods/pod.js';
 import { type PodChange, PodStore } from '../pods/pod-store.js';
@@ -59,6 +68,7 @@ const CONFIG_LOOK_MS = 1_000;
 /** The whole of the kernel's state is looked at this often, whether anything has happened or not. */
 const RECONCILE_MS = 1_000;
 const PROVE_MS = 250;
+const DEADLINE_LOOK_MS = 500;
 
 export class StartError extends Error {
   override readonly name = 'StartError';
@@ -213,9 +223,11 @@ async function start(
   const netfilter = opened.add(new Netfilter(), (handle) => handle.close());
   const starting = new Set<PodUid>();
   const repairs = new Repairs(log.child({ part: 'datapath' }));
+  const drains = new Drains(join(options.runDir, 'drains.json'), log.child({ part: 'drain' }));
   const reconciler = createReconciler({
     config,
     instances: () => live.current,
+    drains,
     proxyPorts,
     options,
     programs,
@@ -362,6 +374,21 @@ async function start(
       log: log.child({ part: 'identity' }),
     }),
   );
+  const draining = new Draining({
+    drains,
+    store,
+    datapath,
+    synced,
+    changed: () => reconciler.drainsChanged(),
+    connections: (ips) => openTcpConnections(ips.map(ipToBytes)),
+    end: endTcpConnections,
+    nowMs: steadyUnixMs,
+    log: log.child({ part: 'drain' }),
+  });
+  opened.add(
+    setInterval(() => guarded(log, 'ending what is overdue', () => draining.endOverdue()), DEADLINE_LOOK_MS),
+    clearInterval,
+  );
   const metrics = opened.add(new Metrics({ store, datapath, sources, version: packageVersion() }), (handle) =>
     handle.close(),
   );
@@ -385,6 +412,8 @@ async function start(
     instances: instanceParts.view,
     upgrades: instanceParts.upgrades,
     processes: () => supervision.messages(),
+    drains: draining,
+    synced,
     watch,
     sources: sources.map((source) => withProblem(source, cluster)),
     blockers,

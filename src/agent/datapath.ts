@@ -13,6 +13,7 @@ import type { InstanceSlots } from '../datapath/instance-slots.js';
 import type { Listeners } from '../datapath/listeners.js';
 import { type DatapathPrograms, MANIFEST, type Role } from '../datapath/manifest.js';
 import { PortSet } from '../datapath/port-set.js';
+import type { Drains } from '../drain/drains.js';
 import { CgroupLinks } from '../kernel/cgroup-links.js';
 import { CgroupTree } from '../kernel/cgroups.js';
 import { ClsactFilters } from '../kernel/clsact.js';
@@ -54,6 +55,7 @@ export function createReconciler(parts: {
   readonly config: Config;
   /** Of this moment. */
   readonly instances: () => readonly Instance[];
+  readonly drains: Pick<Drains, 'of'>;
   readonly proxyPorts: PortSet;
   readonly options: AgentOptions;
   readonly programs: DatapathPrograms;
@@ -120,6 +122,12 @@ export function createReconciler(parts: {
     programs: programs.programs,
     entrance: () => inbound.entrance(),
   });
+  const serving = (instance: Instance | undefined) =>
+    instance && {
+      name: instance.name,
+      number: slots.numberOf(instance.name),
+      inbound: instance.inbound.length > 0,
+    };
   return new Reconciler({
     store,
     links,
@@ -159,16 +167,9 @@ export function createReconciler(parts: {
     proofs: new Proofs(canaries, () => performance.now()),
     repairs,
     defaults: { enrol, failure, other },
-    instanceFor: (app) => {
-      const instance = instanceFor({ instances: instances() }, app);
-      return (
-        instance && {
-          name: instance.name,
-          number: slots.numberOf(instance.name),
-          inbound: instance.inbound.length > 0,
-        }
-      );
-    },
+    instanceFor: (app) => serving(instanceFor({ instances: instances() }, app)),
+    instanceNamed: (name) => serving(instances().find((instance) => instance.name === name)),
+    drainOf: (uid, app) => parts.drains.of(uid, app),
     instanceName: (number) => slots.nameOf(number),
     authorities,
     claimants: (ip) => store.byIp(ip).length,

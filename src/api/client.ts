@@ -9,10 +9,13 @@ import { parseIp } from '../net/ip.js';
 import { formatSocketAddress } from '../net/socket-address.js';
 import type {
   BatchMessage,
+  DrainMessage,
+  DrainsMessage,
   FlowMessage,
   FlowsMessage,
   IdentityLine,
   InstancesMessage,
+  ResumedMessage,
   StatusMessage,
   WatchLine,
   WorkloadMessage,
@@ -67,6 +70,11 @@ export interface WatchPosition {
   readonly revision: number;
 }
 
+/** `pod`: name, namespace/name or UID. */
+export type DrainTarget = { readonly pod: string } | { readonly app: string } | { readonly all: true };
+
+export type DrainRequest = DrainTarget & { readonly to?: string; readonly deadlineSeconds?: number };
+
 interface Ask {
   readonly method?: 'GET' | 'POST' | 'DELETE';
   readonly body?: string;
@@ -120,6 +128,20 @@ export class ApiClient {
 
   abortUpgrade(name: string): Promise<UpgradeStatus> {
     return this.#json(`/v1/instances/${encodeURIComponent(name)}/upgrade`, { method: 'DELETE' });
+  }
+
+  drains(): Promise<DrainsMessage> {
+    return this.#json('/v1/drains');
+  }
+
+  /** Resolves when it holds. */
+  drain(order: DrainRequest): Promise<DrainMessage> {
+    return this.#json('/v1/drain', { method: 'POST', body: JSON.stringify(order) });
+  }
+
+  /** The same. */
+  resume(scope: DrainTarget): Promise<ResumedMessage> {
+    return this.#json('/v1/resume', { method: 'POST', body: JSON.stringify(scope) });
   }
 
   workload(uid: string): Promise<WorkloadMessage> {

@@ -22,6 +22,7 @@ import type { ProcessMessage } from '../supervise/state.js';
 import type { Metrics } from '../telemetry/metrics.js';
 import { Answers } from './answers.js';
 import { Callers, type PeerCredentials } from './callers.js';
+import { DrainsApi, type DrainsView } from './drains.js';
 import { FlowWatch } from './flow-watch.js';
 import { IdentityStreams } from './identity-streams.js';
 import type { InstancesView } from './instances.js';
@@ -45,9 +46,12 @@ export interface HttpApiOptions {
   readonly instances: InstancesView;
   readonly upgrades: Pick<Upgrades, 'start' | 'abort'>;
   readonly processes: () => readonly ProcessMessage[];
+  readonly drains: DrainsView;
   readonly sockets: SocketLookups;
   readonly watch: IdentityWatch;
   readonly sources: readonly Pick<PodSource, 'name' | 'lastError'>[];
+  /** Whether every source has delivered. */
+  readonly synced: () => boolean;
   /** What keeps the agent from being ready, in words; empty: it is. */
   readonly blockers: () => readonly string[];
   readonly metrics: Metrics;
@@ -114,6 +118,7 @@ export async function startHttpApi(options: HttpApiOptions): Promise<HttpApi> {
   watchRoute(app, streams);
   flowRoutes(app, views, flowWatch);
   instanceRoutes(app, options, views);
+  drainRoutes(app, new DrainsApi(options));
   operationRoutes(app, options, views);
   try {
     // Who watches comes back all at once when the agent has been away.
@@ -283,6 +288,21 @@ function flowRoutes(app: FastifyInstance, views: Views, watch: FlowWatch): void 
       );
     }
     watch.follow(ndjson(reply));
+  });
+}
+
+function drainRoutes(app: FastifyInstance, drains: DrainsApi): void {
+  app.get('/v1/drains', async ({ query }) => {
+    refuseKeys(query);
+    return drains.list();
+  });
+  app.post('/v1/drain', async ({ query, body }) => {
+    refuseKeys(query);
+    return drains.drain(body);
+  });
+  app.post('/v1/resume', async ({ query, body }) => {
+    refuseKeys(query);
+    return drains.resume(body);
   });
 }
 

@@ -4,6 +4,7 @@ import type { Instance } from '../config/config.js';
 import type { FlowDirection } from '../datapath/flows.js';
 import type { IdentityOptionStatus } from '../datapath/identity-option.js';
 import type { ListenerStatus } from '../datapath/listeners.js';
+import type { DrainScope } from '../drain/drains.js';
 import type { InterceptionReport, Workload } from '../identity/workload.js';
 import type { Health } from '../instances/health.js';
 import type { UpgradeStatus } from '../instances/upgrade.js';
@@ -78,6 +79,33 @@ export interface InstancesMessage {
   /** Why what the configuration says now does not hold; empty where it does. */
   readonly problem: string;
   readonly instances: readonly InstanceMessage[];
+}
+
+/** A drain, and the pods that it decides about. */
+export interface DrainMessage {
+  readonly scope: DrainScope;
+  /** The instance that new flows go to; empty: past every proxy. */
+  readonly to: string;
+  /** Unix time, milliseconds. */
+  readonly since: number;
+  /** The same; null: what is open may take as long as it wants. */
+  readonly deadline: number | null;
+  readonly pods: readonly (Pick<Workload, 'uid' | 'namespace' | 'podName'> & {
+    readonly state: EndpointState;
+    /** That are still where they were before. */
+    readonly openFlows: number;
+  })[];
+}
+
+export interface DrainsMessage {
+  /** Why what was open after a deadline could not be ended; empty where it could. */
+  readonly problem: string;
+  readonly drains: readonly DrainMessage[];
+}
+
+export interface ResumedMessage {
+  /** How many drains ended. */
+  readonly resumed: number;
 }
 
 export type BatchItem = { readonly resolution: Answer } | { readonly problem: Problem };

@@ -2,6 +2,7 @@
 
 import { STATUS_OF_REASON } from '../identity/errors.js';
 import { ASSURANCES } from '../identity/resolve.js';
+import { MAX_DEADLINE_SECONDS } from './drains.js';
 import type { ShapeName } from './openapi-shapes.js';
 import type { ApiReason } from './problem.js';
 import { MAX_APP, MAX_BATCH, MAX_FLOWS } from './query.js';
@@ -40,8 +41,8 @@ export const STATUS_OF_API_REASON: Readonly<Record<ApiReason, number>> = {
   ...STATUS_OF_REASON,
   HEADER_MISSING: 400,
   CALLER_NOT_ALLOWED: 403,
-  NOT_FOUND: 404,
   INSTANCE_NOT_FOUND: 404,
+  NOT_FOUND: 404,
   INSTANCE_BUSY: 409,
   RATE_LIMITED: 429,
   INTERNAL: 500,
@@ -122,6 +123,26 @@ const QUESTION: readonly (readonly [name: string, schema: JsonSchema, descriptio
   ['minRevision', REVISION, 'Of an earlier answer, or a line of the watch.'],
   ['waitMs', { type: 'integer', minimum: 0, maximum: 5_000, default: 0 }, 'For that revision at most.'],
 ];
+
+const SCOPE_BODY = {
+  type: 'object',
+  minProperties: 1,
+  additionalProperties: false,
+  properties: {
+    pod: { type: 'string', minLength: 1, maxLength: 253, description: 'Name, namespace/name or UID.' },
+    app: APP,
+    all: { type: 'boolean', const: true, description: 'Every pod of the node.' },
+  },
+  oneOf: [{ required: ['pod'] }, { required: ['app'] }, { required: ['all'] }],
+} as const;
+const SCOPE_REASONS = [
+  'KEY_INVALID',
+  ['KEY_INVALID', 413],
+  ['KEY_INVALID', 415],
+  'WORKLOAD_NOT_FOUND',
+  'AMBIGUOUS',
+  'NOT_SYNCED',
+] as const satisfies Operation['reasons'];
 
 export const OPERATIONS: readonly Operation[] = [
   {
@@ -253,6 +274,45 @@ export const OPERATIONS: readonly Operation[] = [
     parameters: [INSTANCE],
     answer: { json: 'InstanceUpgrade' },
     reasons: ['INSTANCE_NOT_FOUND', 'INSTANCE_BUSY'],
+  },
+  {
+    method: 'get',
+    path: '/v1/drains',
+    id: 'listDrains',
+    summary: 'Which pods are drained, and what each has open still.',
+    answer: { json: 'Drains' },
+    reasons: ['KEY_INVALID'],
+  },
+  {
+    method: 'post',
+    path: '/v1/drain',
+    id: 'drain',
+    summary:
+      'New flows of a pod, of an app’s pods or of all go past the proxy, or to another instance; what is open goes on until the deadline. Answers when that holds.',
+    body: {
+      ...SCOPE_BODY,
+      properties: {
+        ...SCOPE_BODY.properties,
+        to: { type: 'string', minLength: 1, description: 'The name of an instance.' },
+        deadlineSeconds: {
+          type: 'integer',
+          minimum: 0,
+          maximum: MAX_DEADLINE_SECONDS,
+          description: 'After which what is open still is ended. Default: it may take as long as it wants.',
+        },
+      },
+    },
+    answer: { json: 'Drain' },
+    reasons: [...SCOPE_REASONS, 'INSTANCE_NOT_FOUND'],
+  },
+  {
+    method: 'post',
+    path: '/v1/resume',
+    id: 'resume',
+    summary: 'Ends the drain of exactly this pod or app; of all, every drain.',
+    body: SCOPE_BODY,
+    answer: { json: 'Resumed' },
+    reasons: SCOPE_REASONS,
   },
   {
     method: 'get',

@@ -34,7 +34,7 @@ const Interception = z.object({
   desired: z.boolean(),
   programmed: z.boolean(),
   verified: z.boolean(),
-  state: z.enum(['INTERCEPTED', 'PENDING', 'REFUSED', 'DEGRADED', 'NOT_ENROLLED']),
+  state: z.enum(['INTERCEPTED', 'PENDING', 'REFUSED', 'DEGRADED', 'DRAINED', 'NOT_ENROLLED']),
   reason: z.string(),
   interface: z.string(),
   topology: z.enum(['routed', 'bridge', '']),
@@ -50,6 +50,9 @@ const Interception = z.object({
   directions: z.enum(['both', 'outbound only', '']),
   failure: failure(),
   problems: z.array(z.string()),
+  openFlows: count()
+    .exactOptional()
+    .meta({ description: 'Of a drained pod: that are still where they were before.' }),
 });
 
 export const WorkloadReport = Workload.extend({ interception: Interception });
@@ -156,10 +159,10 @@ export const Problem = z
       ...IDENTITY_REASONS,
       'HEADER_MISSING',
       'CALLER_NOT_ALLOWED',
+      'INSTANCE_NOT_FOUND',
       'NOT_FOUND',
       'NOT_READY',
       'RATE_LIMITED',
-      'INSTANCE_NOT_FOUND',
       'INSTANCE_BUSY',
       'INTERNAL',
     ]),
@@ -296,6 +299,35 @@ export const Instances = z.object({
   ),
 });
 
+export const Drain = z
+  .object({
+    scope: z.union([
+      z.object({ pod: text('Its UID.') }),
+      z.object({ app: z.string() }),
+      z.object({ all: z.literal(true) }),
+    ]),
+    to: text('The instance that new flows go to; empty: past every proxy.'),
+    since: unixMs(),
+    deadline: z.number().nullable().meta({ description: 'Null: what is open may take as long as it wants.' }),
+    pods: z.array(
+      z.object({
+        uid: z.string(),
+        namespace: z.string(),
+        podName: z.string(),
+        state: Interception.shape.state,
+        openFlows: count().meta({ description: 'That are still where they were before.' }),
+      }),
+    ),
+  })
+  .meta({ description: 'A drain, and the pods that it decides about.' });
+
+export const Drains = z.object({
+  problem: text('Why what was open after a deadline could not be ended; empty where it could.'),
+  drains: z.array(Drain),
+});
+
+export const Resumed = z.object({ resumed: count().meta({ description: 'How many drains ended.' }) });
+
 const totals = () => z.record(z.string(), count());
 
 export const Status = z.object({
@@ -349,6 +381,9 @@ export const SHAPES = {
   Services,
   Instances,
   InstanceUpgrade,
+  Drain,
+  Drains,
+  Resumed,
   Party,
   Resolution,
   PastResolution,

@@ -13,6 +13,7 @@ import type { PodSource } from '../pods/source.js';
 import type { DatapathView } from '../reconcile/datapath-view.js';
 import type { EndpointState } from '../reconcile/status.js';
 import type { ProcessMessage } from '../supervise/state.js';
+import type { DrainsView } from './drains.js';
 import { type InstancesView, instancesOf } from './instances.js';
 import type {
   FlowMessage,
@@ -35,6 +36,7 @@ export interface ViewsOptions {
   readonly instances: InstancesView;
   /** Of the instances that have a command. */
   readonly processes: () => readonly ProcessMessage[];
+  readonly drains: Pick<DrainsView, 'openFlows'>;
   readonly node: string;
   readonly version: string;
   /** Milliseconds since the agent started. */
@@ -49,10 +51,14 @@ export class Views {
   }
 
   /** Throws IdentityError. */
-  workload(uid: PodUid): WorkloadMessage {
-    const { identity, datapath, interception } = this.#options;
+  workload(uid: PodUid, open?: ReadonlyMap<PodUid, number>): WorkloadMessage {
+    const { identity, datapath, drains, interception } = this.#options;
     const { pod, workload } = identity.workload(uid);
-    return { ...workload, interception: interceptionReport(pod, datapath.endpointOf(uid), interception) };
+    const openFlows = (open ?? drains.openFlows([pod])).get(uid);
+    return {
+      ...workload,
+      interception: interceptionReport(pod, datapath.endpointOf(uid), interception, openFlows),
+    };
   }
 
   async workloads(): Promise<WorkloadsMessage> {
@@ -60,8 +66,9 @@ export class Views {
     const pods = [...this.#options.store.list()].sort(
       (a, b) => compare(a.namespace, b.namespace) || compare(a.name, b.name) || compare(a.uid, b.uid),
     );
+    const open = this.#options.drains.openFlows();
     // One that is forgotten meanwhile is left out.
-    const workloads = await inTurns(pods, (pod) => this.#workloadOrNone(pod.uid));
+    const workloads = await inTurns(pods, (pod) => this.#workloadOrNone(pod.uid, open));
     return { epoch, revision, workloads: workloads.filter((workload) => workload !== undefined) };
   }
 
@@ -74,9 +81,9 @@ export class Views {
     return instancesOf(this.#options.instances, this.#options.processes(), this.#listeners(), workloads);
   }
 
-  #workloadOrNone(uid: PodUid): WorkloadMessage | undefined {
+  #workloadOrNone(uid: PodUid, open: ReadonlyMap<PodUid, number>): WorkloadMessage | undefined {
     try {
-      return this.workload(uid);
+      return this.workload(uid, open);
     } catch (error) {
       if (error instanceof IdentityError) {
         return undefined;
@@ -148,7 +155,7 @@ export class Views {
   }
 
   #endpointCounts(): Record<EndpointState, number> {
-    const counts = { INTERCEPTED: 0, PENDING: 0, REFUSED: 0, DEGRADED: 0, NOT_ENROLLED: 0 };
+    const counts = { INTERCEPTED: 0, PENDING: 0, REFUSED: 0, DEGRADED: 0, DRAINED: 0, NOT_ENROLLED: 0 };
     for (const { state } of this.#options.datapath.endpoints()) {
       counts[state] += 1;
     }

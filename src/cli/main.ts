@@ -8,6 +8,7 @@ import { cleanupCommand } from './cleanup.js';
 import { cniCommand } from './cni.js';
 import { configCommand } from './config.js';
 import { doctorCommand } from './doctor.js';
+import { drainCommand, resumeCommand } from './drain.js';
 import { flowsCommand } from './flows.js';
 import { instancesCommand } from './instances.js';
 import { podsCommand } from './pods.js';
@@ -33,6 +34,8 @@ export function main(args: readonly string[]): Promise<0 | 1 | 2> {
     doctorCommand(),
     podsCommand(),
     instancesCommand(),
+    drainCommand(),
+    resumeCommand(),
     flowsCommand(),
     resolveCommand(),
     apiCheckCommand(),

@@ -37,8 +37,18 @@ export function podsCommand(print: Print = printToStdout): Command {
 }
 
 function row({ namespace, podName, runtime, ips, interception }: WorkloadMessage): string[] {
-  const { state, directions, topology, interfaces, desired, programmed, verified, reason, problems } =
-    interception;
+  const {
+    state,
+    directions,
+    topology,
+    interfaces,
+    desired,
+    programmed,
+    verified,
+    reason,
+    problems,
+    openFlows,
+  } = interception;
   const told = problems.filter((problem) => !reason.includes(problem));
   return [
     namespace,
@@ -52,6 +62,8 @@ function row({ namespace, podName, runtime, ips, interception }: WorkloadMessage
     yesNo(desired),
     yesNo(programmed),
     yesNo(verified),
-    [reason, ...told].filter((text) => text !== '').join('; '),
+    [reason, ...(openFlows === undefined ? [] : [`${openFlows} still open`]), ...told]
+      .filter((text) => text !== '')
+      .join('; '),
   ];
 }

@@ -75,6 +75,8 @@ export interface InterceptionReport {
   readonly failure: FailurePolicy;
   /** What of the pod's own wishes, or of its runtime, could not be understood. */
   readonly problems: readonly string[];
+  /** Of a drained pod: that are still where they were before. */
+  readonly openFlows?: number;
 }
 
 /** `endpoint` is undefined until the datapath has looked at the pod. */
@@ -82,6 +84,7 @@ export function interceptionReport(
   pod: Pod,
   endpoint: EndpointStatus | undefined,
   defaults: InterceptionDefaults,
+  openFlows?: number,
 ): InterceptionReport {
   const wanted = interceptionOf(pod, defaults);
   const unseen = { state: wanted.enrolled ? 'PENDING' : 'NOT_ENROLLED', reason: '' } as const;
@@ -98,6 +101,7 @@ export function interceptionReport(
     directions: directionsOf(endpoint),
     failure: endpoint?.failure ?? wanted.failure,
     problems: [...wanted.problems, ...runtimeProblems(pod)],
+    ...(openFlows === undefined ? {} : { openFlows }),
   };
 }
 

@@ -77,6 +77,11 @@ export interface Redirect {
   readonly target: number;
 }
 
+export interface TcpConnection extends Omit<TcpEnds, 'cookie'> {
+  /** By which it is ended. */
+  readonly id: Buffer;
+}
+
 interface KernelAddon {
   LinkEvents: new (
     onEvents: (events: (LinkEvent | null)[]) => void,
@@ -103,6 +108,8 @@ interface KernelAddon {
   tcpOpen(): Promise<Buffer>;
   tcpConnections(addresses: Uint8Array): number;
   tcpInode(ends: Uint8Array, port: number, peerPort: number): number | undefined;
+  openTcpConnections(addresses: Uint8Array): TcpConnection[];
+  endTcpConnections(ids: Uint8Array): number;
   tryLock(fd: number): boolean;
   openRoutes(): number;
   tableRoutes(fd: number, sequence: number, family: 4 | 6, table: number): TableRoute[];

@@ -9,12 +9,20 @@ import {
   type PeerCredentials,
   type SocketHolder,
   type SocketInfo,
+  type TcpConnection,
   type TcpEnds,
   type TcpListener,
 } from './kernel-addon.js';
 import { openNamespace, withNetns } from './namespaces.js';
 
-export type { PeerCredentials, SocketHolder, SocketInfo, TcpEnds, TcpListener } from './kernel-addon.js';
+export type {
+  PeerCredentials,
+  SocketHolder,
+  SocketInfo,
+  TcpConnection,
+  TcpEnds,
+  TcpListener,
+} from './kernel-addon.js';
 
 /** pidfd_open(2). */
 export function pidfdOpen(pid: number): number {
@@ -118,10 +126,32 @@ export function tcpListeners(): TcpListener[] {
  * or as their peer's on a transparent socket: those of a proxy with or for pods that have them. 16 bytes each, IPv4 mapped.
  */
 export function tcpConnections(addresses: readonly Uint8Array[]): number {
-  for (const address of addresses) {
-    checkBytes(address, 'address');
+  return addon.tcpConnections(joined(addresses, 'address'));
+}
+
+/** The same, each by itself, without those in TIME_WAIT. */
+export function openTcpConnections(addresses: readonly Uint8Array[]): TcpConnection[] {
+  return addon.openTcpConnections(joined(addresses, 'address'));
+}
+
+/**
+ * Ends each as a reset does, at both ends, and returns how many there still were. KernelError EOPNOTSUPP where the kernel
+ * cannot (CONFIG_INET_DIAG_DESTROY).
+ */
+export function endTcpConnections(connections: readonly Pick<TcpConnection, 'id'>[]): number {
+  return addon.endTcpConnections(
+    joined(
+      connections.map(({ id }) => id),
+      'id',
+    ),
+  );
+}
+
+function joined(parts: readonly Uint8Array[], name: string): Buffer {
+  for (const part of parts) {
+    checkBytes(part, name);
   }
-  return addon.tcpConnections(Buffer.concat(addresses));
+  return Buffer.concat(parts);
 }
 
 /**

@@ -10,7 +10,7 @@ import type { EndpointStatus } from './status.js';
  * missing in the end.
  */
 export type Admission =
-  | { readonly kind: 'ready'; readonly state: 'INTERCEPTED' | 'NOT_ENROLLED' }
+  | { readonly kind: 'ready'; readonly state: 'INTERCEPTED' | 'DRAINED' | 'NOT_ENROLLED' }
   | { readonly kind: 'refused'; readonly reason: string }
   | { readonly kind: 'waiting'; readonly reason: string };
 
@@ -116,6 +116,7 @@ export class Admissions {
 function decide({ state, reason = 'no reason was given' }: EndpointStatus): Admission | undefined {
   switch (state) {
     case 'INTERCEPTED':
+    case 'DRAINED':
     case 'NOT_ENROLLED':
       return { kind: 'ready', state };
     case 'REFUSED':

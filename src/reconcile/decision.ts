@@ -26,7 +26,7 @@ export interface InterceptDecision {
 export interface LeaveDecision {
   readonly kind: 'leave';
   readonly pod: Pod;
-  readonly state: 'NOT_ENROLLED' | 'PENDING' | 'REFUSED';
+  readonly state: 'NOT_ENROLLED' | 'DRAINED' | 'PENDING' | 'REFUSED';
   readonly reason: string | undefined;
   readonly failure: FailurePolicy;
   /** Worth another look although nothing has changed here. */
@@ -45,6 +45,28 @@ export function notShaped({ at, plan, shaper }: PlannedEndpoint, comesFirst: boo
       ? `the rate limit at ${at.link.name} (${shaper}, the bandwidth plugin) is not applied to what is intercepted, for the interface is a port of a bridge: take kubernetes.io/egress-bandwidth off the pod, or limit its rate at the proxy`
       : `the rate limit at ${at.link.name} (${shaper}, the bandwidth plugin) comes before our program, which before Linux 6.6 then sees nothing: take kubernetes.io/egress-bandwidth off the pod`,
   ];
+}
+
+export function drainedText(sinceMs: number): string {
+  return `drained since ${new Date(sinceMs).toISOString()}: new connections go past the proxy`;
+}
+
+/**
+ * Why a pod is not served by the instance that it is drained to. One that has no inbound listener, or alone has one, would
+ * cut off what the pod is sent through a proxy and is open still: now, or when the pod is resumed.
+ */
+export function unfitText(
+  name: string,
+  other: { readonly inbound: boolean } | undefined,
+  own: { readonly inbound: boolean } | undefined,
+): string | undefined {
+  const rest = 'its own instance serves it';
+  if (other === undefined) {
+    return `drained to ${name}, which is not configured any more: ${rest}`;
+  }
+  return own === undefined || own.inbound === other.inbound
+    ? undefined
+    : `drained to ${name}, which has not the directions of its own: ${rest}`;
 }
 
 export function withoutAddress({ link, podInterface = link.name }: HostAttachment): Unreachable {

@@ -18,12 +18,14 @@ import { InterfaceClaims } from './claims.js';
 import {
   alsoHeld,
   type Decision,
+  drainedText,
   type InterceptDecision,
   ifindexesOf,
   interfacesOf,
   type LeaveDecision,
   nameOf,
   notShaped,
+  unfitText,
   withoutAddress,
 } from './decision.js';
 import { noInstanceText, problemsText, refusalText } from './foretold.js';
@@ -37,6 +39,20 @@ import type { PlannedEndpoint } from './planned-endpoint.js';
  */
 const LOCATED_ANEW = 10;
 
+/** As the configuration has it, with its number in the kernel. */
+export interface ServingInstance {
+  readonly name: string;
+  readonly number: number;
+  readonly inbound: boolean;
+}
+
+/** New flows go to another instance, or, without one, past every proxy. */
+export interface DrainOrder {
+  readonly to?: string | undefined;
+  /** Unix time, milliseconds. */
+  readonly sinceMs: number;
+}
+
 export interface DecisionsOptions {
   readonly store: Pick<PodStore, 'list' | 'get'>;
   readonly links: PodLinks;
@@ -45,9 +61,10 @@ export interface DecisionsOptions {
   readonly comesFirst: boolean;
   readonly defaults: InterceptionDefaults;
   /** Which instance serves an app; undefined where the configuration has none for it. */
-  readonly instanceFor: (
-    app: string | undefined,
-  ) => { readonly name: string; readonly number: number; readonly inbound: boolean } | undefined;
+  readonly instanceFor: (app: string | undefined) => ServingInstance | undefined;
+  readonly instanceNamed: (name: string) => ServingInstance | undefined;
+  /** Whether a pod is drained; the same object until it is another. */
+  readonly drainOf: (uid: PodUid, app: string | undefined) => DrainOrder | undefined;
   /** Also of one that is not configured any more. */
   readonly instanceName: (number: number) => string;
   readonly tables: Pick<EndpointTables, 'plansOf' | 'rowOf' | 'ownerOf'>;
@@ -65,6 +82,8 @@ export class Decisions {
   /** Pods that may have another interface than those we know of. */
   readonly #doubtful = new Set<PodUid>();
   readonly #lastWords: LastWords;
+  /** By what each was decided. */
+  readonly #drains = new Map<PodUid, DrainOrder>();
 
   constructor(options: DecisionsOptions) {
     this.#options = options;
@@ -92,9 +111,11 @@ export class Decisions {
       const found = pod === undefined ? undefined : await this.#decide(pod);
       if (pod === undefined) {
         this.#lastWords.forget(uid);
+        this.#drains.delete(uid);
       }
       // One whose interfaces are all there stays what it was where it cannot be located just now.
-      const next = holds && found?.kind === 'leave' && found.retry ? before : found;
+      const isLost = before?.kind === 'intercept' && found?.kind === 'leave' && found.retry;
+      const next = holds && isLost ? before : found;
       for (const other of this.#unclaim(uid)) {
         touched.add(other);
       }
@@ -108,7 +129,7 @@ export class Decisions {
   /** The list of instances has changed: who is served by another one now, or had none, is decided anew by the next round. */
   instancesChanged(): void {
     for (const [uid, decision] of this.#decisions) {
-      const instance = this.#options.instanceFor(appOf(this.#lastWords.of(decision.pod)));
+      const { instance } = this.#serving(uid, appOf(this.#lastWords.of(decision.pod)));
       const isAnother =
         decision.kind === 'intercept'
           ? decision.endpoints.some(
@@ -119,6 +140,18 @@ export class Decisions {
         this.#doubtful.add(uid);
       }
     }
+  }
+
+  /** Which pods are drained has changed: those that it is about are decided anew by the next round, and returned. */
+  drainsChanged(): PodUid[] {
+    const changed = [...this.#decisions].flatMap(([uid, { pod }]) => {
+      const drain = this.#options.drainOf(uid, appOf(this.#lastWords.of(pod)));
+      return drain === this.#drains.get(uid) ? [] : [uid];
+    });
+    for (const uid of changed) {
+      this.#doubtful.add(uid);
+    }
+    return changed;
   }
 
   /**
@@ -255,7 +288,8 @@ export class Decisions {
     const found = await this.#find(pod);
     const known = this.#decisions.get(pod.uid);
     const isUnenrolled = found.kind === 'leave' && found.state === 'NOT_ENROLLED';
-    if (isUnenrolled && this.#lastWords.has(pod.uid)) {
+    const isDrained = found.kind === 'leave' && found.state === 'DRAINED';
+    if (isDrained || (isUnenrolled && this.#lastWords.has(pod.uid))) {
       return found;
     }
     const held = await heldEndpoints(
@@ -291,7 +325,7 @@ export class Decisions {
   }
 
   async #find(pod: Pod): Promise<Decision> {
-    const { defaults, instanceFor } = this.#options;
+    const { defaults } = this.#options;
     const said = this.#lastWords.of(pod);
     const { enrolled, failure, other, problems: misunderstood } = interceptionOf(said, defaults);
     const problems = [...misunderstood, ...(said.note === undefined ? [] : [said.note])];
@@ -307,16 +341,20 @@ export class Decisions {
       failure,
       retry,
     });
+    const app = appOf(said);
+    const { drain, instance, problem } = this.#serving(pod.uid, app);
+    this.#rememberDrain(pod.uid, drain);
     if (!enrolled) {
       return leave('NOT_ENROLLED', problemsText(problems));
+    }
+    if (drain !== undefined && drain.to === undefined) {
+      return leave('DRAINED', drainedText(drain.sinceMs));
     }
     const location = await this.#locate(pod);
     if (location.kind === 'refused') {
       const reason = refusalText(location);
       return leave(location.retry ? 'PENDING' : 'REFUSED', reason, location.retry);
     }
-    const app = appOf(said);
-    const instance = instanceFor(app);
     if (instance === undefined) {
       return leave('REFUSED', noInstanceText(app));
     }
@@ -350,9 +388,30 @@ export class Decisions {
       ],
       instance: instance.name,
       failure,
-      problems,
+      problems: problem === undefined ? problems : [...problems, problem],
       held: undefined,
     };
+  }
+
+  /** Whose the pod's new flows are: where it is drained to another instance, that one's while it is configured. */
+  #serving(uid: PodUid, app: string | undefined) {
+    const { instanceFor, instanceNamed, drainOf } = this.#options;
+    const own = instanceFor(app);
+    const drain = drainOf(uid, app);
+    if (drain?.to === undefined) {
+      return { drain, instance: own, problem: undefined };
+    }
+    const other = instanceNamed(drain.to);
+    const problem = unfitText(drain.to, other, own);
+    return { drain, instance: problem === undefined ? other : own, problem };
+  }
+
+  #rememberDrain(uid: PodUid, drain: DrainOrder | undefined): void {
+    if (drain === undefined) {
+      this.#drains.delete(uid);
+    } else {
+      this.#drains.set(uid, drain);
+    }
   }
 
   async #locate(pod: Pod): Promise<Location> {

@@ -103,6 +103,11 @@ export class Reconciler {
     return this.reconcile();
   }
 
+  /** Other pods are drained from now on, or are not any more. */
+  drainsChanged(): Promise<void> {
+    return this.reconcilePods(this.#decisions.drainsChanged());
+  }
+
   /** Looks at these pods only, at once. */
   reconcilePods(uids: Iterable<PodUid>): Promise<void> {
     for (const uid of uids) {
@@ -276,10 +281,13 @@ export class Reconciler {
       }
       if (this.#options.synced()) {
         const { endpoints } = before.decision;
-        const stays = decision !== undefined && this.#removal.leave(endpoints);
+        const stays = decision !== undefined && this.#removal.leave(endpoints.map(({ plan }) => plan));
         this.#remove(isDropped && !stays ? endpoints : []);
         this.#installer.forget(uid);
       }
+    } else if (decision !== undefined && this.#options.synced()) {
+      // Decided after the agent before us could still act on it: what it has open there goes on as well.
+      this.#removal.leave(this.#options.tables.plansOf(uid));
     }
     this.#options.proofs.forget(uid);
   }

@@ -6,7 +6,7 @@
 
 import type { Clock } from '../base/clock.js';
 import type { Log } from '../base/log.js';
-import type { EndpointTables } from '../datapath/endpoints.js';
+import type { EndpointPlan, EndpointTables } from '../datapath/endpoints.js';
 import type { Role } from '../datapath/manifest.js';
 import type { Attachment, Attachments } from '../kernel/attachment.js';
 import type { InterfaceSysctls } from '../kernel/sysctls.js';
@@ -96,13 +96,13 @@ export class Removal {
    * A pod that is not to be intercepted any more, and is still there: what it has open at the proxy goes on. False where it
    * has nothing open, so that it can be taken out at once.
    */
-  leave(endpoints: readonly PlannedEndpoint[]): boolean {
+  leave(plans: readonly Pick<EndpointPlan, 'ifindex' | 'ips'>[]): boolean {
     const { tables, connections } = this.#options;
-    if (connections(endpoints.flatMap(({ plan }) => plan.ips)) === 0) {
+    if (plans.length === 0 || connections(plans.flatMap(({ ips }) => ips)) === 0) {
       return false;
     }
-    for (const { plan } of endpoints) {
-      tables.leave(plan.ifindex);
+    for (const { ifindex } of plans) {
+      tables.leave(ifindex);
     }
     return true;
   }

@@ -11,9 +11,10 @@ import type { Proof } from './proofs.js';
 /**
  * INTERCEPTED: desired, programmed, and verified: read back from the kernel and proven by a canary. PENDING: wanted,
  * not there yet. REFUSED: cannot be intercepted, `reason` says why. DEGRADED: was intercepted, is so in part or as far as
- * can be told, or is held as it was; `reason` says what is missing. NOT_ENROLLED: known and deliberately left alone.
+ * can be told, or is held as it was; `reason` says what is missing. DRAINED: enrolled, and let alone until it is resumed, but
+ * for what it has open at the proxy. NOT_ENROLLED: known and deliberately left alone.
  */
-export type EndpointState = 'INTERCEPTED' | 'PENDING' | 'REFUSED' | 'DEGRADED' | 'NOT_ENROLLED';
+export type EndpointState = 'INTERCEPTED' | 'PENDING' | 'REFUSED' | 'DEGRADED' | 'DRAINED' | 'NOT_ENROLLED';
 
 export interface InterfaceStatus {
   readonly name: string;

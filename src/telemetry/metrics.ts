@@ -23,6 +23,7 @@ const ENDPOINT_STATES: readonly EndpointState[] = [
   'PENDING',
   'REFUSED',
   'DEGRADED',
+  'DRAINED',
   'NOT_ENROLLED',
 ];
 /** From a map lookup (tens of microseconds) to a stalled event loop. */

@@ -52,7 +52,7 @@ function admissions(unknown: (of: PodUid, signal: AbortSignal) => Promise<string
 const known = () => admissions(async () => undefined);
 
 describe('a pod whose status is', () => {
-  test.each(['INTERCEPTED', 'NOT_ENROLLED'] as const)('%s may start', async (state) => {
+  test.each(['INTERCEPTED', 'DRAINED', 'NOT_ENROLLED'] as const)('%s may start', async (state) => {
     reconciler.status = { state };
     expect(await known().admit(() => WEB, LONG_MS)).toEqual({ kind: 'ready', state });
     expect([reconciler.rounds, reconciler.listeners.size]).toEqual([[[WEB]], 0]);

@@ -4,6 +4,7 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { PeerCredentials } from '../../src/api/callers.js';
+import type { DrainsView } from '../../src/api/drains.js';
 import { type HttpApi, type HttpApiOptions, startHttpApi } from '../../src/api/http.js';
 import type { InstanceState, InstancesView } from '../../src/api/instances.js';
 import { parseConfig } from '../../src/config/load.js';
@@ -25,6 +26,15 @@ import type { DatapathView } from '../../src/reconcile/datapath-view.js';
 import { REPAIR_KINDS, type RepairKind } from '../../src/reconcile/repairs.js';
 import type { EndpointStatus } from '../../src/reconcile/status.js';
 import { Metrics } from '../../src/telemetry/metrics.js';
+
+export const NONE_DRAINED: DrainsView = {
+  problem: undefined,
+  list: () => [],
+  podsOf: () => [],
+  openFlows: () => new Map(),
+  drain: () => Promise.reject(new Error('nothing is drained here')),
+  resume: async () => 0,
+};
 
 export const uid = (text: string): PodUid => text as PodUid;
 
@@ -193,6 +203,8 @@ export interface FixtureOptions {
   readonly instances?: InstancesView;
   readonly upgrades?: HttpApiOptions['upgrades'];
   readonly processes?: HttpApiOptions['processes'];
+  /** Default: none is drained, nor can be. */
+  readonly drains?: (store: PodStore, datapath: FakeDatapath) => DrainsView;
   /** Default `epoch-1`. */
   readonly epoch?: string | undefined;
 }
@@ -274,6 +286,8 @@ export async function startFixture(options: FixtureOptions = {}): Promise<Fixtur
       },
     },
     processes: options.processes ?? (() => []),
+    drains: options.drains?.(store, datapath) ?? NONE_DRAINED,
+    synced: () => state.synced,
     watch,
     sources: [{ name: 'static', lastError: undefined }],
     blockers: () => state.blockers,

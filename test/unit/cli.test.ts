@@ -7,6 +7,7 @@ import { takeLock } from '../../src/agent/run-lock.js';
 import { agentCommand } from '../../src/cli/agent.js';
 import { cleanupCommand } from '../../src/cli/cleanup.js';
 import { configCommand } from '../../src/cli/config.js';
+import { drainCommand, resumeCommand } from '../../src/cli/drain.js';
 import { flowsCommand } from '../../src/cli/flows.js';
 import { clockTime, duration, table } from '../../src/cli/output.js';
 import { podsCommand } from '../../src/cli/pods.js';
@@ -37,6 +38,8 @@ function run(...args: string[]): Promise<0 | 1 | 2> {
   const commands: Command[] = [
     agentCommand(),
     podsCommand(print),
+    drainCommand(print),
+    resumeCommand(print),
     flowsCommand(print),
     resolveCommand(print),
     statusCommand(print),
@@ -274,6 +277,10 @@ test.each([
   [['proxy', '--inbound', 'localhost:1'], 'expected an address and port'],
   [['proxy', '--inbound6', '::1:1'], 'expected an address and port'],
   [['proxy', '--log-level', 'loud'], 'Allowed choices are'],
+  [['drain'], 'name one pod, or --app, or --all'],
+  [['drain', 'web-0', '--all'], 'name one pod, or --app, or --all'],
+  [['drain', 'web-0', '--deadline', 'soon'], 'expected a time such as 30s, 5m or 1h'],
+  [['resume', '--app', 'web', '--all'], 'name one pod, or --app, or --all'],
   [['config', 'paint'], "unknown command 'paint'"],
   [['status', '--check', 'happy'], 'Allowed choices are live, ready'],
   [['agent', '--node-name', 'a b'], "'--node-name <name>' argument 'a b' is invalid. expected a node name"],

@@ -15,6 +15,8 @@ function world(count: number, options: Partial<DecisionsOptions> = {}) {
       ...NO_SHAPERS,
       defaults: { enrol: 'all', failure: 'closed', other: 'pass' },
       instanceFor: () => ({ name: 'default', number: 0, inbound: false }),
+      instanceNamed: () => undefined,
+      drainOf: () => undefined,
       instanceName: (number) => `number ${number}`,
       tables: kernel.tables,
       authorities: [],
@@ -348,5 +350,95 @@ describe('a pod whose rate is limited by an IFB device', () => {
       await decisions.update('all');
       expect(decisions.of(uid)).toMatchObject({ endpoints: [{ plan: { shaped: is !== undefined } }] });
     }
+  });
+});
+
+describe('a drained pod', () => {
+  function drained() {
+    const orders = new Map<PodUid, { readonly to?: string; readonly sinceMs: number }>();
+    const instances = new Map([['other', 5]]);
+    const bothWays = new Set<string>();
+    const made = world(2, {
+      drainOf: (uid) => orders.get(uid),
+      instanceNamed: (name) => {
+        const number = instances.get(name);
+        return number === undefined ? undefined : { name, number, inbound: bothWays.has(name) };
+      },
+    });
+    const [one, two] = made.pods.map(({ uid }) => uid) as [PodUid, PodUid];
+    return { ...made, orders, instances, bothWays, one, two };
+  }
+
+  it('is let alone from then on, and no other is; resumed, it is what it was', async () => {
+    const made = drained();
+    const { decisions, orders, one, two } = made;
+    await installed(made);
+    orders.set(one, { sinceMs: Date.UTC(2026, 10, 28) });
+    expect(decisions.drainsChanged()).toEqual([one]);
+    await decisions.update('all');
+    expect(decisions.of(one)).toMatchObject({
+      kind: 'leave',
+      state: 'DRAINED',
+      reason: expect.stringContaining('drained since 2026-11-28T00:00:00.000Z'),
+    });
+    expect(decisions.of(two)?.kind).toBe('intercept');
+    expect(decisions.drainsChanged()).toEqual([]);
+    orders.clear();
+    expect(decisions.drainsChanged()).toEqual([one]);
+    await decisions.update('all');
+    expect(decisions.of(one)).toMatchObject({ kind: 'intercept', held: undefined });
+  });
+
+  it('goes to another instance, and back to its own with a word where that one goes', async () => {
+    const { decisions, orders, instances, bothWays, one } = drained();
+    await decisions.update('all');
+    orders.set(one, { to: 'other', sinceMs: 1 });
+    decisions.drainsChanged();
+    await decisions.update('all');
+    expect(decisions.of(one)).toMatchObject({
+      kind: 'intercept',
+      instance: 'other',
+      endpoints: [{ plan: { instance: 5 } }],
+    });
+    bothWays.add('other');
+    decisions.instancesChanged();
+    await decisions.update('all');
+    expect(decisions.of(one)).toMatchObject({
+      instance: 'default',
+      problems: ['drained to other, which has not the directions of its own: its own instance serves it'],
+    });
+    bothWays.clear();
+    decisions.instancesChanged();
+    await decisions.update('all');
+    expect(decisions.of(one)).toMatchObject({ instance: 'other', problems: [] });
+    instances.clear();
+    decisions.instancesChanged();
+    await decisions.update('all');
+    expect(decisions.of(one)).toMatchObject({
+      instance: 'default',
+      problems: ['drained to other, which is not configured any more: its own instance serves it'],
+    });
+  });
+
+  it('is not held where no source confirms it any more, nor by an agent that starts anew', async () => {
+    const made = drained();
+    const { nextAgent, orders, one } = made;
+    await installed(made);
+    orders.set(one, { sinceMs: 1 });
+    const next = nextAgent({ authorities: [{ name: 'kubernetes' }] });
+    await next.update('all');
+    expect(next.of(one)).toMatchObject({ kind: 'leave', state: 'DRAINED' });
+  });
+
+  it('that cannot be located when it is resumed waits for that, and is not taken for drained', async () => {
+    const made = drained();
+    const { decisions, orders, gone, one } = made;
+    orders.set(one, { sinceMs: 1 });
+    await decisions.update('all');
+    gone.add(made.pods[0]?.netns as string);
+    orders.clear();
+    decisions.drainsChanged();
+    await decisions.update('all');
+    expect(decisions.of(one)).toMatchObject({ kind: 'leave', state: 'PENDING' });
   });
 });

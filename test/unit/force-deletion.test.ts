@@ -74,6 +74,8 @@ async function startAgent() {
     identityOf,
     claimants: () => 1,
     instanceName: () => 'default',
+    instanceNamed: () => undefined,
+    drainOf: () => undefined,
     authorities: [source],
     repairs: kernel,
     proofs: new Proofs(new CanariesStandIn(), () => nowMs),

@@ -23,7 +23,7 @@ import { SocketLookups } from '../../src/identity/socket-ends.js';
 import { IdentityWatch, type IdentityWatchOptions } from '../../src/identity/watch.js';
 import { peerCredentials, tcpEnds } from '../../src/native/sockets.js';
 import { Metrics } from '../../src/telemetry/metrics.js';
-import { addWeb, identityParts } from './api-fixture.js';
+import { addWeb, identityParts, NONE_DRAINED } from './api-fixture.js';
 
 function never(): never {
   throw new Error('gRPC has no upgrades');
@@ -100,6 +100,8 @@ export async function start({
     },
     upgrades: { start: never, abort: never },
     processes: () => [],
+    drains: NONE_DRAINED,
+    synced,
     sources: [{ name: 'static', lastError: undefined }],
     blockers: () => state.blockers,
     metrics,

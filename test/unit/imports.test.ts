@@ -15,6 +15,7 @@ const MAY_IMPORT: Readonly<Record<string, { values: readonly string[]; types?: r
   runtimes: { values: ['native', 'net', 'kernel', 'pods'] },
   datapath: { values: ['native', 'net', 'kernel', 'pods', 'runtimes'] },
   reconcile: { values: ['native', 'net', 'kernel', 'pods', 'runtimes', 'datapath'] },
+  drain: { values: ['pods'], types: ['net', 'datapath', 'reconcile'] },
   identity: { values: ['net', 'pods'], types: ['datapath', 'reconcile'] },
   cluster: { values: ['pods'], types: ['reconcile'] },
   telemetry: { values: [], types: ['pods', 'reconcile'] },
@@ -24,7 +25,7 @@ const MAY_IMPORT: Readonly<Record<string, { values: readonly string[]; types?: r
   instances: { values: ['net', 'datapath', 'config/listeners.ts'], types: ['config'] },
   api: {
     values: ['net', 'pods', 'identity', 'instances/errors.ts'],
-    types: ['datapath', 'reconcile', 'config', 'telemetry', 'instances', 'supervise'],
+    types: ['datapath', 'reconcile', 'drain', 'config', 'telemetry', 'instances', 'supervise'],
   },
   doctor: { values: ['native', 'net', 'kernel', 'pods', 'datapath', 'config', 'cni'] },
   'bug-report': { values: ['native', 'net', 'kernel', 'pods', 'datapath', 'config', 'telemetry'] },
@@ -41,6 +42,7 @@ const MAY_IMPORT: Readonly<Record<string, { values: readonly string[]; types?: r
       'runtimes',
       'datapath',
       'reconcile',
+      'drain',
       'identity',
       'instances',
       'cluster',
@@ -82,6 +84,7 @@ const ONLY_FROM: readonly (readonly [RegExp, readonly string[]])[] = [
   [/^undici$/, ['api/client.ts']],
   [/^prom-client$/, ['telemetry/metrics.ts']],
   [/^@peculiar\/x509$/, ['webhook/certificates.ts']],
+  [/^cli-progress$/, ['cli/progress.ts']],
   [/^tar-stream$/, ['bug-report/archive.ts']],
 ];
 

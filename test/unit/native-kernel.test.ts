@@ -7,6 +7,8 @@ import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { closeFd } from '../../src/native/descriptors.js';
 import { interfaceIndex, netnsIdentity, openNamespace, withNetns } from '../../src/native/namespaces.js';
 import {
+  endTcpConnections,
+  openTcpConnections,
   peerCredentials,
   pidfdGetfd,
   pidfdOpen,
@@ -16,6 +18,7 @@ import {
   socketOwners,
   tcpListeners,
 } from '../../src/native/sockets.js';
+import { ipToBytes } from '../../src/net/ip.js';
 import { Cleanup, Netns, startProcess, temporaryFolder } from './native-lab.js';
 
 const cleanup = new Cleanup();
@@ -34,11 +37,23 @@ const fdOf = (handle: unknown) => (handle as { _handle: { fd: number } })._handl
 const LISTENERS = `
 const { createServer } = require('node:net');
 const options = JSON.parse(process.argv[1]);
-const servers = options.map(() => createServer());
+const servers = options.map(() => createServer((socket) => socket.on('error', () => undefined)));
 let left = servers.length;
 servers.forEach((server, i) => server.listen({ port: 0, ...options[i] }, () => {
   if (--left === 0) console.log(JSON.stringify(servers.map((s) => ({ fd: s._handle.fd, port: s.address().port }))));
 }));
+`;
+
+/** Dials each of these, says so, and ends well once each has been reset. */
+const DIALLERS = `
+const { connect } = require('node:net');
+const sockets = JSON.parse(process.argv[1]).map((to) => connect(to));
+let left = sockets.length;
+sockets.forEach((socket) => socket.on('connect', () => {
+  if (--left === 0) console.log('[]');
+}));
+const codes = sockets.map((socket) => new Promise((resolve) => socket.on('error', ({ code }) => resolve(code))));
+Promise.all(codes).then((all) => process.exit(all.every((code) => code === 'ECONNRESET') ? 0 : 1));
 `;
 
 interface Listening {
@@ -166,6 +181,32 @@ describe("another process's listener", () => {
     expect(netns.run(tcpListeners).filter(({ transparent }) => transparent)).toMatchObject([
       { cookie: socketInfo(first).cookie },
     ]);
+  });
+
+  it('is told of with its connections, which end as a reset ends them', async () => {
+    const { hello } = await startListeners({ host: '127.0.0.1' }, { host: '::' });
+    const [four, both] = hello as [Listening, Listening];
+    const addresses = ['127.0.0.1', '::1'].map(ipToBytes);
+    const open = () => netns.run(() => openTcpConnections(addresses));
+    expect(open()).toEqual([]);
+    const dialled = [
+      { host: '127.0.0.1', port: four.port },
+      { host: '127.0.0.1', port: both.port },
+      { host: '::1', port: both.port },
+    ];
+    const inside = ['nsenter', `--net=${netns.path}`, process.execPath, '-e', DIALLERS] as const;
+    const dialling = await startProcess<unknown>(cleanup, ...inside, JSON.stringify(dialled));
+    const ended = once(dialling.child, 'exit');
+    const ports = [four.port, both.port];
+    const accepted = open().filter(({ local }) => ports.includes(local.port));
+    const named = (list: readonly { host: string; port: number }[]) =>
+      list.map(({ host, port }) => `${host} ${port}`).sort();
+    expect(named(accepted.map(({ local: { ip, port } }) => ({ host: ip, port })))).toEqual(named(dialled));
+    expect(netns.run(() => openTcpConnections([ipToBytes('10.9.9.9')]))).toEqual([]);
+    expect(netns.run(() => endTcpConnections(accepted))).toBe(3);
+    expect(await ended).toEqual([0, null]);
+    expect(netns.run(() => endTcpConnections(accepted))).toBe(0);
+    expect(open()).toEqual([]);
   });
 
   it('is found with the process that holds it, by its inode', async () => {

@@ -74,6 +74,8 @@ function world(count: number) {
     identityOf,
     claimants: () => 1,
     instanceName: () => 'default',
+    instanceNamed: () => undefined,
+    drainOf: () => undefined,
     authorities: [],
     tables: kernel.tables,
     connections: kernel.connections,

@@ -74,6 +74,8 @@ async function saidByAgent({ labels = {}, annotations = {}, hostNetwork, owner }
     defaults: { enrol: 'labelled', failure: 'closed', other: 'pass' },
     instanceFor: (app) => (isServed(app) ? { name: 'default', number: 0, inbound: false } : undefined),
     instanceName: String,
+    instanceNamed: () => undefined,
+    drainOf: () => undefined,
     tables: new KernelStandIn().tables,
     authorities: [],
     log: { error: () => undefined },
