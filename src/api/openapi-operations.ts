@@ -90,6 +90,7 @@ const REVISION = { type: 'integer', minimum: 0, maximum: 999_999_999_999_999 };
 const INSTANCE: Parameter = {
   name: 'name',
   in: 'path',
+  required: true,
   description: 'Of an instance of the configuration.',
   schema: { type: 'string', minLength: 1, maxLength: 253 },
 };
@@ -262,6 +263,7 @@ export const OPERATIONS: readonly Operation[] = [
       'KEY_INVALID',
       ['KEY_INVALID', 413],
       ['KEY_INVALID', 415],
+      ['KEY_INVALID', 414],
       'INSTANCE_NOT_FOUND',
       'INSTANCE_BUSY',
     ],
@@ -273,7 +275,7 @@ export const OPERATIONS: readonly Operation[] = [
     summary: 'Calls an upgrade off; one that drains already does not wait for the old one any longer.',
     parameters: [INSTANCE],
     answer: { json: 'InstanceUpgrade' },
-    reasons: ['INSTANCE_NOT_FOUND', 'INSTANCE_BUSY'],
+    reasons: [['KEY_INVALID', 414], 'INSTANCE_NOT_FOUND', 'INSTANCE_BUSY'],
   },
   {
     method: 'get',
