@@ -40,9 +40,14 @@ static __always_inline int send_to_proxy(struct __sk_buff *skb, const struct end
 }
 
 static __always_inline int start(struct __sk_buff *skb, const struct packet *packet, const struct endpoint *endpoint) {
-    __u32 instance = endpoint->instance;
+    __u32 instance = endpoint->instance, own;
     int action;
 
+    /* Only the node asks in a pod's name: what the proxy passed on of it would come from the node. */
+    if (is_lifecycle(packet->key.dport, &own)) {
+        report(packet, endpoint, instance, packet->ifindex, VERDICT_PROXY_PORT);
+        return reset(skb, packet, endpoint, VERDICT_PROXY_PORT);
+    }
     if (endpoint->flags & ENDPOINT_CLOSING) {
         report(packet, endpoint, instance, packet->ifindex, VERDICT_CLOSING);
         return reset(skb, packet, endpoint, VERDICT_CLOSING);

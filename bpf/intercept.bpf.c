@@ -102,8 +102,11 @@ static __always_inline int start(struct __sk_buff *skb, const struct packet *pac
         verdict = VERDICT_LIFECYCLE;
         listener = listener_socket(instance, DIRECTION, packet->family);
     } else {
+        bool is_proxy_port = bpf_map_lookup_elem(&proxy_ports, &port) && is_local_destination(skb, packet);
+        bool asks_for_another = is_lifecycle(port, &instance) && bpf_map_lookup_elem(&inbound, &packet->key.dst);
+
         instance = endpoint->instance;
-        if (bpf_map_lookup_elem(&proxy_ports, &port) && is_local_destination(skb, packet)) {
+        if (is_proxy_port || asks_for_another) {
             report(packet, endpoint, instance, packet->ifindex, VERDICT_PROXY_PORT);
             return reset(skb, packet, endpoint, VERDICT_PROXY_PORT);
         }

@@ -273,7 +273,7 @@ enum verdict {
     VERDICT_FROM_NODE,         /* passed: to the pod from the node itself, be it a probe or a proxy's leg to the pod */
     VERDICT_NOT_OURS,          /* passed: to an address that is not the endpoint's, as a bridge floods */
     VERDICT_LEAVING,           /* passed: of a pod that has been taken out, and of no connection at the proxy */
-    VERDICT_PROXY_PORT,        /* reset: to a port of a proxy's listener on this node, which would dial itself */
+    VERDICT_PROXY_PORT,        /* reset: to a proxy's own port on this node, or to a pod's port for hooks */
     VERDICT_CANARY,            /* the agent's own packet, to try the way to the listener */
     VERDICT_LIFECYCLE,         /* of a pod, or for it from the kubelet: to the agent's own port for that */
     VERDICT_CLOSING,           /* reset: to a pod that is about to end */

@@ -56,6 +56,7 @@ import { Cluster } from './cluster.js';
 import { startCni } from './cni.js';
 import { createReconciler, openIdentityOption } from './datapath.js';
 import { openInstances } from './instances.js';
+import { openLifecycle } from './lifecycle.js';
 import { LiveInstances } from './live-instances.js';
 import type { AgentOptions } from './options.js';
 import { takeLock } from './run-lock.js';
@@ -167,15 +168,26 @@ async function start(
     kernel: generations,
     log: log.child({ part: 'instances' }),
   });
+  const lifecycle = await openLifecycle({
+    config,
+    slots,
+    programs,
+    opened,
+    log: log.child({ part: 'lifecycle' }),
+  });
+  const wanted = (instances: readonly Instance[]) => [
+    ...instanceGenerations.wanted(instances),
+    ...lifecycle.wanted(),
+  ];
   const listeners = new Listeners({
     map: programs.maps.listeners,
     slots: programs.layouts.slots,
-    instances: instanceGenerations.wanted(config.instances),
+    instances: wanted(config.instances),
     referred: () => tables.instances(),
     log: log.child({ part: 'listeners' }),
   });
   const adopt = async (instances: readonly Instance[]) => {
-    await listeners.want(instanceGenerations.wanted(instances));
+    await listeners.want(wanted(instances));
     instanceGenerations.apply(instances);
     ensureCgroups();
   };
@@ -229,6 +241,8 @@ async function start(
     instances: () => live.current,
     drains,
     proxyPorts,
+    lifecyclePort: lifecycle.port,
+    closing: lifecycle.closing,
     options,
     programs,
     socket,
@@ -262,6 +276,7 @@ async function start(
   // Listeners before the first program: an enrolled pod must not meet an empty map for want of a look.
   await listeners.refresh();
   instanceGenerations.apply(live.current);
+  lifecycle.port.ensure();
   const migrated = programs.finishMigration(
     tcxSupported() ? undefined : (await socket.links()).map(({ index }) => index),
   );
@@ -389,6 +404,14 @@ async function start(
     setInterval(() => guarded(log, 'ending what is overdue', () => draining.endOverdue()), DEADLINE_LOOK_MS),
     clearInterval,
   );
+  lifecycle.answer({
+    live,
+    generations: instanceGenerations,
+    store,
+    datapath,
+    reconciler,
+    probe: instanceParts.probe,
+  });
   const metrics = opened.add(new Metrics({ store, datapath, sources, version: packageVersion() }), (handle) =>
     handle.close(),
   );

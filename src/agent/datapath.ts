@@ -10,6 +10,7 @@ import type { Generations } from '../datapath/generations.js';
 import { IdentityOption } from '../datapath/identity-option.js';
 import { InboundSteering } from '../datapath/inbound.js';
 import type { InstanceSlots } from '../datapath/instance-slots.js';
+import type { LifecyclePort } from '../datapath/lifecycle-port.js';
 import type { Listeners } from '../datapath/listeners.js';
 import { type DatapathPrograms, MANIFEST, type Role } from '../datapath/manifest.js';
 import { PortSet } from '../datapath/port-set.js';
@@ -57,6 +58,9 @@ export function createReconciler(parts: {
   readonly instances: () => readonly Instance[];
   readonly drains: Pick<Drains, 'of'>;
   readonly proxyPorts: PortSet;
+  readonly lifecyclePort: LifecyclePort;
+  /** Pods that are about to end. */
+  readonly closing: ReadonlySet<PodUid>;
   readonly options: AgentOptions;
   readonly programs: DatapathPrograms;
   readonly socket: RouteSocket;
@@ -154,6 +158,7 @@ export function createReconciler(parts: {
       portSets: [
         new PortSet(maps.udp_ports, () => config.interception.udpPorts, 'open UDP port'),
         proxyPorts,
+        parts.lifecyclePort,
       ],
       lookup,
       settings,
@@ -169,6 +174,7 @@ export function createReconciler(parts: {
     defaults: { enrol, failure, other },
     instanceFor: (app) => serving(instanceFor({ instances: instances() }, app)),
     instanceNamed: (name) => serving(instances().find((instance) => instance.name === name)),
+    isClosing: (uid) => parts.closing.has(uid),
     drainOf: (uid, app) => parts.drains.of(uid, app),
     instanceName: (number) => slots.nameOf(number),
     authorities,

@@ -122,5 +122,5 @@ export function openInstances(parts: {
       return new Map(live.current.map(({ name }) => [name, stateOf(name, open)]));
     },
   };
-  return { view, upgrades };
+  return { view, upgrades, probe };
 }

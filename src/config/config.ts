@@ -39,6 +39,8 @@ export interface Config {
   /** What the file adds; `runtimeKindOf` knows the built-in names. */
   readonly runtimes: { readonly handlers: Readonly<Record<string, RuntimeKind>> };
   readonly api: { readonly allow: readonly AllowedCaller[]; readonly rateLimit: RateLimit };
+  /** Where pods' hooks are answered; undefined: nowhere. */
+  readonly lifecycle?: { readonly port: number } | undefined;
   /** Without `listen` metrics are on the Unix socket alone. */
   readonly metrics: { readonly listen?: ListenerAddress | undefined };
   readonly log: { readonly level: LogLevel };

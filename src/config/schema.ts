@@ -272,6 +272,13 @@ export function configSchema(hostname: string) {
         burst: integer(1, 10_000_000).default(40_000),
       }).prefault({}),
     }).prefault({}),
+    lifecycle: section({
+      port: integer(1, 65_535)
+        .default(15_077)
+        .describe('At which post-start and pre-stop hooks of pods are answered.'),
+    })
+      .optional()
+      .describe('Left out: no hooks are answered.'),
     metrics: section({
       listen: metricsAddress
         .optional()

@@ -236,6 +236,7 @@ export class EndpointTables {
         dropOther: (endpoint.number(value, 'flags') & flags.dropOther) !== 0,
         shaped: (endpoint.number(value, 'flags') & flags.shaped) !== 0,
         inbound: (endpoint.number(value, 'flags') & flags.inbound) !== 0,
+        closing: (endpoint.number(value, 'flags') & flags.closing) !== 0,
         bridgeIndex: endpoint.number(value, 'bridge_ifindex'),
         ips: [...this.#sourcesOf(ifindex)].map((key) => this.#addressIn(key)).sort(),
       }

@@ -20,6 +20,8 @@ export interface WantedInstance {
   readonly generation?: 1 | 2 | undefined;
   /** The number that endpoints refer to; that of the first generation. Default `number`. */
   readonly base?: number | undefined;
+  /** They are the agent's own. */
+  readonly ours?: true | undefined;
   readonly outbound: readonly WantedListener[];
   readonly inbound: readonly WantedListener[];
   /** Who may hold them. */
@@ -38,6 +40,7 @@ export interface Slot {
   /** Undefined where the configuration names no address for this family. */
   readonly wanted: WantedListener | undefined;
   readonly owner: OwnerRule;
+  readonly ours: boolean;
 }
 
 /** The key of the SOCKMAP. */
@@ -66,6 +69,7 @@ export function slotsOf(layout: SlotLayout, instance: WantedInstance): Slot[] {
         family,
         wanted,
         owner: instance.owner,
+        ours: instance.ours === true,
       });
     }
   }

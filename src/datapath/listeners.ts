@@ -181,7 +181,7 @@ export class Listeners {
     const opaque = group.filter((socket) => !this.#isTransparent(socket));
     this.#groups.set(slot.index, { all: group.length, transparent: group.length - opaque.length });
     const inMap = this.#cookieIn(slot.index);
-    const cgroups = group.flatMap(({ cgroup }) => cgroup ?? []);
+    const cgroups = slot.ours ? [] : group.flatMap(({ cgroup }) => cgroup ?? []);
     if (cgroups.length > 0) {
       this.#cgroups.set(slot.index, cgroups);
     }
@@ -193,7 +193,8 @@ export class Listeners {
     }
     const signature = group.map(({ cookie }) => cookie).join(' ');
     const adopted = this.#adopted.get(slot.index);
-    const isKnown = isInPlace && adopted !== undefined && isHeld(adopted) && !isOurOwn(adopted);
+    const isKnown =
+      isInPlace && adopted !== undefined && isHeld(adopted) && (slot.ours || !isOurOwn(adopted));
     // Handed on to another process, the same socket is looked at again.
     const isVetted = isKnown && this.#vetted.get(slot.index) === signature && !isForeign;
     if (isVetted && opaque.length === 0) {
@@ -268,8 +269,9 @@ export class Listeners {
     );
     const told = this.#slots.filter(
       (slot) =>
-        (slot.direction === 'outbound' && slot.generation === 1) ||
-        (slot.direction === 'outbound' ? slot.wanted !== undefined : inbound.has(slot.instance)),
+        !slot.ours &&
+        ((slot.direction === 'outbound' && slot.generation === 1) ||
+          (slot.direction === 'outbound' ? slot.wanted !== undefined : inbound.has(slot.instance))),
     );
     return told.map((slot) => {
       const adopted = this.#cookieIn(slot.index) === undefined ? undefined : this.#adopted.get(slot.index);

@@ -65,6 +65,8 @@ export interface DecisionsOptions {
   readonly instanceNamed: (name: string) => ServingInstance | undefined;
   /** Whether a pod is drained; the same object until it is another. */
   readonly drainOf: (uid: PodUid, app: string | undefined) => DrainOrder | undefined;
+  /** Whether the pod is about to end: see EndpointPlan.closing. Default: none is. */
+  readonly isClosing?: (uid: PodUid) => boolean;
   /** Also of one that is not configured any more. */
   readonly instanceName: (number: number) => string;
   readonly tables: Pick<EndpointTables, 'plansOf' | 'rowOf' | 'ownerOf'>;
@@ -140,6 +142,11 @@ export class Decisions {
         this.#doubtful.add(uid);
       }
     }
+  }
+
+  /** A pod is about to end, or is not any more: it is decided anew by the next round. */
+  closingChanged(uid: PodUid): void {
+    this.#doubtful.add(uid);
   }
 
   /** Which pods are drained has changed: those that it is about are decided anew by the next round, and returned. */
@@ -369,6 +376,7 @@ export class Decisions {
         dropOther: other === 'drop',
         bridgeIndex: at.kind === 'bridge' ? at.bridge.index : 0,
         inbound: instance.inbound,
+        closing: this.#options.isClosing?.(pod.uid) === true,
         shaped: comesFirst && at.kind === 'routed' && shapers.of(at.link.index) !== undefined,
         ips,
       },

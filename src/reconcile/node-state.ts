@@ -36,6 +36,7 @@ export interface NodeStateOptions {
   readonly inbound: Pick<InboundSteering, 'ensure'>;
   readonly programs: Pick<DatapathPrograms, 'programs' | 'ensurePins'>;
   readonly tables: Pick<EndpointTables, 'refresh' | 'recount'>;
+  /** Of those, and of the agent's own port. */
   readonly portSets: readonly Pick<PortSet, 'ensure'>[];
   readonly slots: Pick<InstanceSlots, 'ensure'>;
   readonly lookup: Pick<SocketLookup, 'attach'>;

@@ -108,6 +108,12 @@ export class Reconciler {
     return this.reconcilePods(this.#decisions.drainsChanged());
   }
 
+  /** A pod is about to end, or is not any more; resolves when the kernel knows. */
+  closingChanged(uid: PodUid): Promise<void> {
+    this.#decisions.closingChanged(uid);
+    return this.reconcilePods([uid]);
+  }
+
   /** Looks at these pods only, at once. */
   reconcilePods(uids: Iterable<PodUid>): Promise<void> {
     for (const uid of uids) {

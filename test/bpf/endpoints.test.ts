@@ -18,6 +18,7 @@ const PLAN: EndpointPlan = {
   bridgeIndex: 0,
   shaped: false,
   inbound: false,
+  closing: false,
   ips: ['10.66.0.3', 'fd00:66::3'],
 };
 

@@ -355,9 +355,13 @@ describe.each([4, 6] as const)('to a pod, a packet of IPv%i', (family) => {
       expect(await send(toPod(options), { from: 0 })).toMatchObject({ action: NEXT, mark: 0 });
     }
     expect(await countedBy(tables, 'INGRESS')).toEqual(['FROM_NODE 4', 'LIFECYCLE 1']);
-    // Of anybody else it is a port like another.
-    await send(ask);
-    expect(recorded()).toMatchObject([{ instance: 0, dport: LIFECYCLE_PORT }]);
+    // Nobody else is to ask, not by way of a proxy either.
+    object
+      .map('flows')
+      .delete(flowKeyOf(layouts, { src: FAR[family], dst: POD[family], dport: LIFECYCLE_PORT }));
+    expect(await send(ask)).toMatchObject({ action: REDIRECT, mark: 0 });
+    expect(await countedBy(tables, 'INGRESS')).toContain('PROXY_PORT 1');
+    expect(recorded()).toEqual([]);
   });
 
   describe('of an instance with a second generation', () => {

@@ -41,6 +41,7 @@ export interface AgentSettings {
   readonly sources: object;
   readonly interception?: object;
   readonly instances?: readonly object[];
+  readonly lifecycle?: object;
 }
 
 export class TestAgent {
@@ -82,10 +83,18 @@ export class TestAgent {
       sources,
       interception = {},
       instances = [{ name: 'default', outbound: [...OUTBOUND] }],
+      lifecycle,
     } = this.#settings;
     writeFileSync(
       this.configPath,
-      stringify({ node: 'node-a', interception, sources, instances, ...changes }),
+      stringify({
+        node: 'node-a',
+        interception,
+        sources,
+        instances,
+        ...(lifecycle && { lifecycle }),
+        ...changes,
+      }),
     );
   }
 

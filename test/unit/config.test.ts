@@ -555,6 +555,7 @@ it('the JSON schema describes the file as it is written', () => {
     'identity',
     'runtimes',
     'api',
+    'lifecycle',
     'metrics',
     'log',
   ]);

@@ -22,6 +22,7 @@ const MAY_IMPORT: Readonly<Record<string, { values: readonly string[]; types?: r
   config: { values: ['net', 'pods'] },
   cni: { values: [] },
   supervise: { values: ['native', 'net'], types: ['config'] },
+  lifecycle: { values: ['net', 'pods'], types: ['reconcile'] },
   instances: { values: ['net', 'datapath', 'config/listeners.ts'], types: ['config'] },
   api: {
     values: ['net', 'pods', 'identity', 'instances/errors.ts'],
@@ -45,6 +46,7 @@ const MAY_IMPORT: Readonly<Record<string, { values: readonly string[]; types?: r
       'drain',
       'identity',
       'instances',
+      'lifecycle',
       'cluster',
       'telemetry',
       'config',
