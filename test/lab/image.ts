@@ -47,7 +47,19 @@ export async function buildRootfs(into: string): Promise<void> {
   }
   copyFileSync(await buildApp(), join(into, 'bin/app'));
   copyFileSync('/bin/busybox', join(into, 'bin/busybox'));
-  for (const name of ['sh', 'cat', 'ip', 'ls', 'mount', 'insmod', 'stty', 'poweroff', 'sleep', 'tr', 'wget']) {
+  for (const name of [
+    'sh',
+    'cat',
+    'ip',
+    'ls',
+    'mount',
+    'insmod',
+    'stty',
+    'poweroff',
+    'sleep',
+    'tr',
+    'wget',
+  ]) {
     if (!existsSync(join(into, 'bin', name))) {
       symlinkSync('busybox', join(into, 'bin', name));
     }

@@ -34,6 +34,8 @@ export interface LoadSpec {
   readonly everyMs: number;
   /** From the remote to the pod, which serves at port 80. */
   readonly inbound?: true;
+  /** In the place of that server. */
+  readonly at?: { readonly ip: string; readonly port: number } | undefined;
 }
 
 let loads = 0;
@@ -60,9 +62,9 @@ export class Load {
     const control = join(lab.directory, `load-${loads}`);
     writeFileSync(control, '');
     const app = await buildApp();
-    const streams = specs.map(({ pod, kind, family, everyMs, inbound }, index) => {
+    const streams = specs.map(({ pod, kind, family, everyMs, inbound, at }, index) => {
       const [from, to] = inbound ? [lab.remote, pod.ips[family]] : [basename(pod.netns), REMOTE[family]];
-      const words = ['load', kind, to, '80', String(everyMs * 1_000), control];
+      const words = ['load', kind, at?.ip ?? to, String(at?.port ?? 80), String(everyMs * 1_000), control];
       return { kind, daemon: lab.daemon(from, `load-${loads}-${index}`, app, words) };
     });
     const load = new Load(control, streams);
