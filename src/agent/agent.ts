@@ -7,6 +7,7 @@ import { startHttpApi } from '../api/http.js';
 import { startMetricsServer } from '../api/metrics-server.js';
 import { steadyUnixMs } from '../base/clock.js';
 import { Opened } from '../base/opened.js';
+import { Capacity } from '../capacity/capacity.js';
 import type { Config, Instance } from '../config/config.js';
 import { loadConfig } from '../config/load.js';
 import { EndpointTables } from '../datapath/endpoints.js';
@@ -365,6 +366,7 @@ async function start(
   const metrics = opened.add(new Metrics({ store, datapath, sources, version: packageVersion() }), (handle) =>
     handle.close(),
   );
+  const capacity = new Capacity({ config, store });
   const cluster = new Cluster({
     config,
     runDir: options.runDir,
@@ -385,6 +387,7 @@ async function start(
     instances: instanceParts.view,
     upgrades: instanceParts.upgrades,
     processes: () => supervision.messages(),
+    capacity: () => capacity.report(),
     watch,
     sources: sources.map((source) => withProblem(source, cluster)),
     blockers,

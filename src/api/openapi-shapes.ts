@@ -3,6 +3,7 @@
 import { z } from 'zod';
 import { ASSURANCES } from '../identity/resolve.js';
 import { RUNTIME_KINDS } from '../pods/pod.js';
+import { Capacity } from './capacity-shape.js';
 
 const count = () => z.int().nonnegative();
 const text = (description: string) => z.string().meta({ description });
@@ -349,6 +350,7 @@ export const SHAPES = {
   Services,
   Instances,
   InstanceUpgrade,
+  Capacity,
   Party,
   Resolution,
   PastResolution,

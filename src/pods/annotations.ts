@@ -1,6 +1,12 @@
 /** What a pod's own labels and annotations ask of us. */
 
 import { parsePrefix } from '../net/ip.js';
+import {
+  MESH_RESOURCES,
+  MESH_RESOURCES_EXPECTED,
+  type MeshResources,
+  parseMeshResources,
+} from './mesh-resources.js';
 import type { FailurePolicy, Pod } from './pod.js';
 
 /** labelled: pods that say `enabled`. all: every pod that does not say `disabled`. */
@@ -19,6 +25,8 @@ export interface Interception {
   readonly enrolled: boolean;
   readonly failure: FailurePolicy;
   readonly other: OtherProtocols;
+  /** Undefined where nothing is said, or nothing that can be followed. */
+  readonly meshResources: MeshResources | undefined;
   /** One sentence per key whose value could not be followed; the default of that key applies. */
   readonly problems: readonly string[];
 }
@@ -64,11 +72,17 @@ export function interceptionOf(
       : `expected ${expected}, got ${quoted(value)}`;
     problems.push(`${PREFIX}${key}: ${wrong}`);
   }
+  const meshText = given(pod, 'mesh-resources');
+  const meshResources = meshText === undefined ? undefined : parseMeshResources(meshText);
+  if (meshText !== undefined && meshResources === undefined) {
+    problems.push(`${MESH_RESOURCES}: expected ${MESH_RESOURCES_EXPECTED}, got ${quoted(meshText)}`);
+  }
   return {
     enrolled: defaults.enrol === 'all' ? intercept !== 'disabled' : intercept === 'enabled',
     failure: failure ?? defaults.failure,
     // The stricter of the two: a pod cannot open what the node has closed.
     other: defaults.other === 'drop' ? 'drop' : (other ?? 'pass'),
+    meshResources,
     problems,
   };
 }

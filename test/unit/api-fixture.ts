@@ -6,6 +6,7 @@ import { join } from 'node:path';
 import type { PeerCredentials } from '../../src/api/callers.js';
 import { type HttpApi, type HttpApiOptions, startHttpApi } from '../../src/api/http.js';
 import type { InstanceState, InstancesView } from '../../src/api/instances.js';
+import { Capacity } from '../../src/capacity/capacity.js';
 import { parseConfig } from '../../src/config/load.js';
 import type { EndpointCounters } from '../../src/datapath/endpoints.js';
 import type { FlowEvent, FlowRecord } from '../../src/datapath/flows.js';
@@ -252,6 +253,7 @@ export async function startFixture(options: FixtureOptions = {}): Promise<Fixtur
     options.config ?? 'node: node-a\nsources: {static: {file: pods.yaml}}',
     'config.yaml',
   );
+  const capacity = new Capacity({ config, store });
   const api = await startHttpApi({
     runDir: folder,
     config,
@@ -274,6 +276,7 @@ export async function startFixture(options: FixtureOptions = {}): Promise<Fixtur
       },
     },
     processes: options.processes ?? (() => []),
+    capacity: () => capacity.report(),
     watch,
     sources: [{ name: 'static', lastError: undefined }],
     blockers: () => state.blockers,

@@ -100,6 +100,7 @@ export async function start({
     },
     upgrades: { start: never, abort: never },
     processes: () => [],
+    capacity: never,
     sources: [{ name: 'static', lastError: undefined }],
     blockers: () => state.blockers,
     metrics,

@@ -21,10 +21,11 @@ const MAY_IMPORT: Readonly<Record<string, { values: readonly string[]; types?: r
   config: { values: ['net', 'pods'] },
   cni: { values: [] },
   supervise: { values: ['native', 'net'], types: ['config'] },
+  capacity: { values: ['net', 'pods'], types: ['config'] },
   instances: { values: ['net', 'datapath', 'config/listeners.ts'], types: ['config'] },
   api: {
     values: ['net', 'pods', 'identity', 'instances/errors.ts'],
-    types: ['datapath', 'reconcile', 'config', 'telemetry', 'instances', 'supervise'],
+    types: ['datapath', 'reconcile', 'config', 'telemetry', 'instances', 'supervise', 'capacity'],
   },
   doctor: { values: ['native', 'net', 'kernel', 'pods', 'datapath', 'config', 'cni'] },
   'bug-report': { values: ['native', 'net', 'kernel', 'pods', 'datapath', 'config', 'telemetry'] },
@@ -43,6 +44,7 @@ const MAY_IMPORT: Readonly<Record<string, { values: readonly string[]; types?: r
       'reconcile',
       'identity',
       'instances',
+      'capacity',
       'cluster',
       'telemetry',
       'config',
@@ -70,7 +72,7 @@ const MAY_IMPORT: Readonly<Record<string, { values: readonly string[]; types?: r
       'webhook',
       'agent',
     ],
-    types: ['runtimes', 'datapath', 'reconcile', 'identity'],
+    types: ['runtimes', 'datapath', 'reconcile', 'identity', 'capacity'],
   },
 };
 

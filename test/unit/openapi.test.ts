@@ -269,6 +269,7 @@ describe('what is answered is what the document says', () => {
     ['a workload', 200, '/v1/workloads/{uid}', '/v1/workloads/uid-web-0'],
     ['no workload', 404, '/v1/workloads/{uid}', '/v1/workloads/nobody'],
     ['a UID that is none', 414, '/v1/workloads/{uid}', `/v1/workloads/${'x'.repeat(300)}`],
+    ['the capacity', 200, '/v1/capacity', '/v1/capacity'],
     ['the instances', 200, '/v1/instances', '/v1/instances'],
     [
       'the upgrade of an instance',
