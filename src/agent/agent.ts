@@ -7,7 +7,6 @@ import { startHttpApi } from '../api/http.js';
 import { startMetricsServer } from '../api/metrics-server.js';
 import { steadyUnixMs } from '../base/clock.js';
 import { Opened } from '../base/opened.js';
-import { Capacity } from '../capacity/capacity.js';
 import type { Config, Instance } from '../config/config.js';
 import { loadConfig } from '../config/load.js';
 import { EndpointTables } from '../datapath/endpoints.js';
@@ -44,6 +43,7 @@ import { PodLinks } from '../runtimes/pod-links.js';
 import { createLogger } from '../telemetry/log.js';
 import { Metrics } from '../telemetry/metrics.js';
 import { packageVersion } from '../telemetry/version.js';
+import { openCapacity } from './capacity.js';
 import { Cluster } from './cluster.js';
 import { startCni } from './cni.js';
 import { createReconciler, openIdentityOption } from './datapath.js';
@@ -366,7 +366,13 @@ async function start(
   const metrics = opened.add(new Metrics({ store, datapath, sources, version: packageVersion() }), (handle) =>
     handle.close(),
   );
-  const capacity = new Capacity({ config, store });
+  const capacity = await openCapacity({
+    config,
+    store,
+    synced,
+    signal,
+    log: log.child({ part: 'capacity' }),
+  });
   const cluster = new Cluster({
     config,
     runDir: options.runDir,

@@ -1,7 +1,15 @@
 /** What pods say that their node's proxy needs, and what is made of it. */
 
-import { describe, expect, it } from 'vitest';
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { describe, expect, it, onTestFinished } from 'vitest';
+import { containerOf, targetPodSchema } from '../../src/capacity/container.js';
+import { processesOf } from '../../src/capacity/container-processes.js';
+import { Resizer } from '../../src/capacity/resizer.js';
 import { appNeeds, needOf } from '../../src/capacity/sums.js';
+import { TargetApi } from '../../src/capacity/target.js';
+import { parseConfig } from '../../src/config/load.js';
 import { interceptionOf } from '../../src/pods/annotations.js';
 import type { Pod } from '../../src/pods/pod.js';
 import { parseCpu, parseMemory } from '../../src/pods/quantity.js';
@@ -148,5 +156,247 @@ describe('the sum over the pods of a node', () => {
     expect(apps.map(({ app, pods, sum, problem }) => [app, pods, sum, problem])).toEqual([
       ['c', 1, need(0, 0), ''],
     ]);
+  });
+});
+
+/** A target whose pod is a plain object: a resize is carried out at once. */
+function targetOf(capacity: string) {
+  const { node, capacity: read } = parseConfig(
+    `node: node-a
+sources: {kubernetes: {}}
+capacity: {target: {namespace: mesh, selector: app=proxy, container: proxy}, ${capacity}}`,
+    'config.yaml',
+  );
+  const resources = (requests: object, limits: object) => ({ requests, limits });
+  const first = resources({ cpu: '50m', memory: '64Mi' }, { memory: '256Mi' });
+  const podObject = {
+    metadata: { name: 'proxy-x' },
+    spec: { containers: [{ name: 'proxy', resources: first }] },
+    status: {
+      phase: 'Running',
+      qosClass: 'Burstable',
+      conditions: [] as object[],
+      containerStatuses: [{ name: 'proxy', containerID: 'containerd://abc', resources: first }],
+    },
+  };
+  const state = { nowMs: 0, pods: [podObject] as object[], sum: need(0, 0), used: 0 as number | undefined };
+  const calls: { path: string; patch: unknown }[] = [];
+  const told: string[] = [];
+  const log = {
+    info: (_: object, message: string) => void told.push(message),
+    warn: (_: object, message: string) => void told.push(message),
+    error: (_: object, message: string) => void told.push(message),
+  };
+  const client = {
+    get: async () => structuredClone({ metadata: { resourceVersion: '1' }, items: state.pods }),
+    write: async ({ path }: { path: string }, write: object) => {
+      const { patch } = write as { patch: { spec: { containers: [{ resources: typeof first }] } } };
+      calls.push({ path, patch });
+      const to = { ...patch.spec.containers[0].resources };
+      podObject.spec.containers[0] = { name: 'proxy', resources: to };
+      podObject.status.containerStatuses[0] = {
+        name: 'proxy',
+        containerID: 'containerd://abc',
+        resources: to,
+      };
+    },
+  };
+  const target = { namespace: 'mesh', selector: 'app=proxy', container: 'proxy' };
+  const resizer = new Resizer({
+    config: { ...read, target },
+    api: new TargetApi(client, target, node),
+    sum: () => state.sum,
+    usedBytes: (id) => (id === 'abc' ? state.used : undefined),
+    nowMs: () => state.nowMs,
+    unixMs: () => 1_700_000_000_000 + state.nowMs,
+    log,
+  });
+  const step = async (seconds = 0) => {
+    state.nowMs += seconds * 1_000;
+    await resizer.step(new AbortController().signal);
+    return { now: containerOf(targetPodSchema.parse(podObject), 'proxy')?.now };
+  };
+  return { state, calls, told, resizer, step, podObject };
+}
+
+const RESIZE = 'mode: resize, base: {cpu: 50m, memory: 32Mi}, headroomPercent: 50';
+const allotted = (cpu: number, memory: number, limit: number) => ({
+  requests: need(cpu, memory),
+  limits: { cpuMillis: null, memoryBytes: limit * MI },
+});
+
+describe('the container of the target', () => {
+  it('is made larger at once, with its limits above by the headroom, by its subresource and nothing else', async () => {
+    const { state, calls, step, resizer } = targetOf(RESIZE);
+    state.sum = need(370, 248);
+    expect((await step()).now).toEqual(allotted(420, 280, 420));
+    expect(calls).toEqual([
+      {
+        path: '/api/v1/namespaces/mesh/pods/proxy-x/resize',
+        patch: {
+          spec: {
+            containers: [
+              {
+                name: 'proxy',
+                resources: {
+                  requests: { cpu: '420m', memory: String(280 * MI) },
+                  limits: { memory: String(420 * MI) },
+                },
+              },
+            ],
+          },
+        },
+      },
+    ]);
+    await step(60);
+    expect(calls.length).toBe(1);
+    expect(resizer.report()).toMatchObject({
+      state: 'FITS',
+      podName: 'proxy-x',
+      wanted: need(420, 280),
+      lastResize: { ...allotted(420, 280, 420), atMs: 1_700_000_000_000 },
+    });
+  });
+
+  it('is made smaller only after a while, which begins anew when it was needed in between', async () => {
+    const { state, step } = targetOf(`${RESIZE}, hysteresis: {downSeconds: 100, percent: 10}`);
+    state.sum = need(350, 268);
+    await step();
+    state.sum = need(150, 168);
+    expect((await step(1)).now).toEqual(allotted(400, 300, 450));
+    expect((await step(99)).now).toEqual(allotted(400, 300, 450));
+    state.sum = need(350, 268);
+    await step(1);
+    state.sum = need(150, 168);
+    await step(1);
+    expect((await step(99)).now).toEqual(allotted(400, 300, 450));
+    expect((await step(1)).now).toEqual(allotted(200, 200, 300));
+  });
+
+  it('stays as it is where it would be smaller by no more than the percentage', async () => {
+    const { state, step } = targetOf(`${RESIZE}, hysteresis: {downSeconds: 0, percent: 10}`);
+    state.sum = need(50, 68);
+    await step();
+    state.sum = need(40, 58);
+    expect((await step(100)).now).toEqual(allotted(100, 100, 150));
+    state.sum = need(39, 57);
+    expect((await step(100)).now).toEqual(allotted(89, 89, 133.5));
+  });
+
+  it('is never made larger than the limit, which is told', async () => {
+    const { state, step, told, resizer } = targetOf(`${RESIZE}, limit: {cpu: 200m, memory: 256Mi}`);
+    state.sum = need(370, 248);
+    expect((await step()).now).toEqual(allotted(200, 256, 256));
+    const reason =
+      '420m, 280.0 MiB is needed, which is above capacity.limit: no more than 200m, 256.0 MiB is asked for';
+    expect(resizer.report()).toMatchObject({ state: 'DEGRADED', reason });
+    await step(60);
+    expect(told.filter((line) => line === `capacity: ${reason}`).length).toBe(1);
+  });
+
+  it('is never given less memory than it holds, nor less at all where nobody can read that', async () => {
+    const { state, step } = targetOf(`${RESIZE}, hysteresis: {downSeconds: 0, percent: 10}`);
+    state.sum = need(350, 268);
+    state.used = 250.5 * MI;
+    await step();
+    state.sum = need(50, 68);
+    expect((await step(10)).now).toEqual(allotted(100, 251, 251));
+    state.used = undefined;
+    expect((await step(10)).now).toEqual(allotted(100, 251, 251));
+    state.used = 400 * MI;
+    expect((await step(10)).now).toEqual(allotted(100, 251, 251));
+    state.used = 10 * MI;
+    expect((await step(10)).now).toEqual(allotted(100, 100, 150));
+  });
+
+  it('keeps limits that are its requests, where the pod is Guaranteed', async () => {
+    const { state, step, podObject } = targetOf(RESIZE);
+    podObject.status.qosClass = 'Guaranteed';
+    const same = { cpu: '50m', memory: '64Mi' };
+    podObject.spec.containers[0] = { name: 'proxy', resources: { requests: same, limits: same } as never };
+    state.sum = need(50, 68);
+    expect((await step()).now).toEqual({ requests: need(150, 150), limits: need(150, 150) });
+  });
+
+  it('is only looked at by default', async () => {
+    const { state, calls, step, resizer } = targetOf('base: {cpu: 50m}');
+    await step();
+    expect(resizer.report()).toMatchObject({ state: 'FITS', usedMemoryBytes: 0 });
+    state.sum = need(370, 248);
+    await step();
+    expect(calls).toEqual([]);
+    expect(resizer.report()).toMatchObject({
+      state: 'DEGRADED',
+      reason: 'its requests are less than is wanted, and capacity.mode is report',
+    });
+  });
+
+  it.each(['Infeasible', 'Deferred'])('that the kubelet calls %s is told', async (reason) => {
+    const { step, resizer, podObject } = targetOf(RESIZE);
+    const message = 'Node did not have enough capacity';
+    podObject.status.conditions = [{ type: 'PodResizePending', status: 'True', reason, message }];
+    await step();
+    expect(resizer.report()).toMatchObject({
+      state: 'DEGRADED',
+      reason: `the kubelet does not resize it: ${reason}: ${message}`,
+    });
+  });
+
+  it('is that of the one pod of the node which lives', async () => {
+    const { state, step, resizer, podObject } = targetOf(RESIZE);
+    const going = { ...podObject, metadata: { name: 'old', deletionTimestamp: '2026-11-29T00:00:00Z' } };
+    const ended = { ...podObject, metadata: { name: 'done' }, status: { phase: 'Failed' } };
+    const failed = async (pods: object[]) => {
+      state.pods = pods;
+      await expect(step(10)).rejects.toThrow();
+      return resizer.report().reason;
+    };
+    expect(await failed([going, ended])).toBe('no pod of this node has the labels app=proxy');
+    expect(await failed([podObject, { ...podObject, metadata: { name: 'two' } }])).toBe(
+      'more than one pod of this node has the labels app=proxy: proxy-x, two',
+    );
+    expect(await failed([{ ...podObject, spec: { containers: [{ name: 'other' }] } }])).toBe(
+      'pod proxy-x has no container proxy',
+    );
+    state.pods = [going, ended, podObject];
+    await step();
+    expect(resizer.report()).toMatchObject({ state: 'FITS', podName: 'proxy-x' });
+  });
+
+  it('holds what the processes of its control group hold', () => {
+    const proc = mkdtempSync(join(tmpdir(), 'nodesentry-proc-'));
+    onTestFinished(() => rmSync(proc, { recursive: true }));
+    const processes = {
+      7: '0::/../cri-containerd-abc.scope',
+      8: '0::/kubepods/pod1/abd',
+      9: '0::/k/abc/inner',
+    };
+    for (const [pid, cgroup] of Object.entries(processes)) {
+      mkdirSync(join(proc, pid));
+      writeFileSync(join(proc, pid, 'cgroup'), cgroup);
+    }
+    mkdirSync(join(proc, '10'));
+    expect(processesOf('abc', proc)).toEqual([7, 9]);
+    expect(processesOf('', proc)).toEqual([]);
+  });
+});
+
+describe('the section capacity', () => {
+  const read = (capacity: string, sources = 'kubernetes: {}') =>
+    parseConfig(`node: a\nsources: {${sources}}\ncapacity: ${capacity}`, 'config.yaml');
+  const target = 'target: {namespace: mesh, selector: app=proxy, container: proxy}';
+
+  it('takes quantities as they are written', () => {
+    const { capacity } = read(`{mode: resize, ${target}, base: {cpu: 0.5, memory: 1Gi}, limit: {cpu: 2}}`);
+    expect(capacity).toMatchObject({ base: need(500, 1_024), limit: { cpuMillis: 2_000 } });
+  });
+
+  it.each([
+    ['{mode: resize}', 'kubernetes: {}', 'mode resize needs a target'],
+    [`{${target}}`, 'cri: {}', 'sources.kubernetes is needed'],
+    ['{base: {cpu: many}}', 'kubernetes: {}', 'a quantity of processors such as 100m'],
+    ['{hysteresis: {percent: 101}}', 'kubernetes: {}', 'a whole number from 0 to 100'],
+  ])('%s is refused', (capacity, sources, expected) => {
+    expect(() => read(capacity, sources)).toThrow(expected);
   });
 });
