@@ -45,7 +45,10 @@ export class Plan {
     wanted: Resources,
     usedBytes: number | undefined,
   ): Allotments | undefined {
-    const floor = { cpuMillis: 0, memoryBytes: roundedUp(usedBytes ?? Number.POSITIVE_INFINITY) };
+    const used = roundedUp(usedBytes ?? Number.POSITIVE_INFINITY);
+    const held = { cpuMillis: 0, memoryBytes: used };
+    // What the kernel holds for its processes counts against a limit, too.
+    const spared = { cpuMillis: 0, memoryBytes: Math.max(used, this.#withHeadroom(used, 'memoryBytes')) };
     const requests = { ...now.requests };
     const limits = { ...now.limits };
     for (const name of NAMES) {
@@ -54,11 +57,11 @@ export class Plan {
         `requests.${name}`,
         now.requests[name],
         guaranteed ? most : wanted[name],
-        floor[name],
+        (guaranteed ? spared : held)[name],
       );
       requests[name] = request;
       if (now.limits[name] !== null) {
-        const limit = this.#moved(`limits.${name}`, now.limits[name], most, floor[name]);
+        const limit = this.#moved(`limits.${name}`, now.limits[name], most, spared[name]);
         limits[name] = guaranteed ? request : Math.max(limit ?? 0, request ?? 0);
       }
     }

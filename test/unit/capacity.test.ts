@@ -300,11 +300,11 @@ describe('the container of the target', () => {
     state.used = 250.5 * MI;
     await step();
     state.sum = need(50, 68);
-    expect((await step(10)).now).toEqual(allotted(100, 251, 251));
+    expect((await step(10)).now).toEqual(allotted(100, 251, 376.5));
     state.used = undefined;
-    expect((await step(10)).now).toEqual(allotted(100, 251, 251));
+    expect((await step(10)).now).toEqual(allotted(100, 251, 376.5));
     state.used = 400 * MI;
-    expect((await step(10)).now).toEqual(allotted(100, 251, 251));
+    expect((await step(10)).now).toEqual(allotted(100, 251, 376.5));
     state.used = 10 * MI;
     expect((await step(10)).now).toEqual(allotted(100, 100, 150));
   });
