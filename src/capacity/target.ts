@@ -1,6 +1,7 @@
 /** Which pod of this node is the target, and its container's requests and limits, at the API server. */
 
 import type { CapacityTarget } from '../config/config.js';
+import { memoryText } from '../pods/quantity.js';
 import { type Call, type KubernetesClient, KubernetesError } from '../pods/sources/kubernetes-client.js';
 import { escapeSelector, firstProblem, listSchema } from '../pods/sources/kubernetes-objects.js';
 import { containerOf, type TargetContainer, targetPodSchema } from './container.js';
@@ -89,6 +90,6 @@ export class TargetApi {
 function quantities({ cpuMillis, memoryBytes }: Allotment): Record<string, string> {
   return {
     ...(cpuMillis === null ? {} : { cpu: `${cpuMillis}m` }),
-    ...(memoryBytes === null ? {} : { memory: String(memoryBytes) }),
+    ...(memoryBytes === null ? {} : { memory: memoryText(memoryBytes) }),
   };
 }

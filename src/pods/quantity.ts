@@ -47,6 +47,11 @@ function parse(text: string, digits: number): number | undefined {
   return value > BigInt(Number.MAX_SAFE_INTEGER) ? undefined : Number(value);
 }
 
+/** As Kubernetes writes it. */
+export function memoryText(bytes: number): string {
+  return bytes % 2 ** 20 === 0 ? `${bytes / 2 ** 20}Mi` : String(bytes);
+}
+
 export function plus(a: Resources, b: Resources): Resources {
   return { cpuMillis: a.cpuMillis + b.cpuMillis, memoryBytes: a.memoryBytes + b.memoryBytes };
 }

@@ -84,7 +84,8 @@ capacity:
 
 async function status(): Promise<ContainerStatus> {
   const [pod] = await site.podsOf('mesh', SYSTEM);
-  const [found] = (pod?.status as { containerStatuses?: readonly ContainerStatus[] }).containerStatuses ?? [];
+  const told = pod?.status as { containerStatuses?: readonly ContainerStatus[] } | undefined;
+  const [found] = told?.containerStatuses ?? [];
   if (found === undefined) {
     throw new Error('the kubelet tells nothing of the container');
   }

@@ -10,6 +10,8 @@ import { Resizer } from '../../src/capacity/resizer.js';
 import { appNeeds, needOf } from '../../src/capacity/sums.js';
 import { TargetApi } from '../../src/capacity/target.js';
 import { parseConfig } from '../../src/config/load.js';
+import { capacityChecks } from '../../src/doctor/capacity.js';
+import { runChecks } from '../../src/doctor/check.js';
 import { interceptionOf } from '../../src/pods/annotations.js';
 import type { Pod } from '../../src/pods/pod.js';
 import { parseCpu, parseMemory } from '../../src/pods/quantity.js';
@@ -239,8 +241,8 @@ describe('the container of the target', () => {
               {
                 name: 'proxy',
                 resources: {
-                  requests: { cpu: '420m', memory: String(280 * MI) },
-                  limits: { memory: String(420 * MI) },
+                  requests: { cpu: '420m', memory: '280Mi' },
+                  limits: { memory: '420Mi' },
                 },
               },
             ],
@@ -398,5 +400,24 @@ describe('the section capacity', () => {
     ['{hysteresis: {percent: 101}}', 'kubernetes: {}', 'a whole number from 0 to 100'],
   ])('%s is refused', (capacity, sources, expected) => {
     expect(() => read(capacity, sources)).toThrow(expected);
+  });
+});
+
+describe('doctor', () => {
+  const config = parseConfig(
+    'node: a\nsources: {kubernetes: {}}\ncapacity: {target: {namespace: mesh, selector: a=b, container: c}}',
+    'config.yaml',
+  );
+
+  it('says what the agent says of the target, and nothing where none is configured', async () => {
+    const told = (state: string, reason = '') =>
+      runChecks(capacityChecks(config, async () => ({ target: { state, reason } })));
+    expect(await told('FITS')).toMatchObject([{ status: 'ok' }]);
+    const found = 'the proxy does not have what the pods need: too large';
+    expect(await told('DEGRADED', 'too large')).toMatchObject([{ name: 'capacity', status: 'warn', found }]);
+    const away = capacityChecks(config, () => Promise.reject(new Error('no agent answers')));
+    expect(await runChecks(away)).toMatchObject([{ status: 'warn', advice: 'start the agent' }]);
+    const none = parseConfig('node: a\nsources: {kubernetes: {}}', 'config.yaml');
+    expect(capacityChecks(none, () => Promise.reject())).toEqual([]);
   });
 });
