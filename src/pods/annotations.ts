@@ -45,7 +45,13 @@ const SELECTIONS = [
 ] as const;
 
 /** Keys that a pod cannot have from its namespace: those that say what it is, and what the webhook reads of the pod alone. */
-const OWN_KEYS: readonly string[] = ['app', 'service-account', 'explicit-proxy'].map((key) => PREFIX + key);
+const OWN_KEYS: readonly string[] = [
+  'app',
+  'service-account',
+  'explicit-proxy',
+  'mesh-requests',
+  'mesh-requests-added',
+].map((key) => PREFIX + key);
 
 /** Whether a key is about interception: those set on a namespace count for its pods. */
 export function isInterceptionKey(key: string): boolean {
@@ -62,6 +68,7 @@ export function interceptionOf(
   const failure = choice(pod, 'failure', ['closed', 'open'], problems);
   const other = choice(pod, 'other-protocols', ['pass', 'drop'], problems);
   choice(pod, 'explicit-proxy', ['enabled', 'disabled'], problems);
+  choice(pod, 'mesh-requests', ['enabled', 'disabled'], problems);
   for (const [key, expected, isRight] of SELECTIONS) {
     const value = given(pod, key);
     if (value === undefined || (value === 'all' && key !== 'exclude-outbound-cidrs')) {
@@ -72,11 +79,7 @@ export function interceptionOf(
       : `expected ${expected}, got ${quoted(value)}`;
     problems.push(`${PREFIX}${key}: ${wrong}`);
   }
-  const meshText = given(pod, 'mesh-resources');
-  const meshResources = meshText === undefined ? undefined : parseMeshResources(meshText);
-  if (meshText !== undefined && meshResources === undefined) {
-    problems.push(`${MESH_RESOURCES}: expected ${MESH_RESOURCES_EXPECTED}, got ${quoted(meshText)}`);
-  }
+  const meshResources = meshResourcesOf(pod, problems);
   return {
     enrolled: defaults.enrol === 'all' ? intercept !== 'disabled' : intercept === 'enabled',
     failure: failure ?? defaults.failure,
@@ -90,6 +93,24 @@ export function interceptionOf(
 /** Its containers are to be told their node's proxy (HTTP_PROXY and the like), which the admission webhook does. */
 export function isExplicit(pod: Pick<Pod, 'labels' | 'annotations'>): boolean {
   return given(pod, 'explicit-proxy') === 'enabled';
+}
+
+/** What its node's proxy needs for it is to be among its requests, which the admission webhook does. */
+export function asksForRequests(pod: Pick<Pod, 'labels' | 'annotations'>): boolean {
+  return given(pod, 'mesh-requests') === 'enabled';
+}
+
+/** Undefined where nothing is said, or nothing that can be followed, which is added to `problems`. */
+export function meshResourcesOf(
+  pod: Pick<Pod, 'labels' | 'annotations'>,
+  problems: string[] = [],
+): MeshResources | undefined {
+  const text = given(pod, 'mesh-resources');
+  const read = text === undefined ? undefined : parseMeshResources(text);
+  if (text !== undefined && read === undefined) {
+    problems.push(`${MESH_RESOURCES}: expected ${MESH_RESOURCES_EXPECTED}, got ${quoted(text)}`);
+  }
+  return read;
 }
 
 function choice<T extends string>(

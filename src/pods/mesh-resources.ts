@@ -5,6 +5,9 @@ import { NOTHING, parseCpu, parseMemory, type Resources } from './quantity.js';
 
 export const MESH_RESOURCES = 'nodesentry.io/mesh-resources';
 
+/** Written by the webhook: what it has added. */
+export const MESH_REQUESTS_ADDED = 'nodesentry.io/mesh-requests-added';
+
 export const MESH_RESOURCES_EXPECTED =
   'JSON of quantities such as {"shared": {"cpu": "100m", "memory": "64Mi"}, "pod": {"cpu": "10m", "memory": "8Mi"}}';
 
