@@ -52,6 +52,7 @@ import { PodLinks } from '../runtimes/pod-links.js';
 import { createLogger } from '../telemetry/log.js';
 import { Metrics } from '../telemetry/metrics.js';
 import { packageVersion } from '../telemetry/version.js';
+import { openCapacity } from './capacity.js';
 import { Cluster } from './cluster.js';
 import { startCni } from './cni.js';
 import { createReconciler, openIdentityOption } from './datapath.js';
@@ -415,6 +416,13 @@ async function start(
   const metrics = opened.add(new Metrics({ store, datapath, sources, version: packageVersion() }), (handle) =>
     handle.close(),
   );
+  const capacity = await openCapacity({
+    config,
+    store,
+    synced,
+    signal,
+    log: log.child({ part: 'capacity' }),
+  });
   const cluster = new Cluster({
     config,
     runDir: options.runDir,
@@ -437,6 +445,7 @@ async function start(
     processes: () => supervision.messages(),
     drains: draining,
     synced,
+    capacity: () => capacity.report(),
     watch,
     sources: sources.map((source) => withProblem(source, cluster)),
     blockers,

@@ -3,6 +3,7 @@
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { Pool } from 'undici';
+import type { CapacityReport } from '../capacity/report.js';
 import type { FlowQuery, Resolution } from '../identity/resolve.js';
 import type { UpgradeStatus } from '../instances/upgrade.js';
 import { parseIp } from '../net/ip.js';
@@ -160,6 +161,10 @@ export class ApiClient {
 
   status(): Promise<StatusMessage> {
     return this.#json('/v1/status');
+  }
+
+  capacity(): Promise<CapacityReport> {
+    return this.#json('/v1/capacity');
   }
 
   /** Events from the call on, until `signal` aborts; throws when the agent ends the stream. */

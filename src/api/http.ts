@@ -7,6 +7,7 @@ import type { Writable } from 'node:stream';
 import fastify, { type FastifyInstance, type FastifyReply } from 'fastify';
 import type { Logger } from 'pino';
 import { steadyUnixMs } from '../base/clock.js';
+import type { CapacityReport } from '../capacity/report.js';
 import type { Config, Scope } from '../config/config.js';
 import { IdentityError } from '../identity/errors.js';
 import type { PastIdentity } from '../identity/past.js';
@@ -47,6 +48,7 @@ export interface HttpApiOptions {
   readonly upgrades: Pick<Upgrades, 'start' | 'abort'>;
   readonly processes: () => readonly ProcessMessage[];
   readonly drains: DrainsView;
+  readonly capacity: () => CapacityReport;
   readonly sockets: SocketLookups;
   readonly watch: IdentityWatch;
   readonly sources: readonly Pick<PodSource, 'name' | 'lastError'>[];
@@ -326,7 +328,7 @@ function instanceRoutes(app: FastifyInstance, { upgrades }: HttpApiOptions, view
 
 function operationRoutes(
   app: FastifyInstance,
-  { blockers, metrics, version }: HttpApiOptions,
+  { blockers, metrics, version, capacity }: HttpApiOptions,
   views: Views,
 ): void {
   const document = openApiDocument(version, GUARD_HEADER);
@@ -334,6 +336,10 @@ function operationRoutes(
   app.get('/v1/status', async (request) => {
     refuseKeys(request.query);
     return views.status();
+  });
+  app.get('/v1/capacity', async (request) => {
+    refuseKeys(request.query);
+    return capacity();
   });
   app.get('/livez', async () => ({ status: 'alive' }));
   app.get('/readyz', async (_request, reply) => {

@@ -355,6 +355,14 @@ export const OPERATIONS: readonly Operation[] = [
   },
   {
     method: 'get',
+    path: '/v1/capacity',
+    id: 'getCapacity',
+    summary: 'What the pods say that the proxy of this node needs, and what its container has.',
+    answer: { json: 'Capacity' },
+    reasons: ['KEY_INVALID'],
+  },
+  {
+    method: 'get',
     path: '/livez',
     id: 'live',
     summary: 'Whether the agent answers at all.',

@@ -3,6 +3,7 @@
 import { z } from 'zod';
 import { ASSURANCES } from '../identity/resolve.js';
 import { RUNTIME_KINDS } from '../pods/pod.js';
+import { Capacity } from './capacity-shape.js';
 
 const count = () => z.int().nonnegative();
 const text = (description: string) => z.string().meta({ description });
@@ -384,6 +385,7 @@ export const SHAPES = {
   Drain,
   Drains,
   Resumed,
+  Capacity,
   Party,
   Resolution,
   PastResolution,

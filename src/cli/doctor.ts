@@ -4,6 +4,7 @@ import { builtPlugin } from '../cni/plugin.js';
 import type { CheckResult } from '../doctor/check.js';
 import { globalOptions } from './options.js';
 import { json, oneLine, type Print, printToStdout } from './output.js';
+import { withAgent } from './with-agent.js';
 
 const LABEL: Readonly<Record<CheckResult['status'], string>> = { ok: 'ok  ', warn: 'warn', fail: 'FAIL' };
 /** As `api/cni-server.ts` names it, which would load the native addons. */
@@ -22,6 +23,7 @@ export function doctorCommand(print: Print = printToStdout): Command {
       const { nodeChecks } = await import('../doctor/node.js');
       const { configurationChecks, readConfig } = await import('../doctor/configuration.js');
       const { kubernetesChecks } = await import('../doctor/kubernetes.js');
+      const { capacityChecks } = await import('../doctor/capacity.js');
       const { cniChecks } = await import('../doctor/cni.js');
       const { neighbourChecks } = await import('../doctor/neighbours.js');
       const { config, check } = readConfig(path);
@@ -30,6 +32,9 @@ export function doctorCommand(print: Print = printToStdout): Command {
         check,
         ...(config === undefined ? [] : configurationChecks(config)),
         ...(config === undefined ? [] : kubernetesChecks(config)),
+        ...(config === undefined
+          ? []
+          : capacityChecks(config, () => withAgent(command, (client) => client.capacity()))),
         ...cniChecks(config?.sources.cni, { socket: resolve(runDir, CNI_SOCKET), plugin: builtPlugin() }),
         ...neighbourChecks(config?.interception ?? DEFAULT_PLACE),
       ]);

@@ -4,6 +4,7 @@ import { packageVersion } from '../telemetry/version.js';
 import { agentCommand } from './agent.js';
 import { apiCheckCommand } from './api-check.js';
 import { bugReportCommand } from './bug-report.js';
+import { capacityCommand } from './capacity.js';
 import { cleanupCommand } from './cleanup.js';
 import { cniCommand } from './cni.js';
 import { configCommand } from './config.js';
@@ -36,6 +37,7 @@ export function main(args: readonly string[]): Promise<0 | 1 | 2> {
     instancesCommand(),
     drainCommand(),
     resumeCommand(),
+    capacityCommand(),
     flowsCommand(),
     resolveCommand(),
     apiCheckCommand(),

@@ -4,6 +4,7 @@ import type { Family } from '../net/family.js';
 import type { Mark } from '../net/mark.js';
 import type { EnrolMode, OtherProtocols } from '../pods/annotations.js';
 import type { FailurePolicy, RuntimeKind } from '../pods/pod.js';
+import type { Resources } from '../pods/quantity.js';
 
 export interface Config {
   readonly node: string;
@@ -44,6 +45,29 @@ export interface Config {
   /** Without `listen` metrics are on the Unix socket alone. */
   readonly metrics: { readonly listen?: ListenerAddress | undefined };
   readonly log: { readonly level: LogLevel };
+  readonly capacity: CapacityConfig;
+}
+
+/** `resize`: the container of the node's proxy is given what the pods say that it needs. */
+export const CAPACITY_MODES = ['report', 'resize'] as const;
+export type CapacityMode = (typeof CAPACITY_MODES)[number];
+
+export interface CapacityConfig {
+  readonly mode: CapacityMode;
+  readonly target?: CapacityTarget | undefined;
+  /** What the proxy needs without any pod. */
+  readonly base: Resources;
+  readonly headroomPercent: number;
+  readonly hysteresis: { readonly downSeconds: number; readonly percent: number };
+  /** Undefined: none. */
+  readonly limit: { readonly cpuMillis?: number | undefined; readonly memoryBytes?: number | undefined };
+}
+
+export interface CapacityTarget {
+  readonly namespace: string;
+  /** Of labels; it names one pod of a node. */
+  readonly selector: string;
+  readonly container: string;
 }
 
 export interface KubernetesConfig {

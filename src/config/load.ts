@@ -46,6 +46,9 @@ export function parseConfig(text: string, path: string, nodeName = ownNodeName()
   if (Object.values(sources).every((source) => source === undefined)) {
     report(['sources'], 'at least one source is needed: static, cri, kubernetes or cni');
   }
+  if (rest.capacity.target !== undefined && sources.kubernetes === undefined) {
+    report(['capacity', 'target'], 'a target is looked for at the API server: sources.kubernetes is needed');
+  }
   const names = rest.instances.map((instance) => instance.name);
   names.forEach((name, index) => {
     if (names.indexOf(name) !== index) {

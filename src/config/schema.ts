@@ -4,6 +4,7 @@ import { z } from 'zod';
 import { MASKED_MARK, type Mark, parseMark } from '../net/mark.js';
 import { REMEMBERED_MS } from '../pods/gone-pods.js';
 import { RUNTIME_KINDS, SERVICE_ACCOUNT_NAME } from '../pods/pod.js';
+import { capacity } from './capacity-schema.js';
 import {
   CNI_DEFAULTS,
   type InstanceRun,
@@ -285,6 +286,7 @@ export function configSchema(hostname: string) {
         .describe('Where metrics, and nothing else, are answered to anybody; left out: nowhere.'),
     }).prefault({}),
     log: section({ level: oneOf(LOG_LEVELS).default('info') }).prefault({}),
+    capacity: capacity.prefault({}),
   });
 }
 

@@ -1,6 +1,12 @@
 /** What a pod's own labels and annotations ask of us. */
 
 import { parsePrefix } from '../net/ip.js';
+import {
+  MESH_RESOURCES,
+  MESH_RESOURCES_EXPECTED,
+  type MeshResources,
+  parseMeshResources,
+} from './mesh-resources.js';
 import type { FailurePolicy, Pod } from './pod.js';
 
 /** labelled: pods that say `enabled`. all: every pod that does not say `disabled`. */
@@ -19,6 +25,8 @@ export interface Interception {
   readonly enrolled: boolean;
   readonly failure: FailurePolicy;
   readonly other: OtherProtocols;
+  /** Undefined where nothing is said, or nothing that can be followed. */
+  readonly meshResources: MeshResources | undefined;
   /** One sentence per key whose value could not be followed; the default of that key applies. */
   readonly problems: readonly string[];
 }
@@ -37,7 +45,13 @@ const SELECTIONS = [
 ] as const;
 
 /** Keys that a pod cannot have from its namespace: those that say what it is, and what the webhook reads of the pod alone. */
-const OWN_KEYS: readonly string[] = ['app', 'service-account', 'explicit-proxy'].map((key) => PREFIX + key);
+const OWN_KEYS: readonly string[] = [
+  'app',
+  'service-account',
+  'explicit-proxy',
+  'mesh-requests',
+  'mesh-requests-added',
+].map((key) => PREFIX + key);
 
 /** Whether a key is about interception: those set on a namespace count for its pods. */
 export function isInterceptionKey(key: string): boolean {
@@ -54,6 +68,7 @@ export function interceptionOf(
   const failure = choice(pod, 'failure', ['closed', 'open'], problems);
   const other = choice(pod, 'other-protocols', ['pass', 'drop'], problems);
   choice(pod, 'explicit-proxy', ['enabled', 'disabled'], problems);
+  choice(pod, 'mesh-requests', ['enabled', 'disabled'], problems);
   for (const [key, expected, isRight] of SELECTIONS) {
     const value = given(pod, key);
     if (value === undefined || (value === 'all' && key !== 'exclude-outbound-cidrs')) {
@@ -64,11 +79,13 @@ export function interceptionOf(
       : `expected ${expected}, got ${quoted(value)}`;
     problems.push(`${PREFIX}${key}: ${wrong}`);
   }
+  const meshResources = meshResourcesOf(pod, problems);
   return {
     enrolled: defaults.enrol === 'all' ? intercept !== 'disabled' : intercept === 'enabled',
     failure: failure ?? defaults.failure,
     // The stricter of the two: a pod cannot open what the node has closed.
     other: defaults.other === 'drop' ? 'drop' : (other ?? 'pass'),
+    meshResources,
     problems,
   };
 }
@@ -76,6 +93,24 @@ export function interceptionOf(
 /** Its containers are to be told their node's proxy (HTTP_PROXY and the like), which the admission webhook does. */
 export function isExplicit(pod: Pick<Pod, 'labels' | 'annotations'>): boolean {
   return given(pod, 'explicit-proxy') === 'enabled';
+}
+
+/** What its node's proxy needs for it is to be among its requests, which the admission webhook does. */
+export function asksForRequests(pod: Pick<Pod, 'labels' | 'annotations'>): boolean {
+  return given(pod, 'mesh-requests') === 'enabled';
+}
+
+/** Undefined where nothing is said, or nothing that can be followed, which is added to `problems`. */
+export function meshResourcesOf(
+  pod: Pick<Pod, 'labels' | 'annotations'>,
+  problems: string[] = [],
+): MeshResources | undefined {
+  const text = given(pod, 'mesh-resources');
+  const read = text === undefined ? undefined : parseMeshResources(text);
+  if (text !== undefined && read === undefined) {
+    problems.push(`${MESH_RESOURCES}: expected ${MESH_RESOURCES_EXPECTED}, got ${quoted(text)}`);
+  }
+  return read;
 }
 
 function choice<T extends string>(

@@ -8,6 +8,7 @@ import type { Generation } from './certificates.js';
 import { type ClusterNames, WebhookCluster } from './cluster.js';
 import { type ExplicitProxy, explicitProxyPatch } from './explicit-proxy.js';
 import { CertificateKeeper } from './keeper.js';
+import { meshRequestsPatch } from './mesh-requests.js';
 import type { RotationTerms } from './rotation.js';
 import { startWebhookServer, type WebhookServer } from './server.js';
 import { type IsServed, refusalOf } from './validation.js';
@@ -54,7 +55,9 @@ export async function runWebhook(options: WebhookOptions, signal: AbortSignal): 
     server = await startWebhookServer({
       ...options,
       first: current,
-      mutate: ({ object }) => ({ patch: explicitProxyPatch(object, proxy) }),
+      mutate: ({ object }) => ({
+        patch: [...explicitProxyPatch(object, proxy), ...meshRequestsPatch(object)],
+      }),
       validate: (request) => ({ refusal: refusalOf(request, isServed) }),
       ready: () => keeper.ready,
     });

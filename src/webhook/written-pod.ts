@@ -9,8 +9,16 @@ const texts = z
   .nullish()
   .transform((given) => given ?? {});
 const variable = z.looseObject({ name: z.string() });
+/** A quantity may be written as a number. */
+const quantities = z.record(z.string(), z.union([z.string(), z.number().transform(String)])).nullish();
 const containers = z
-  .array(z.looseObject({ name: z.string(), env: z.array(variable).nullish() }))
+  .array(
+    z.looseObject({
+      name: z.string(),
+      env: z.array(variable).nullish(),
+      resources: z.looseObject({ requests: quantities, limits: quantities }).nullish(),
+    }),
+  )
   .nullish()
   .transform((given) => given ?? []);
 

@@ -126,6 +126,16 @@ test('as a command: sets up pods in explicit mode, refuses wrong ones with the t
     const expected = { HTTP_PROXY: url, https_proxy: url, no_proxy: 'localhost,10.0.0.0/8' };
     expect(environment(made)).toMatchObject([expected, expected]);
     expect(environment(await createPod({}))).toEqual([{}]);
+    const meshed = await createPod({
+      annotations: {
+        'nodesentry.io/mesh-requests': 'enabled',
+        'nodesentry.io/mesh-resources': '{"pod": {"cpu": "10m", "memory": "8Mi"}}',
+      },
+    });
+    expect(meshed).toMatchObject({
+      metadata: { annotations: { 'nodesentry.io/mesh-requests-added': 'cpu 10m, memory 8Mi' } },
+      spec: { containers: [{ resources: { requests: { cpu: '10m', memory: '8Mi' } } }] },
+    });
 
     const { name } = made.metadata;
     const path = `/api/v1/namespaces/apps/pods/${name}`;

@@ -7,6 +7,7 @@ import type { PeerCredentials } from '../../src/api/callers.js';
 import type { DrainsView } from '../../src/api/drains.js';
 import { type HttpApi, type HttpApiOptions, startHttpApi } from '../../src/api/http.js';
 import type { InstanceState, InstancesView } from '../../src/api/instances.js';
+import { Capacity } from '../../src/capacity/capacity.js';
 import { parseConfig } from '../../src/config/load.js';
 import type { EndpointCounters } from '../../src/datapath/endpoints.js';
 import type { FlowEvent, FlowRecord } from '../../src/datapath/flows.js';
@@ -264,6 +265,7 @@ export async function startFixture(options: FixtureOptions = {}): Promise<Fixtur
     options.config ?? 'node: node-a\nsources: {static: {file: pods.yaml}}',
     'config.yaml',
   );
+  const capacity = new Capacity({ config, store });
   const api = await startHttpApi({
     runDir: folder,
     config,
@@ -288,6 +290,7 @@ export async function startFixture(options: FixtureOptions = {}): Promise<Fixtur
     processes: options.processes ?? (() => []),
     drains: options.drains?.(store, datapath) ?? NONE_DRAINED,
     synced: () => state.synced,
+    capacity: () => capacity.report(),
     watch,
     sources: [{ name: 'static', lastError: undefined }],
     blockers: () => state.blockers,

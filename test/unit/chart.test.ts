@@ -240,6 +240,24 @@ describe('the PodMonitor', () => {
   });
 });
 
+describe('a proxy that is resized', () => {
+  it('is so by the rights of deploy/capacity, in its own namespace alone', async () => {
+    const target = { namespace: 'mesh', selector: 'app=proxy', container: 'proxy' };
+    const added = async (mode: string) =>
+      (await rendered({ config: { capacity: { mode, target } } })).filter(({ kind }) =>
+        ['Role', 'RoleBinding'].includes(kind ?? ''),
+      );
+    expect(await added('report')).toEqual([]);
+    const file = readFileSync(join(ROOT, 'deploy/capacity/rbac.yaml'), 'utf8');
+    const [role, binding] = parseAllDocuments(file).map((document) => document.toJS() as Manifest);
+    const inMesh = (object: Manifest | undefined) => ({
+      ...object,
+      metadata: { name: 'nodesentry-capacity', namespace: 'mesh' },
+    });
+    expect(await added('resize')).toMatchObject([inMesh(role), inMesh(binding)]);
+  });
+});
+
 describe('the webhook', () => {
   it('is off by default, and where it is on, the objects of deploy/webhook', async () => {
     const base = objects(await rendered());

@@ -89,6 +89,13 @@ describe('a configuration', () => {
       api: { allow: [{ uid: 0 }], rateLimit: { perSecond: 20_000, burst: 40_000 } },
       metrics: {},
       log: { level: 'info' },
+      capacity: {
+        mode: 'report',
+        base: { cpuMillis: 0, memoryBytes: 0 },
+        headroomPercent: 20,
+        hysteresis: { downSeconds: 300, percent: 10 },
+        limit: {},
+      },
     });
   });
 
@@ -558,6 +565,7 @@ it('the JSON schema describes the file as it is written', () => {
     'lifecycle',
     'metrics',
     'log',
+    'capacity',
   ]);
   expect(schema.additionalProperties).toBe(false);
   expect(schema.properties.interception?.properties).toMatchObject({

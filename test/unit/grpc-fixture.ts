@@ -102,6 +102,7 @@ export async function start({
     processes: () => [],
     drains: NONE_DRAINED,
     synced,
+    capacity: never,
     sources: [{ name: 'static', lastError: undefined }],
     blockers: () => state.blockers,
     metrics,

@@ -22,11 +22,12 @@ const MAY_IMPORT: Readonly<Record<string, { values: readonly string[]; types?: r
   config: { values: ['net', 'pods'] },
   cni: { values: [] },
   supervise: { values: ['native', 'net'], types: ['config'] },
+  capacity: { values: ['net', 'pods'], types: ['config'] },
   lifecycle: { values: ['net', 'pods'], types: ['reconcile'] },
   instances: { values: ['net', 'datapath', 'config/listeners.ts'], types: ['config'] },
   api: {
     values: ['net', 'pods', 'identity', 'instances/errors.ts'],
-    types: ['datapath', 'reconcile', 'drain', 'config', 'telemetry', 'instances', 'supervise'],
+    types: ['datapath', 'reconcile', 'drain', 'config', 'telemetry', 'instances', 'supervise', 'capacity'],
   },
   doctor: { values: ['native', 'net', 'kernel', 'pods', 'datapath', 'config', 'cni'] },
   'bug-report': { values: ['native', 'net', 'kernel', 'pods', 'datapath', 'config', 'telemetry'] },
@@ -47,6 +48,7 @@ const MAY_IMPORT: Readonly<Record<string, { values: readonly string[]; types?: r
       'identity',
       'instances',
       'lifecycle',
+      'capacity',
       'cluster',
       'telemetry',
       'config',
@@ -74,7 +76,7 @@ const MAY_IMPORT: Readonly<Record<string, { values: readonly string[]; types?: r
       'webhook',
       'agent',
     ],
-    types: ['runtimes', 'datapath', 'reconcile', 'identity'],
+    types: ['runtimes', 'datapath', 'reconcile', 'identity', 'capacity'],
   },
 };
 

@@ -292,6 +292,7 @@ describe('what is answered is what the document says', () => {
       { method: 'POST', body: JSON.stringify({ pod: 'web-0', to: 'none' }) },
     ],
     ['resuming', 200, '/v1/resume', '/v1/resume', { method: 'POST', body: JSON.stringify({ all: true }) }],
+    ['the capacity', 200, '/v1/capacity', '/v1/capacity'],
     ['the instances', 200, '/v1/instances', '/v1/instances'],
     [
       'the upgrade of an instance',

@@ -42,10 +42,10 @@ export interface Call {
   readonly query?: Readonly<Record<string, string>>;
 }
 
-/** `create` makes an object; `merge` (RFC 7386) and `json` (RFC 6902) change one. */
+/** `create` makes an object; `merge` (RFC 7386), `json` (RFC 6902) and `strategic` (lists by their keys) change one. */
 export type Write =
   | { readonly kind: 'create'; readonly object: object }
-  | { readonly kind: 'merge'; readonly patch: object }
+  | { readonly kind: 'merge' | 'strategic'; readonly patch: object }
   | { readonly kind: 'json'; readonly patch: readonly object[] };
 
 interface Body {
@@ -269,14 +269,16 @@ class CallScope {
   }
 }
 
+const PATCH_TYPES = {
+  json: 'application/json-patch+json',
+  merge: 'application/merge-patch+json',
+  strategic: 'application/strategic-merge-patch+json',
+} as const;
+
 function bodyOf(write: Write): Body {
   return write.kind === 'create'
     ? { method: 'POST', type: 'application/json', json: JSON.stringify(write.object) }
-    : {
-        method: 'PATCH',
-        type: write.kind === 'json' ? 'application/json-patch+json' : 'application/merge-patch+json',
-        json: JSON.stringify(write.patch),
-      };
+    : { method: 'PATCH', type: PATCH_TYPES[write.kind], json: JSON.stringify(write.patch) };
 }
 
 function readBody(response: IncomingMessage, maxBytes: number): Promise<string> {
