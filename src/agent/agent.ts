@@ -307,6 +307,7 @@ async function start(
     programs,
     tables,
     objects: options.bpfObjects,
+    supervision,
     adopt: async () => {
       await adopt(live.current);
       proxyPorts.ensure();

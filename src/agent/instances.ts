@@ -15,6 +15,7 @@ import { type Health, InstanceHealth } from '../instances/health.js';
 import { memoryOf } from '../instances/memory.js';
 import { Upgrades } from '../instances/upgrades.js';
 import type { LiveInstances } from './live-instances.js';
+import type { Supervision } from './supervision.js';
 
 const HEALTH_LOOK_MS = 500;
 
@@ -29,6 +30,7 @@ export function openInstances(parts: {
   readonly objects: string;
   /** Looks for what is wanted by now and writes who takes new flows. */
   readonly adopt: () => Promise<void>;
+  readonly supervision: Pick<Supervision, 'renew' | 'renewalOf'>;
   readonly opened: Opened;
   readonly log: Logger;
 }) {
@@ -79,6 +81,9 @@ export function openInstances(parts: {
   const upgrades = opened.own(
     new Upgrades({
       instances: () => live.current,
+      processes: parts.supervision,
+      isStarted: (name) =>
+        live.current.some((instance) => instance.name === name && instance.run !== undefined),
       generations,
       applied: adopt,
       listeners: listenersOf,

@@ -5,6 +5,7 @@ import { type Config, type Instance, instanceFor } from '../config/config.js';
 import { interceptionOf } from '../pods/annotations.js';
 import { appOf } from '../pods/pod.js';
 import type { PodStore } from '../pods/pod-store.js';
+import type { Renewal } from '../supervise/instance-process.js';
 import { type ProcessMessage, readMessages } from '../supervise/state.js';
 import { instancesFolder, Supervisor } from '../supervise/supervisor.js';
 import { takeLock } from './run-lock.js';
@@ -29,6 +30,9 @@ export interface Supervision {
   messages(): ProcessMessage[];
   /** Starts what a list asks for before it holds. */
   prepare(instances: readonly Instance[]): void;
+  /** Another process in the place of the present one: see InstanceProcess.renew. */
+  renew(name: string, deadlineMs: number): string | undefined;
+  renewalOf(name: string): Renewal | undefined;
   /** The processes go on. */
   close(): void;
 }
@@ -45,7 +49,13 @@ export function startSupervision({
 }: SupervisionOptions): Supervision {
   const folder = instancesFolder(runDir);
   if (config.supervision.by === 'separate') {
-    return { messages: () => readMessages(folder), prepare: () => undefined, close: () => undefined };
+    return {
+      messages: () => readMessages(folder),
+      prepare: () => undefined,
+      renew: () => 'it is supervised by another process: change its command there',
+      renewalOf: () => undefined,
+      close: () => undefined,
+    };
   }
   const lock = takeLock(folder, SUPERVISOR);
   const served = servedInstances(store, config);
@@ -63,6 +73,8 @@ export function startSupervision({
   return {
     messages: () => supervisor.messages(),
     prepare: (list) => supervisor.look(list),
+    renew: (name, deadlineMs) => supervisor.renew(name, deadlineMs),
+    renewalOf: (name) => supervisor.renewalOf(name),
     close: () => {
       unsubscribe();
       supervisor.close();

@@ -45,7 +45,8 @@ export function instancesCommand(print: Print = printToStdout): Command {
         );
         for (const { name, health, upgrade, process } of answer.instances) {
           if (process !== null && process.problem !== '') {
-            print(`\n${name} is not started: ${oneLine(process.problem)}`);
+            const what = process.pid === null ? 'is not started' : 'goes on as it was';
+            print(`\n${name} ${what}: ${oneLine(process.problem)}`);
           }
           if (health.reason !== '') {
             print(`\n${name}: ${oneLine(health.reason)}`);

@@ -127,13 +127,17 @@ export interface InstanceRun {
   readonly sockets: (typeof SOCKET_MODES)[number];
   /** For so long it is kept after the last pod of its apps has gone. */
   readonly graceSeconds: number;
-  /** For so long after SIGTERM it may go on. */
+  /** For so long after `stopSignal` it may go on. */
   readonly stopSeconds: number;
+  readonly stopSignal: (typeof STOP_SIGNALS)[number];
   readonly limits: InstanceLimits;
 }
 
 /** `separate`: `nodesentry supervise`, in a process of its own. */
 export const SUPERVISORS = ['agent', 'separate'] as const;
+
+/** HAProxy ends after its last connection at SIGUSR1, nginx at SIGQUIT. */
+export const STOP_SIGNALS = ['SIGTERM', 'SIGINT', 'SIGQUIT', 'SIGUSR1', 'SIGUSR2'] as const;
 
 export const SOCKET_MODES = ['handed', 'own'] as const;
 

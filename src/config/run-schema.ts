@@ -1,7 +1,7 @@
 /** How an instance is started: the keys `command` and `run`. */
 
 import { z } from 'zod';
-import { type InstanceLimits, type InstanceRun, SOCKET_MODES } from './config.js';
+import { type InstanceLimits, type InstanceRun, SOCKET_MODES, STOP_SIGNALS } from './config.js';
 
 const MAX_ID = 0xffff_fffe;
 const UNIT_BYTES: Readonly<Record<string, number>> = { '': 1, Ki: 2 ** 10, Mi: 2 ** 20, Gi: 2 ** 30 };
@@ -72,6 +72,7 @@ export const run = z.strictObject(
     sockets: z.enum(SOCKET_MODES, { error: SOCKET_MODES.join(' or ') }).default('handed'),
     graceSeconds: whole(0, 86_400).default(30),
     stopSeconds: whole(0, 3_600).default(10),
+    stopSignal: z.enum(STOP_SIGNALS, { error: `one of ${STOP_SIGNALS.join(', ')}` }).default('SIGTERM'),
     limits: z
       .strictObject(
         { memory: memory.optional(), cpu: cpu.optional(), pids: whole(1, 4_194_304).optional() },

@@ -58,6 +58,24 @@ export function parseUpgrade(body: unknown, current: Addresses): UpgradeRequest 
   };
 }
 
+/** Of an instance that is started by its command: the new one is handed the sockets of the present one. */
+export function namesNoAddress(body: unknown): boolean {
+  const { outbound, inbound } = (body ?? {}) as Readonly<Record<string, unknown>>;
+  return outbound === undefined && inbound === undefined;
+}
+
+/** How long the present process may go on, milliseconds. Throws InstanceError KEY_INVALID, which names the field. */
+export function parseRenewal(body: unknown): number {
+  const given = (body ?? {}) as Readonly<Record<string, unknown>>;
+  if (given['canary'] !== undefined) {
+    throw new InstanceError(
+      'KEY_INVALID',
+      'canary: both processes have the same sockets, and the kernel shares new flows out; name addresses of a new one to give it a share',
+    );
+  }
+  return 1_000 * secondsOf(given, 'deadlineSeconds', 600, DAY_S);
+}
+
 function addressesOf(
   given: Readonly<Record<string, unknown>>,
   key: 'outbound' | 'inbound',

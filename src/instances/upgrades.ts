@@ -3,16 +3,25 @@
 import { InstanceError } from './errors.js';
 import type { ConfiguredInstance, InstanceGenerations } from './generations.js';
 import { Upgrade, type UpgradeParts, type UpgradeStatus } from './upgrade.js';
-import { parseUpgrade } from './upgrade-request.js';
+import { namesNoAddress, parseRenewal, parseUpgrade } from './upgrade-request.js';
 
 export interface UpgradesOptions extends UpgradeParts {
   readonly instances: () => readonly ConfiguredInstance[];
   readonly generations: InstanceGenerations;
+  /** Of instances with a command: another process with the same sockets. */
+  readonly processes: {
+    renew(name: string, deadlineMs: number): string | undefined;
+    renewalOf(name: string): Pick<UpgradeStatus, 'phase' | 'detail'> | undefined;
+  };
+  /** Whether it is started by its command. */
+  readonly isStarted: (name: string) => boolean;
 }
 
 export class Upgrades {
   readonly #options: UpgradesOptions;
   readonly #last = new Map<string, Upgrade>();
+  /** When the last process of each was begun to be exchanged; Unix time, milliseconds. */
+  readonly #renewedMs = new Map<string, number>();
 
   constructor(options: UpgradesOptions) {
     this.#options = options;
@@ -23,6 +32,9 @@ export class Upgrades {
     const instance = this.#instance(name);
     if (this.#last.get(name)?.isOver === false) {
       throw new InstanceError('INSTANCE_BUSY', `an upgrade of the instance ${name} is under way`);
+    }
+    if (this.#options.isStarted(name) && namesNoAddress(body)) {
+      return this.#renew(name, body);
     }
     const { generations } = this.#options;
     const serving = generations.servingOf(name);
@@ -45,7 +57,19 @@ export class Upgrades {
   }
 
   of(name: string): UpgradeStatus | undefined {
-    return this.#last.get(name)?.status();
+    const renewal = this.#options.processes.renewalOf(name);
+    return renewal === undefined
+      ? this.#last.get(name)?.status()
+      : { instance: name, startedMs: this.#renewedMs.get(name) ?? 0, ...renewal };
+  }
+
+  #renew(name: string, body: unknown): UpgradeStatus {
+    const problem = this.#options.processes.renew(name, parseRenewal(body));
+    if (problem !== undefined) {
+      throw new InstanceError('INSTANCE_BUSY', `the instance ${name} cannot be renewed: ${problem}`);
+    }
+    this.#renewedMs.set(name, Math.round(this.#options.nowMs()));
+    return this.of(name) ?? { instance: name, phase: 'CHECKING', detail: '', startedMs: 0 };
   }
 
   close(): void {

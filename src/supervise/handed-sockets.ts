@@ -86,6 +86,11 @@ export function namesOf(texts: readonly string[]): string {
   return texts.map((text) => text.split(' ', 1)[0]).join(':');
 }
 
+/** Of the sockets that an instance would be handed. */
+export function textsOf(instance: Instance): string[] {
+  return socketsOf(instance).map(({ text }) => text);
+}
+
 function socketsOf(instance: Instance): Wanted[] {
   return (['outbound', 'inbound'] as const).flatMap((name) =>
     instance[name].map(({ host, port, text }, _index, list) => ({

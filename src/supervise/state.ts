@@ -3,6 +3,7 @@
 import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { z } from 'zod';
+import { STOP_SIGNALS } from '../config/config.js';
 import { isAlive, memoryOfGroup } from './processes.js';
 
 export const PROCESS_STATES = ['STOPPED', 'STARTING', 'RUNNING', 'BACKOFF', 'STOPPING', 'FAILED'] as const;
@@ -35,6 +36,9 @@ const keptState = z.object({
   problem: z.string(),
   graceSeconds: z.number(),
   stopSeconds: z.number(),
+  stopSignal: z.enum(STOP_SIGNALS).default('SIGTERM'),
+  /** Started beside it, to take its place. */
+  next: z.object({ pid: z.int().positive(), startTime: z.number() }).nullable().default(null),
   /** That it was handed from descriptor 3 on, as `outbound 127.0.0.1:16001`. */
   handed: z.array(z.string()),
   cgroup: z.string().nullable(),

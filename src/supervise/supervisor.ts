@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import type { Clock } from '../base/clock.js';
 import type { Log } from '../base/log.js';
 import type { Instance } from '../config/config.js';
-import { InstanceProcess } from './instance-process.js';
+import { InstanceProcess, type Renewal } from './instance-process.js';
 import { type ProcessMessage, readStates } from './state.js';
 
 const LOOK_MS = 100;
@@ -77,6 +77,19 @@ export class Supervisor {
       this.#options.log.error({ err: error, instance }, 'looking after an instance failed');
       this.#troubled.set(instance, error.message);
     }
+  }
+
+  /** See InstanceProcess.renew; `undefined`: it has begun. */
+  renew(name: string, deadlineMs: number): string | undefined {
+    const declared = this.#options.instances().find((instance) => instance.name === name);
+    const process = this.#processes.get(name);
+    return declared === undefined || process === undefined
+      ? 'it has no process'
+      : process.renew(declared, deadlineMs);
+  }
+
+  renewalOf(name: string): Renewal | undefined {
+    return this.#processes.get(name)?.renewal();
   }
 
   messages(): ProcessMessage[] {

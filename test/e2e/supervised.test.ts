@@ -50,7 +50,7 @@ beforeAll(async () => {
     apps: ['pay'],
     outbound: '127.0.0.1:16001',
     command: ['/usr/sbin/haproxy', '-db', '-f', config],
-    run: { graceSeconds: 1 },
+    run: { graceSeconds: 1, stopSignal: 'SIGUSR1' },
   };
   agent = new TestAgent(lab, { sources: { static: { file: 'pods.yaml' } } });
   agent.writeConfig({ instances: [haproxy, COMMON] });
@@ -128,6 +128,39 @@ it('the first pod of its app starts it, the second shares it', async () => {
   expect((await flowing.stop()).filter(({ failures }) => failures > 0)).toEqual([]);
 });
 
+it('is upgraded by another process with the same sockets, and nobody notices', async () => {
+  const flowing = await undisturbed();
+  const own = [
+    { pod: pay, family: 4, everyMs: 2, kind: 'handshakes' },
+    { pod: pay2, family: 4, everyMs: 5, kind: 'handshakes' },
+  ] as const;
+  const served = await Load.start(lab, own);
+  onTestFinished(() => served.end());
+  const before = await running();
+  const words = ['instances', 'upgrade', 'payments', '--deadline', '10s'];
+  const { stdout } = await agent.cli(...words);
+  expect(stdout.trim().split('\n').at(-1)).toBe('DONE');
+  const after = await running();
+  expect(after).not.toBe(before);
+  expect(processIdOf(before)).toBeUndefined();
+  expect(await asked(pay)).toBe('pay served');
+  expect((await served.stop()).filter(({ failures }) => failures > 0)).toEqual([]);
+  expect((await flowing.stop()).filter(({ failures }) => failures > 0)).toEqual([]);
+  expect((await payments()).process).toMatchObject({ pid: after, restarts: 0 });
+});
+
+it('another command takes its place in the same way; one that does not live changes nothing', async () => {
+  const before = await running();
+  const broken = { ...haproxy, command: ['/bin/sh', '-c', 'exit 3'] };
+  agent.writeConfig({ instances: [broken, COMMON] });
+  await waitFor('it to be told', async () => (await payments()).process?.problem !== '');
+  expect((await payments()).process).toMatchObject({ pid: before, state: 'RUNNING' });
+  expect((await payments()).process?.problem).toMatch(/exit code 3|ended at once/);
+  agent.writeConfig({ instances: [haproxy, COMMON] });
+  await waitFor('another one', async () => (await payments()).process?.pid !== before);
+  expect(await asked(pay)).toBe('pay served');
+});
+
 it('what it writes is in the log of the agent, under its name', async () => {
   await waitFor('its line of the request', () =>
     agent
@@ -195,7 +228,9 @@ it('the last pod leaves, and after the grace it is stopped, and its listener gon
 });
 
 it('one that cannot be started says why, and its pods fall to the failure policy', async () => {
+  const { changes } = await agent.client.instances();
   agent.writeConfig({ instances: [{ ...haproxy, command: ['/nowhere/proxy'] }, COMMON] });
+  await waitFor('the list to be taken over', async () => (await agent.client.instances()).changes > changes);
   agent.writePods([staticPod(web), ofPay(pay)]);
   await waitFor('it to be told', async () => (await payments()).process?.state === 'FAILED');
   await agent.reaches('pay', 'INTERCEPTED');

@@ -398,6 +398,10 @@ describe('a mistake is told with its line and field', () => {
 
   it.each([
     ['graceSeconds: -1', 'graceSeconds: expected a whole number from 0 to 86400, got -1'],
+    [
+      'stopSignal: SIGKILL',
+      'stopSignal: expected one of SIGTERM, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, got "SIGKILL"',
+    ],
     ['stopSeconds: long', 'stopSeconds: expected a whole number from 0 to 3600, got "long"'],
     ['directory: here', 'directory: expected the absolute path of a folder, got "here"'],
     ['user: root', 'user: expected a whole number from 0 to 4294967294, got "root"'],
@@ -446,6 +450,7 @@ instances:
       sockets: 'handed',
       graceSeconds: 30,
       stopSeconds: 10,
+      stopSignal: 'SIGTERM',
       limits: {},
     });
     expect(limited?.run?.limits).toEqual({ memory: 2_147_483_648, cpu: 1_500, pids: 9 });

@@ -21,7 +21,7 @@ const MAY_IMPORT: Readonly<Record<string, { values: readonly string[]; types?: r
   telemetry: { values: [], types: ['pods', 'reconcile'] },
   config: { values: ['net', 'pods'] },
   cni: { values: [] },
-  supervise: { values: ['native', 'net'], types: ['config'] },
+  supervise: { values: ['native', 'net', 'config/config.ts'], types: ['config'] },
   capacity: { values: ['net', 'pods'], types: ['config'] },
   lifecycle: { values: ['net', 'pods'], types: ['reconcile'] },
   instances: { values: ['net', 'datapath', 'config/listeners.ts'], types: ['config'] },
