@@ -111,6 +111,7 @@ export class Announcing {
   async #adopt({ name, pid, replace, ...sockets }: Checked): Promise<ListenerStatus[]> {
     const instance = this.#instance(name);
     const { announced, generations, look } = this.#options;
+    await look(); // what has just gone takes no place
     const generation = generations.servingOf(name);
     const places = DIRECTIONS.filter((direction) => sockets[direction].length > 0).map((direction) => ({
       instance: name,
