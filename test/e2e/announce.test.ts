@@ -13,6 +13,7 @@ import { reply } from '../lab/pod.js';
 import { OUTBOUND, staticPod, TestAgent, TestProxy } from './agent.js';
 
 const EXAMPLE = join(import.meta.dirname, '../../examples/announce/announce.c');
+const NODE = '10.199.0.1';
 const OTHER_UID = '12345';
 const WORKERS = 4;
 const CONNECTIONS = 200;
@@ -92,8 +93,9 @@ it('gets its pod’s connections in both directions; without one they meet the p
   expect((await agent.cli('instances')).stdout).toMatch(/IPv4 announce \(\d+\) announced/);
   const [outbound] = await payments();
   const port = outbound?.address.split(':')[1] ?? '';
-  const refused = reply(await pay.app(['dial', '10.66.0.1', port]));
-  expect(refused).toMatchObject({ ok: false });
+  const before = (await agent.packets('pay')).PROXY_PORT ?? 0;
+  expect(reply(await pay.app(['dial', NODE, port]))).toMatchObject({ ok: false, error: 'ECONNREFUSED' });
+  expect((await agent.packets('pay')).PROXY_PORT).toBe(before + 1);
 
   await daemon.stop('SIGKILL');
   await waitFor('the policy', async () => (await told()) === '');
