@@ -16,5 +16,6 @@ void define_redirects(Napi::Env env, Napi::Object exports);
 void define_bridge_fdb(Napi::Env env, Napi::Object exports);
 void define_packets(Napi::Env env, Napi::Object exports);
 void define_locks(Napi::Env env, Napi::Object exports);
+void define_announcements(Napi::Env env, Napi::Object exports);
 
 } // namespace ns

@@ -2,6 +2,7 @@
 
 import { dirname, join } from 'node:path';
 import type { Logger } from 'pino';
+import { openAnnouncements } from '../api/announce-door.js';
 import { startGrpcApi } from '../api/grpc.js';
 import { startHttpApi } from '../api/http.js';
 import { startMetricsServer } from '../api/metrics-server.js';
@@ -9,6 +10,7 @@ import { steadyUnixMs } from '../base/clock.js';
 import { Opened } from '../base/opened.js';
 import type { Config, Instance } from '../config/config.js';
 import { loadConfig } from '../config/load.js';
+import { Announced } from '../datapath/announced.js';
 import { EndpointTables } from '../datapath/endpoints.js';
 import { Flows } from '../datapath/flows.js';
 import { Generations } from '../datapath/generations.js';
@@ -24,10 +26,12 @@ import { PastIdentity } from '../identity/past.js';
 import { IdentityService } from '../identity/resolve.js';
 import { SocketLookups } from '../identity/socket-ends.js';
 import { IdentityWatch } from '../identity/watch.js';
+import { Announcing } from '../instances/announcing.js';
 import { InstanceGenerations } from '../instances/generations.js';
 import { missingCapabilities } from '../kernel/capabilities.js';
 import { RouteSocket } from '../kernel/netlink.js';
 import { openPrograms } from '../kernel/programs.js';
+import { openAnnounceDoor, sendMessage } from '../native/announce-door.js';
 import { isBpffs, tcxSupported } from '../native/bpf.js';
 import { type LinkEvent, openLinkEvents } from '../native/link-events.js';
 import { Netfilter } from '../native/netfilter.js';
@@ -37,6 +41,7 @@ import {
   openTcpConnections,
   peerCredentials,
   tcpEnds,
+  tcpListeners,
 } from '../native/sockets.js';
 import { ipToBytes } from '../net/ip.js';
 import { confirmation } from '../pods/confirmation.js';
@@ -180,7 +185,9 @@ async function start(
     ...instanceGenerations.wanted(instances),
     ...lifecycle.wanted(),
   ];
+  const announced = new Announced(join(options.runDir, 'announced.json'), log.child({ part: 'listeners' }));
   const listeners = new Listeners({
+    announced,
     map: programs.maps.listeners,
     slots: programs.layouts.slots,
     instances: wanted(config.instances),
@@ -229,7 +236,7 @@ async function start(
   let adopting = Promise.resolve();
   const proxyPorts = new PortSet(
     programs.maps.proxy_ports,
-    () => instanceGenerations.portsOf(live.current),
+    () => [...instanceGenerations.portsOf(live.current), ...announced.list().map(({ port }) => port)],
     'port of a proxy',
   );
   const links = new PodLinks(socket);
@@ -414,6 +421,17 @@ async function start(
     reconciler,
     probe: instanceParts.probe,
   });
+  const announcing = new Announcing({
+    instances: () => live.current,
+    generations: instanceGenerations,
+    announced,
+    listeners,
+    all: tcpListeners,
+    look: async () => {
+      await adoptNow();
+      proxyPorts.ensure();
+    },
+  });
   const metrics = opened.add(new Metrics({ store, datapath, sources, version: packageVersion() }), (handle) =>
     handle.close(),
   );
@@ -443,6 +461,7 @@ async function start(
     sockets: new SocketLookups(tcpEnds),
     instances: instanceParts.view,
     upgrades: instanceParts.upgrades,
+    announcing,
     processes: () => supervision.messages(),
     drains: draining,
     synced,
@@ -457,6 +476,7 @@ async function start(
   };
   opened.own(await startHttpApi(api));
   opened.own(await startGrpcApi(api));
+  opened.own(openAnnouncements({ ...api, open: openAnnounceDoor, send: sendMessage }));
   if (config.metrics.listen !== undefined) {
     opened.own(await startMetricsServer({ listen: config.metrics.listen, metrics, log: api.log }));
   }

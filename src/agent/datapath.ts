@@ -117,7 +117,7 @@ export function createReconciler(parts: {
     program: programs.programs.inbound_steer,
     map: programs.maps.steering,
     layouts: programs.layouts,
-    wanted: () => instances().some((instance) => instance.inbound.length > 0) || tables.hasInbound(),
+    wanted: () => instances().some(receives) || tables.hasInbound(),
   });
   const { maps, layouts } = programs;
   const canaries = new Canaries({
@@ -130,7 +130,7 @@ export function createReconciler(parts: {
     instance && {
       name: instance.name,
       number: slots.numberOf(instance.name),
-      inbound: instance.inbound.length > 0,
+      inbound: receives(instance),
     };
   return new Reconciler({
     store,
@@ -194,6 +194,11 @@ export function createReconciler(parts: {
     rememberMs: config.identity.rememberSeconds * 1_000,
     nowMs: steadyUnixMs,
   });
+}
+
+/** Whether what its pods are sent goes through it. */
+function receives({ inbound, announced }: Instance): boolean {
+  return inbound.length > 0 || announced?.includes('inbound') === true;
 }
 
 /** Attached to nothing yet. */

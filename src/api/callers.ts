@@ -136,7 +136,7 @@ function programOf(pid: number): string | undefined {
 }
 
 /** proc_pid_fdinfo(5): `Pid` of a pidfd turns -1 when its process has ended. */
-function isAlive(pidfd: number, pid: number): boolean {
+export function isAlive(pidfd: number, pid: number): boolean {
   return readFileSync(`/proc/self/fdinfo/${pidfd}`, 'utf8').includes(`\nPid:\t${pid}\n`);
 }
 

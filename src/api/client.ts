@@ -16,6 +16,7 @@ import type {
   FlowsMessage,
   IdentityLine,
   InstancesMessage,
+  ListenersMessage,
   ResumedMessage,
   StatusMessage,
   WatchLine,
@@ -52,6 +53,14 @@ export type ApiClientOptions = ApiPlace & {
   /** Open at once; requests beyond it wait. Default 8. */
   readonly connections?: number;
 };
+
+/** As `POST /v1/instances/{name}/listeners` takes it. */
+export interface ListenersBody {
+  readonly pid: number;
+  readonly outbound?: string | readonly string[];
+  readonly inbound?: string | readonly string[];
+  readonly replace?: boolean;
+}
 
 /** As `POST /v1/instances/{name}/upgrade` takes it. */
 export interface UpgradeBody {
@@ -129,6 +138,16 @@ export class ApiClient {
 
   abortUpgrade(name: string): Promise<UpgradeStatus> {
     return this.#json(`/v1/instances/${encodeURIComponent(name)}/upgrade`, { method: 'DELETE' });
+  }
+
+  /** What a process has open at these addresses takes the place of what is configured. */
+  adoptListeners(name: string, request: ListenersBody): Promise<ListenersMessage> {
+    const path = `/v1/instances/${encodeURIComponent(name)}/listeners`;
+    return this.#json(path, { method: 'POST', body: JSON.stringify(request) });
+  }
+
+  withdrawListeners(name: string): Promise<ListenersMessage> {
+    return this.#json(`/v1/instances/${encodeURIComponent(name)}/listeners`, { method: 'DELETE' });
   }
 
   drains(): Promise<DrainsMessage> {

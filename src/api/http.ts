@@ -14,6 +14,7 @@ import type { PastIdentity } from '../identity/past.js';
 import type { IdentityService } from '../identity/resolve.js';
 import type { SocketLookups } from '../identity/socket-ends.js';
 import type { IdentityWatch } from '../identity/watch.js';
+import type { Announcing } from '../instances/announcing.js';
 import type { Upgrades } from '../instances/upgrades.js';
 import type { PodUid } from '../pods/pod.js';
 import type { PodStore } from '../pods/pod-store.js';
@@ -46,6 +47,7 @@ export interface HttpApiOptions {
   readonly past: PastIdentity;
   readonly instances: InstancesView;
   readonly upgrades: Pick<Upgrades, 'start' | 'abort'>;
+  readonly announcing: Pick<Announcing, 'byProcess' | 'withdraw'>;
   readonly processes: () => readonly ProcessMessage[];
   readonly drains: DrainsView;
   readonly capacity: () => CapacityReport;
@@ -316,7 +318,7 @@ function ndjson(reply: FastifyReply): Writable {
   return reply.raw;
 }
 
-function instanceRoutes(app: FastifyInstance, { upgrades }: HttpApiOptions, views: Views): void {
+function instanceRoutes(app: FastifyInstance, { upgrades, announcing }: HttpApiOptions, views: Views): void {
   app.get('/v1/instances', () => views.instances());
   app.post<{ Params: { name: string } }>('/v1/instances/:name/upgrade', async ({ params, body }) =>
     upgrades.start(params.name, body),
@@ -324,6 +326,12 @@ function instanceRoutes(app: FastifyInstance, { upgrades }: HttpApiOptions, view
   app.delete<{ Params: { name: string } }>('/v1/instances/:name/upgrade', async ({ params }) =>
     upgrades.abort(params.name),
   );
+  app.post<{ Params: { name: string } }>('/v1/instances/:name/listeners', async ({ params, body }) => ({
+    listeners: views.told(await announcing.byProcess(params.name, body)),
+  }));
+  app.delete<{ Params: { name: string } }>('/v1/instances/:name/listeners', async ({ params }) => ({
+    listeners: views.told(await announcing.withdraw(params.name)),
+  }));
 }
 
 function operationRoutes(

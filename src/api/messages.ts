@@ -174,6 +174,11 @@ export interface ListenerMessage extends ListenerStatus {
   readonly failure: FailurePolicy;
 }
 
+/** Of one instance. */
+export interface ListenersMessage {
+  readonly listeners: readonly ListenerMessage[];
+}
+
 export interface StatusMessage {
   readonly version: string;
   readonly node: string;

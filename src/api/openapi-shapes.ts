@@ -165,6 +165,13 @@ export const Problem = z
       'NOT_READY',
       'RATE_LIMITED',
       'INSTANCE_BUSY',
+      'PROCESS_NOT_FOUND',
+      'NOT_TCP',
+      'NOT_LISTENING',
+      'WRONG_NAMESPACE',
+      'NOT_OWNER',
+      'LISTENER_TAKEN',
+      'NOT_ADOPTED',
       'INTERNAL',
     ]),
     blockers: z
@@ -224,11 +231,19 @@ const Listener = z.object({
   family: z.union([z.literal(4), z.literal(6)]),
   address: socketAddress(),
   adopted: z.boolean(),
+  announced: z
+    .literal(true)
+    .exactOptional()
+    .meta({ description: 'Its proxy announced it; left out: the configuration names its address.' }),
   pid: count().exactOptional(),
   process: z.string().exactOptional(),
   sockets: z.object({ all: count(), transparent: count() }),
   refused: z.string().exactOptional(),
   failure: failure(),
+});
+
+export const Listeners = z.object({
+  listeners: z.array(Listener).meta({ description: 'All of the instance, as they are from now on.' }),
 });
 
 export const InstanceUpgrade = z
@@ -382,6 +397,7 @@ export const SHAPES = {
   Services,
   Instances,
   InstanceUpgrade,
+  Listeners,
   Drain,
   Drains,
   Resumed,

@@ -2,6 +2,7 @@
 
 import { inTurns } from '../base/in-turns.js';
 import type { FlowDirection, FlowEvent } from '../datapath/flows.js';
+import type { ListenerStatus } from '../datapath/listeners.js';
 import { IdentityError } from '../identity/errors.js';
 import type { IdentityService } from '../identity/resolve.js';
 import { interceptionReport } from '../identity/workload.js';
@@ -149,9 +150,13 @@ export class Views {
     };
   }
 
+  told(listeners: readonly ListenerStatus[]): ListenerMessage[] {
+    const { failure } = this.#options.interception;
+    return listeners.map((listener) => ({ ...listener, failure }));
+  }
+
   #listeners(): ListenerMessage[] {
-    const { datapath, interception } = this.#options;
-    return datapath.listeners().map((listener) => ({ ...listener, failure: interception.failure }));
+    return this.told(this.#options.datapath.listeners());
   }
 
   #endpointCounts(): Record<EndpointState, number> {

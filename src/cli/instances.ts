@@ -21,6 +21,8 @@ const HEADER = [
 ];
 const PROCESS_HEADER = ['STATE', 'RESTARTS'];
 const LOOK_MS = 200;
+/** In the place of an address. */
+const NO_ADDRESS = ['not configured', 'none announced'];
 
 export function instancesCommand(print: Print = printToStdout): Command {
   return new Command('instances')
@@ -198,11 +200,11 @@ function mebibytes(bytes: number | null): string {
 /** Such as `haproxy (4711), 4 sockets`, or who does not listen where. */
 function said(listeners: readonly ListenerMessage[], direction: ListenerMessage['direction']): string {
   const wanted = listeners.filter(
-    (listener) => listener.direction === direction && listener.address !== 'not configured',
+    (listener) => listener.direction === direction && !NO_ADDRESS.includes(listener.address),
   );
-  const texts = wanted.map(({ family, address, adopted, process, pid, sockets, refused }) =>
+  const texts = wanted.map(({ family, address, adopted, announced, process, pid, sockets, refused }) =>
     adopted
-      ? `IPv${family} ${process} (${pid})${sockets.all > 1 ? ` ${sockets.all} sockets` : ''}`
+      ? `IPv${family} ${process} (${pid})${sockets.all > 1 ? ` ${sockets.all} sockets` : ''}${announced ? ' announced' : ''}`
       : `IPv${family} ${refused === undefined ? `nobody at ${address}` : 'refused'}`,
   );
   return texts.length === 0 ? '-' : texts.join(', ');

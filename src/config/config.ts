@@ -106,6 +106,8 @@ export interface Instance {
   /** At most one address per family; no address of a family: the failure policy applies to it. */
   readonly outbound: readonly ListenerAddress[];
   readonly inbound: readonly ListenerAddress[];
+  /** Directions that are intercepted even where they have no address: the proxy announces its listeners. */
+  readonly announced?: readonly ('outbound' | 'inbound')[] | undefined;
   /** Who may hold the listeners; all that are given must match. */
   readonly owner: ListenerOwner;
   /** When it is asked whether it still accepts (0: never), and how long that may take. */

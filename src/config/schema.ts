@@ -100,6 +100,8 @@ const owner = section({
   cgroup: path('a control group as in /proc/<pid>/cgroup, such as /system.slice/envoy.service').optional(),
 }).refine((given) => Object.values(given).some((value) => value !== undefined), { error: OWNER_EXPECTED });
 
+const ANNOUNCED_EXPECTED = 'a list of outbound, inbound or both';
+
 const instance = section({
   name: z.string({ error: INSTANCE_NAME_EXPECTED }).regex(INSTANCE_NAME, { error: INSTANCE_NAME_EXPECTED }),
   apps: z
@@ -108,6 +110,13 @@ const instance = section({
     .optional(),
   outbound: listeners.optional(),
   inbound: listeners.optional(),
+  announced: z
+    .array(oneOf(['outbound', 'inbound']), { error: ANNOUNCED_EXPECTED })
+    .min(1, { error: ANNOUNCED_EXPECTED })
+    .optional()
+    .describe(
+      'Directions whose listeners the proxy announces; one that has an address goes on with it until then.',
+    ),
   owner: owner.default({ uid: 0 }),
   health: section({
     checkSeconds: integer(0, 3_600)
@@ -124,8 +133,8 @@ const instance = section({
   command: command.optional(),
   run: run.optional(),
 }).transform((given, context) => {
-  if (given.outbound === undefined && given.inbound === undefined) {
-    const message = 'an instance needs at least one of outbound and inbound';
+  if (given.outbound === undefined && given.inbound === undefined && given.announced === undefined) {
+    const message = 'an instance needs at least one of outbound and inbound, or announced';
     context.addIssue({ code: 'custom', message, params: { whole: true } });
   }
   if (given.command === undefined && given.run !== undefined) {
@@ -137,6 +146,7 @@ const instance = section({
     apps: given.apps,
     outbound: given.outbound ?? [],
     inbound: given.inbound ?? [],
+    ...(given.announced === undefined ? {} : { announced: given.announced }),
     owner: given.owner,
     health: given.health,
     ...(given.command === undefined ? {} : { run: started(given.command, given.run) }),

@@ -24,6 +24,45 @@ export function opensAs({ uid }: OwnerRule, socket: TcpListener): boolean {
   return uid === undefined || uid === socket.uid;
 }
 
+/** Who connected a Unix socket. */
+export interface ProcessCredentials {
+  readonly pid: number;
+  readonly uid: number;
+  readonly gid: number;
+}
+
+/** Why one of these is not the instance's own: the kernel may hand a connection to any of them. */
+export function refusalOfGroup(
+  rule: OwnerRule,
+  group: readonly TcpListener[],
+  owners: ReadonlyMap<number, SocketOwner>,
+): string | undefined {
+  for (const socket of group) {
+    const refusal = refusalOf(rule, socket, owners.get(socket.inode));
+    if (refusal !== undefined) {
+      return refusal;
+    }
+  }
+  return undefined;
+}
+
+/** Why a process may not speak for the instance; undefined where it may. */
+export function refusalOfProcess(rule: OwnerRule, { pid, uid, gid }: ProcessCredentials): string | undefined {
+  const exe = rule.exe === undefined ? undefined : exeOf(pid);
+  const { cgroup } = rule;
+  const wrong = [
+    rule.uid !== undefined && rule.uid !== uid && `uid ${uid}`,
+    rule.gid !== undefined && rule.gid !== gid && `gid ${gid}`,
+    rule.exe !== exe && `exe ${exe ?? 'unknown'}`,
+    cgroup !== undefined &&
+      !cgroupsOf(pid).some((path) => isWithin(path, cgroup)) &&
+      `cgroup ${cgroupsOf(pid)[0] ?? 'unknown'}`,
+  ].find((part) => part !== false);
+  return wrong === undefined
+    ? undefined
+    : `${processName(pid)}, pid ${pid}, with ${wrong} is not the owner of this instance`;
+}
+
 /** Why this socket is not the instance's, with what would allow it; undefined where it is. */
 export function refusalOf(
   rule: OwnerRule,

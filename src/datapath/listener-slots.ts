@@ -24,6 +24,8 @@ export interface WantedInstance {
   readonly ours?: true | undefined;
   readonly outbound: readonly WantedListener[];
   readonly inbound: readonly WantedListener[];
+  /** Directions for which its proxy may announce listeners. Default none; those that have an address may be besides. */
+  readonly announced?: readonly ('outbound' | 'inbound')[] | undefined;
   /** Who may hold them. */
   readonly owner: OwnerRule;
 }
@@ -39,6 +41,8 @@ export interface Slot {
   readonly family: Family;
   /** Undefined where the configuration names no address for this family. */
   readonly wanted: WantedListener | undefined;
+  /** Its proxy is to announce a listener, which may not be there yet. */
+  readonly announced: boolean;
   readonly owner: OwnerRule;
   readonly ours: boolean;
 }
@@ -68,6 +72,7 @@ export function slotsOf(layout: SlotLayout, instance: WantedInstance): Slot[] {
         direction,
         family,
         wanted,
+        announced: instance.announced?.includes(direction) === true,
         owner: instance.owner,
         ours: instance.ours === true,
       });

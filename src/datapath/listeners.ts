@@ -9,9 +9,17 @@ import { u32 } from '../kernel/struct.js';
 import type { BpfMap } from '../native/bpf.js';
 import { socketOwners, type TcpListener, tcpListeners } from '../native/sockets.js';
 import type { Family } from '../net/family.js';
+import type { Announced } from './announced.js';
 import type { SlotLayout } from './layouts.js';
-import { opensAs, refusalOf, UNKNOWN_HOLDER } from './listener-owner.js';
-import { type Slot, serves, slotsOf, textOf, type WantedInstance } from './listener-slots.js';
+import { opensAs, refusalOfGroup, UNKNOWN_HOLDER } from './listener-owner.js';
+import {
+  type Slot,
+  serves,
+  slotsOf,
+  textOf,
+  type WantedInstance,
+  type WantedListener,
+} from './listener-slots.js';
 import { isHeld, makeTransparent, processName, putInto, type SocketOwner } from './proxy-sockets.js';
 
 export interface ListenerStatus {
@@ -22,6 +30,8 @@ export interface ListenerStatus {
   readonly family: Family;
   readonly address: string;
   readonly adopted: boolean;
+  /** Its proxy announced it; left out: the configuration names its address. */
+  readonly announced?: true;
   readonly pid?: number;
   readonly process?: string;
   /** Sockets at the address, one per worker of a proxy with SO_REUSEPORT: all, and those that can take connections. */
@@ -45,14 +55,16 @@ function isOurOwn({ pid, atMs }: Adopted): boolean {
   return pid === process.pid && performance.now() - atMs >= RETRY_MS;
 }
 
-/** By inode. */
-type Owners = ReadonlyMap<number, SocketOwner>;
+/** Of each that is found, by inode. */
+export type Owners = ReadonlyMap<number, SocketOwner>;
 
 export interface ListenersOptions {
   /** The SOCKMAP. */
   readonly map: BpfMap;
   readonly slots: SlotLayout;
   readonly instances: readonly WantedInstance[];
+  /** What comes in the place of configured addresses. */
+  readonly announced?: Announced;
   /** Numbers of the instances that endpoints refer to. */
   readonly referred: () => ReadonlySet<number>;
   readonly log: Pick<Log, 'info' | 'warn'>;
@@ -65,6 +77,7 @@ export class Listeners {
   readonly #map: BpfMap;
   readonly #log: Pick<Log, 'info' | 'warn'>;
   readonly #layout: SlotLayout;
+  readonly #announced: Announced | undefined;
   #slots: readonly Slot[];
   readonly #makeTransparent: typeof makeTransparent;
   readonly #adopted = new Map<number, Adopted>();
@@ -80,6 +93,8 @@ export class Listeners {
   /** The group that was last found to be its owner's, by cookies. */
   readonly #vetted = new Map<number, string>();
   readonly #refused = new Map<number, string>();
+  /** By slot, as of the last look. */
+  #announcedAt: ReadonlyMap<number, WantedListener> = new Map();
   /** Where the sockets of a slot were opened, also after they have gone: their proxy comes back most likely. */
   readonly #cgroups = new Map<number, readonly number[]>();
   #looking: Promise<boolean> | undefined;
@@ -98,6 +113,7 @@ export class Listeners {
     this.#referred = options.referred;
     this.#perInstance = slots.perInstance;
     this.#layout = slots;
+    this.#announced = options.announced;
     this.#slots = instances.flatMap((instance) => slotsOf(slots, instance));
     this.#foreign = this.#heldByOthers();
   }
@@ -164,12 +180,33 @@ export class Listeners {
       found ??= ownersOf(sockets);
       return found;
     };
+    this.#announced?.keep(sockets, new Set(this.#slots.map(({ instance }) => instance)));
+    this.#announcedAt = new Map(
+      this.#slots.flatMap((slot) => {
+        const at = this.#announced?.of(slot, sockets);
+        return at === undefined ? [] : [[slot.index, at] as const];
+      }),
+    );
     for (const slot of this.#slots) {
-      const { wanted, family } = slot;
+      const { family } = slot;
+      const wanted = this.#wantedFor(slot);
       const group = wanted === undefined ? [] : sockets.filter((socket) => serves(socket, wanted, family));
       changed = (await this.#look(slot, group, owners)) || changed;
     }
     return changed;
+  }
+
+  #wantedFor({ index, wanted }: Slot): WantedListener | undefined {
+    return this.#announcedAt.get(index) ?? wanted;
+  }
+
+  /** Whose listener a socket is, or would be: by what is configured, and by what was announced. */
+  takersOf(socket: TcpListener): Slot[] {
+    return this.#slots.filter((slot) =>
+      [slot.wanted, this.#announcedAt.get(slot.index)].some(
+        (wanted) => wanted !== undefined && serves(socket, wanted, slot.family),
+      ),
+    );
   }
 
   /** `group`: the sockets at the slot's address. */
@@ -212,10 +249,13 @@ export class Listeners {
       return changed;
     }
     const owners = await findOwners();
-    const refusal = isVetted ? undefined : this.#refusal(slot, group, owners);
+    const refusal = isVetted ? undefined : refusalOfGroup(slot.owner, group, owners);
     const failures = refusal === undefined ? this.#openGroup(opaque, owners) : [refusal];
     if (refusal === undefined) {
       this.#vetted.set(slot.index, signature);
+      if (this.#announcedAt.has(slot.index)) {
+        this.#announced?.follow(slot, group);
+      }
       this.#refused.delete(slot.index);
       this.#groups.set(slot.index, { all: group.length, transparent: group.length - failures.length });
     }
@@ -239,17 +279,6 @@ export class Listeners {
     return changed;
   }
 
-  /** Why one of these is not the instance's own: the kernel may hand a connection to any of them. */
-  #refusal(slot: Slot, group: readonly TcpListener[], owners: Owners): string | undefined {
-    for (const socket of group) {
-      const refusal = refusalOf(slot.owner, socket, owners.get(socket.inode));
-      if (refusal !== undefined) {
-        return refusal;
-      }
-    }
-    return undefined;
-  }
-
   /** Numbers of the cgroups of version 2 that the listeners were opened in, and so what they accept, with whose they are. */
   cgroups(): ReadonlyMap<number, ReadonlySet<number>> {
     const found = new Map<number, Set<number>>();
@@ -265,30 +294,39 @@ export class Listeners {
 
   status(): ListenerStatus[] {
     const inbound = new Set(
-      this.#slots.flatMap((slot) => (slot.direction === 'inbound' && slot.wanted ? [slot.instance] : [])),
+      this.#slots.flatMap((slot) =>
+        slot.direction === 'inbound' && this.#isAsked(slot) ? [slot.instance] : [],
+      ),
     );
     const told = this.#slots.filter(
       (slot) =>
         !slot.ours &&
         ((slot.direction === 'outbound' && slot.generation === 1) ||
-          (slot.direction === 'outbound' ? slot.wanted !== undefined : inbound.has(slot.instance))),
+          (slot.direction === 'outbound' ? this.#isAsked(slot) : inbound.has(slot.instance))),
     );
     return told.map((slot) => {
       const adopted = this.#cookieIn(slot.index) === undefined ? undefined : this.#adopted.get(slot.index);
       const refused = this.#refused.get(slot.index);
+      const wanted = this.#wantedFor(slot);
       const base = {
         instance: slot.instance,
         ...(slot.generation === 1 ? {} : { generation: slot.generation }),
         direction: slot.direction,
         family: slot.family,
-        address: slot.wanted === undefined ? 'not configured' : textOf(slot.wanted),
+        address:
+          wanted === undefined ? (slot.announced ? 'none announced' : 'not configured') : textOf(wanted),
         adopted: adopted !== undefined,
+        ...(this.#announcedAt.has(slot.index) ? { announced: true as const } : {}),
         sockets: this.#groups.get(slot.index) ?? { all: 0, transparent: 0 },
         ...(refused === undefined ? {} : { refused }),
       };
       // By now it may execute another program than when it was found.
       return adopted === undefined ? base : { ...base, pid: adopted.pid, process: processName(adopted.pid) };
     });
+  }
+
+  #isAsked(slot: Slot): boolean {
+    return slot.announced || this.#wantedFor(slot) !== undefined;
   }
 
   #isTransparent({ cookie, transparent }: TcpListener): boolean {
@@ -418,7 +456,8 @@ export class Listeners {
   }
 }
 
-async function ownersOf(sockets: readonly TcpListener[]): Promise<Owners> {
+/** Walks /proc. */
+export async function ownersOf(sockets: readonly TcpListener[]): Promise<Owners> {
   const found = await socketOwners(sockets.map(({ inode }) => inode));
   return new Map(found.map(({ inode, pid, fd }) => [inode, { pid, fd }]));
 }

@@ -24,6 +24,8 @@ export interface Addresses {
 
 export interface ConfiguredInstance extends Addresses {
   readonly name: string;
+  /** Directions for which its proxy may announce listeners, whether they have an address or not. */
+  readonly announced?: WantedInstance['announced'];
 }
 
 const listener = z.object({
@@ -90,6 +92,7 @@ export class InstanceGenerations {
         generation,
         number: this.numberOf(instance.name, generation),
         base: this.numberOf(instance.name, 1),
+        announced: instance.announced,
         ...this.addressesOf(instance, generation),
       })),
     );

@@ -60,6 +60,18 @@ export interface LinkEvent {
   readonly master: number;
 }
 
+/** A message of another process; its descriptors are for the receiver to close. */
+export interface Announcement {
+  /** By which it came, and is answered. */
+  readonly connection: number;
+  readonly text: Buffer;
+  readonly descriptors: readonly number[];
+  /** It was cut off. */
+  readonly tooLong: boolean;
+  /** There were more descriptors, which the kernel has closed. */
+  readonly tooMany: boolean;
+}
+
 export interface TableRoute {
   /** RTN_*, such as 2 for local: rtnetlink(7). */
   readonly type: number;
@@ -88,6 +100,15 @@ interface KernelAddon {
     receiveBytes: number,
     queueLimit: number,
   ) => { close(): void };
+  AnnounceDoor: new (
+    path: string,
+    onAnnouncements: (announcements: Announcement[]) => void,
+    patienceMs: number,
+    longest: number,
+    mostDescriptors: number,
+    mode: number,
+  ) => { close(): void };
+  sendMessage(connection: number, text: string): boolean;
   openNamespace(path: string): number;
   withNetns<T>(fd: number, body: () => T): T;
   netnsIdentity(fd: number): { dev: bigint; inode: bigint };

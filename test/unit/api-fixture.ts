@@ -174,6 +174,18 @@ export class FakeDatapath implements DatapathView {
   }
 }
 
+const ADOPTED: ListenerStatus = {
+  instance: 'default',
+  direction: 'outbound',
+  family: 4,
+  address: '127.0.0.1:16001',
+  adopted: true,
+  announced: true,
+  pid: 1,
+  process: 'proxy',
+  sockets: { all: 1, transparent: 1 },
+};
+
 /** Of an instance whose proxy nobody has asked anything yet. */
 export const NOTHING_OF_IT: InstanceState = {
   generation: 1,
@@ -287,6 +299,7 @@ export async function startFixture(options: FixtureOptions = {}): Promise<Fixtur
         throw new InstanceError('INSTANCE_BUSY', 'no upgrade of the instance is under way');
       },
     },
+    announcing: { byProcess: async () => [ADOPTED], withdraw: async () => [ADOPTED] },
     processes: options.processes ?? (() => []),
     drains: options.drains?.(store, datapath) ?? NONE_DRAINED,
     synced: () => state.synced,

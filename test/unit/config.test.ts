@@ -271,7 +271,10 @@ describe('a mistake is told with its line and field', () => {
     ],
     ['supervision: {by: systemd}', '2: supervision.by: expected agent or separate, got "systemd"'],
     ['instances: []', '2: instances: expected at least one instance, got an empty list'],
-    ['instances: [{name: a}]', '2: instances[0]: an instance needs at least one of outbound and inbound'],
+    [
+      'instances: [{name: a}]',
+      '2: instances[0]: an instance needs at least one of outbound and inbound, or announced',
+    ],
     [
       'instances: [{outbound: "127.0.0.1:1"}]',
       '2: instances[0].name: expected a name of at most 63 small letters, digits, dashes and dots, got nothing',

@@ -92,6 +92,7 @@ export async function start({
     past: new PastIdentity({ store, history, datapath, synced, nowMs }),
     sockets: new SocketLookups(tcpEnds),
     watch,
+    announcing: { byProcess: async () => [], withdraw: async () => [] },
     instances: {
       current: [],
       servedBy: () => undefined,

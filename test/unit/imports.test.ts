@@ -27,7 +27,17 @@ const MAY_IMPORT: Readonly<Record<string, { values: readonly string[]; types?: r
   instances: { values: ['net', 'datapath', 'config/listeners.ts'], types: ['config'] },
   api: {
     values: ['net', 'pods', 'identity', 'instances/errors.ts'],
-    types: ['datapath', 'reconcile', 'drain', 'config', 'telemetry', 'instances', 'supervise', 'capacity'],
+    types: [
+      'native',
+      'datapath',
+      'reconcile',
+      'drain',
+      'config',
+      'telemetry',
+      'instances',
+      'supervise',
+      'capacity',
+    ],
   },
   doctor: { values: ['native', 'net', 'kernel', 'pods', 'datapath', 'config', 'cni'] },
   'bug-report': { values: ['native', 'net', 'kernel', 'pods', 'datapath', 'config', 'telemetry'] },

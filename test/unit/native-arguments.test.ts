@@ -1,5 +1,6 @@
 /** Wrong arguments never reach the kernel: a TypeError names each. */
 import { afterAll, beforeAll, expect, it } from 'vitest';
+import * as announceDoor from '../../src/native/announce-door.js';
 import * as bpf from '../../src/native/bpf.js';
 import * as descriptors from '../../src/native/descriptors.js';
 import * as linkEvents from '../../src/native/link-events.js';
@@ -90,6 +91,16 @@ const cases: readonly (readonly [string, string, () => unknown])[] = [
   ['socketInfo', 'fd must be', () => sockets.socketInfo(wrong(null))],
   ['peerCredentials', 'fd must be', () => sockets.peerCredentials(wrong({}))],
   ['interfaceIndex', 'name must be', () => namespaces.interfaceIndex('')],
+  ['openAnnounceDoor', 'path must be', () => announceDoor.openAnnounceDoor('', () => {})],
+  ['openAnnounceDoor', 'onAnnouncements must be', () => announceDoor.openAnnounceDoor('/x', wrong(1))],
+  [
+    'openAnnounceDoor',
+    'mostDescriptors must be a positive integer of at most 253',
+    () => announceDoor.openAnnounceDoor('/x', () => {}, { mostDescriptors: 254 }),
+  ],
+  ['openAnnounceDoor', 'mode must be', () => announceDoor.openAnnounceDoor('/x', () => {}, { mode: 0o1777 })],
+  ['sendMessage', 'connection must be', () => announceDoor.sendMessage(-1, 'x')],
+  ['sendMessage', 'text must be', () => announceDoor.sendMessage(0, '')],
   ['openLinkEvents', 'onResync must be a function', () => linkEvents.openLinkEvents(() => {}, wrong(0))],
 ];
 

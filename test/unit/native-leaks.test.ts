@@ -1,12 +1,14 @@
-import { readdirSync } from 'node:fs';
+import { readdirSync, rmSync } from 'node:fs';
+import { join } from 'node:path';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import { afterEach, expect, it, vi } from 'vitest';
+import { openAnnounceDoor } from '../../src/native/announce-door.js';
 import { attachSkLookup, attachTcx, BpfObject, openRingBuffer } from '../../src/native/bpf.js';
 import { openLinkEvents } from '../../src/native/link-events.js';
 import { sized } from '../lab/size.js';
-import { Cleanup, fixture, loadProbe, Netns } from './native-lab.js';
+import { Cleanup, fixture, loadProbe, Netns, temporaryFolder } from './native-lab.js';
 
 const ROUNDS = sized(200, 1_000);
 const RSS_GROWTH = 24 << 20;
@@ -21,7 +23,7 @@ const descriptors = () => readdirSync('/proc/self/fd').length;
 const threads = () => readdirSync('/proc/self/task').length;
 
 /** Opens, loads, attaches and closes everything once; failures half way included. */
-function round(netns: Netns, ifindex: number): void {
+function round(netns: Netns, ifindex: number, path: string): void {
   const object = loadProbe();
   const owned = [
     object.map('numbers'),
@@ -42,6 +44,8 @@ function round(netns: Netns, ifindex: number): void {
       ),
     ),
   );
+  closing.unshift(openAnnounceDoor(path, () => {}));
+  rmSync(path);
   const refused = BpfObject.open(fixture('refused'));
   expect(() => refused.load()).toThrow();
   expect(() => openRingBuffer(owned[0], () => {})).toThrow();
@@ -55,17 +59,18 @@ function round(netns: Netns, ifindex: number): void {
 it(`holds no descriptor, thread or memory after ${ROUNDS} rounds`, { timeout: 240_000 }, async () => {
   const netns = cleanup.owned(new Netns());
   const ifindex = netns.addVeth('pod');
+  const path = join(temporaryFolder(cleanup), 'door');
   const settle = async () => {
     await nextTurn();
     gc();
   };
   for (let i = 0; i < 50; i++) {
-    round(netns, ifindex);
+    round(netns, ifindex, path);
   }
   await settle();
   const before = { descriptors: descriptors(), threads: threads(), rss: process.memoryUsage.rss() };
   for (let i = 0; i < ROUNDS; i++) {
-    round(netns, ifindex);
+    round(netns, ifindex, path);
     if (i % 50 === 0) {
       await settle();
     }

@@ -9,6 +9,7 @@ import type {
   FlowMessage,
   FlowsMessage,
   IdentityLine,
+  ListenersMessage,
   ServicesMessage,
   StatusMessage,
   WatchLine,
@@ -309,6 +310,20 @@ describe('what is answered is what the document says', () => {
       { method: 'DELETE' },
     ],
     [
+      'the listeners of a process',
+      200,
+      '/v1/instances/{name}/listeners',
+      '/v1/instances/default/listeners',
+      { method: 'POST', body: '{"pid": 1, "outbound": "127.0.0.1:16001"}' },
+    ],
+    [
+      'listeners that are withdrawn',
+      200,
+      '/v1/instances/{name}/listeners',
+      '/v1/instances/default/listeners',
+      { method: 'DELETE' },
+    ],
+    [
       'the services',
       200,
       '/v1/services',
@@ -465,5 +480,6 @@ test('the shapes are the types that the answers are made as', () => {
   expectTypeOf<Shape<'Flows'>>().toEqualTypeOf<Mutable<FlowsMessage>>();
   expectTypeOf<Shape<'FlowLine'>>().toEqualTypeOf<Mutable<WatchLine>>();
   expectTypeOf<Shape<'IdentityLine'>>().toEqualTypeOf<Mutable<IdentityLine>>();
+  expectTypeOf<Shape<'Listeners'>>().toEqualTypeOf<Mutable<ListenersMessage>>();
   expectTypeOf<Shape<'Status'>>().toEqualTypeOf<Mutable<StatusMessage>>();
 });
