@@ -308,6 +308,7 @@ export const OPERATIONS: readonly Operation[] = [
     },
     answer: { json: 'Listeners' },
     reasons: [
+      ['KEY_INVALID', 414],
       'KEY_INVALID',
       ['KEY_INVALID', 413],
       ['KEY_INVALID', 415],
@@ -326,7 +327,7 @@ export const OPERATIONS: readonly Operation[] = [
     summary: 'What was announced goes; the configured addresses are what is adopted again.',
     parameters: [INSTANCE],
     answer: { json: 'Listeners' },
-    reasons: ['INSTANCE_NOT_FOUND'],
+    reasons: [['KEY_INVALID', 414], 'INSTANCE_NOT_FOUND'],
   },
   {
     method: 'get',

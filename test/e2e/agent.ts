@@ -223,6 +223,9 @@ export interface ProxyFlow {
   readonly [field: string]: unknown;
 }
 
+/** What those dial: src/datapath/listener-probe.ts. */
+const AGENTS_OWN: ReadonlySet<string> = new Set(['127.0.0.1:1', '[::1]:1']);
+
 export class TestProxy {
   readonly #lab: Lab;
   readonly #runDir: string;
@@ -249,12 +252,13 @@ export class TestProxy {
     await this.#daemon.logged(/proxy running/);
   }
 
-  /** One entry per flow, as the proxy logged it. */
+  /** One entry per flow, as the proxy logged it; without those by which the agent sees whether it accepts. */
   flows(): ProxyFlow[] {
     return (this.#daemon?.log() ?? '')
       .split('\n')
       .filter((line) => line.includes('"originalDst"'))
-      .map((line) => JSON.parse(line) as ProxyFlow);
+      .map((line) => JSON.parse(line) as ProxyFlow)
+      .filter(({ originalDst }) => !AGENTS_OWN.has(originalDst));
   }
 
   /** The flow that came from this address and port. */
