@@ -14,13 +14,14 @@
 #   make bench-identity    what asking who it is costs, by each door
 #   make bench-resolves    whether 5,000 questions a second hold up pods that start
 #   make bench-loop        for how long the agent's event loop is held, with 1,000 pods and a full flow table
+#   make bench-sharing     when pods are served, and what their proxies hold: one for all of an app, and one per pod
 #   make bench-run-times   what a packet costs in the program, beside another build
 #   make proto   after a change under proto/: compiles what gRPC clients are told; refuses what would break them
 #   make chart-schema   after a change of src/config/schema.ts, by which the chart checks the configuration
 #   make build | lint | format | clean
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: bench-enrolment bench-identity bench-loop bench-resolves bench-run-times build chart-schema check cluster cluster-down image demo test test-kernels test-long test-full test-k8s lint format packages-build packages-lab packages-k8s go-tools envoy helm schemathesis native typescript proto clean
+.PHONY: bench-enrolment bench-identity bench-loop bench-resolves bench-run-times bench-sharing build chart-schema check cluster cluster-down image demo test test-kernels test-long test-full test-k8s lint format packages-build packages-lab packages-k8s go-tools envoy helm schemathesis native typescript proto clean
 
 # Said on make's own command line only: npm leaves the path of its node in an environment variable of that name.
 ifeq ($(origin NODE),command line)
@@ -32,7 +33,7 @@ endif
 # A clone without history cannot build the release before this one; said aloud, below.
 HAS_PREVIOUS := $(shell scripts/build-previous --check && echo yes)
 # Tests that have a full size (test/lab/size.ts), and what takes minutes at any.
-LONG := test/e2e/first-packet.test.ts test/e2e/first-inbound.test.ts test/e2e/ingress.test.ts test/e2e/inbound-traffic.test.ts test/e2e/churn.test.ts test/e2e/watchers.test.ts test/e2e/workers.test.ts test/unit/fuzz.test.ts test/e2e/identity-option.test.ts test/bpf/migration.test.ts \
+LONG := test/e2e/first-packet.test.ts test/e2e/first-inbound.test.ts test/e2e/ingress.test.ts test/e2e/inbound-traffic.test.ts test/e2e/churn.test.ts test/e2e/watchers.test.ts test/e2e/workers.test.ts test/e2e/blast-radius.test.ts test/unit/fuzz.test.ts test/e2e/identity-option.test.ts test/bpf/migration.test.ts \
 	test/unit/native-leaks.test.ts test/image/image.test.ts $(if $(HAS_PREVIOUS),test/long)
 reports = --reporter=default --reporter=json --outputFile.json=build/$(1)-results.json
 
@@ -97,6 +98,9 @@ bench-identity: packages-lab build
 
 bench-resolves: packages-lab build
 	@npx --no-install tsx test/bench/resolves.ts
+
+bench-sharing: packages-lab build
+	@npx --no-install tsx test/bench/sharing.ts
 
 bench-run-times: build
 	@npx --no-install tsx test/bench/run-times.ts

@@ -25,6 +25,9 @@ export interface Told {
   readonly slowestDialMs: number;
   /** Of requests, handshake included. */
   readonly slowestMs: number;
+  /** Of the same, to a tenth. */
+  readonly p50Ms: number;
+  readonly p99Ms: number;
 }
 
 export interface LoadSpec {

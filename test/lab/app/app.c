@@ -485,6 +485,25 @@ static int reuse(const char *ip, const char *port, int from, int count) {
     return failures > 0;
 }
 
+/* How many requests took so many tenths of a millisecond; those of a second and more are together in the last. */
+static unsigned took[10001];
+
+static void count_request(double ms) {
+    took[ms < 1000 ? (int)(ms * 10) : 10000]++;
+}
+
+/* At least this share of `done` requests was no slower; `slowest` where that is a second or more. */
+static double percentile(double share, int done, double slowest) {
+    unsigned seen = 0;
+
+    for (int tenths = 0; tenths < 10000; tenths++) {
+        seen += took[tenths];
+        if (seen >= share * done)
+            return (tenths + 1) / 10.0 < slowest ? (tenths + 1) / 10.0 : slowest;
+    }
+    return slowest;
+}
+
 /* Traffic without an end: requests over one connection, or a connection for each (`connects`), or connections without
  * a request (`handshakes`, which no proxy can delay by a question of its own). For every byte by which
  * the file `control` grows it tells what has been since the last time, and begins anew; a `q` in it ends it. */
@@ -508,15 +527,20 @@ static int load(const char *kind, const char *ip, const char *port, int interval
         failures += bad;
         last = bad ? errno : last;
         done++;
-        slowest = now_ms() - begun > slowest ? now_ms() - begun : slowest;
+        double ms = now_ms() - begun;
+        count_request(ms);
+        slowest = ms > slowest ? ms : slowest;
         if (fd >= 0 && (each || bad)) {
             close(fd);
             fd = -1;
         }
         for (int byte; (byte = fgetc(file)) != EOF;) {
-            printf("{\"done\":%d,\"failures\":%d,\"error\":\"%s\",\"slowestDialMs\":%.1f,\"slowestMs\":%.1f}\n", done,
-                   failures, error_name(last), slowest_dial, slowest);
+            printf("{\"done\":%d,\"failures\":%d,\"error\":\"%s\",\"slowestDialMs\":%.1f,\"slowestMs\":%.1f,"
+                   "\"p50Ms\":%.1f,\"p99Ms\":%.1f}\n",
+                   done, failures, error_name(last), slowest_dial, slowest, percentile(0.5, done, slowest),
+                   percentile(0.99, done, slowest));
             fflush(stdout);
+            memset(took, 0, sizeof(took));
             done = failures = last = 0;
             slowest_dial = slowest = 0;
             ending = ending || byte == 'q';
