@@ -33,7 +33,7 @@ endif
 # A clone without history cannot build the release before this one; said aloud, below.
 HAS_PREVIOUS := $(shell scripts/build-previous --check && echo yes)
 # Tests that have a full size (test/lab/size.ts), and what takes minutes at any.
-LONG := test/e2e/first-packet.test.ts test/e2e/first-inbound.test.ts test/e2e/ingress.test.ts test/e2e/inbound-traffic.test.ts test/e2e/churn.test.ts test/e2e/watchers.test.ts test/e2e/workers.test.ts test/e2e/blast-radius.test.ts test/unit/fuzz.test.ts test/e2e/identity-option.test.ts test/bpf/migration.test.ts \
+LONG := test/e2e/first-packet.test.ts test/e2e/first-inbound.test.ts test/e2e/ingress.test.ts test/e2e/inbound-traffic.test.ts test/e2e/churn.test.ts test/e2e/watchers.test.ts test/e2e/workers.test.ts test/unit/fuzz.test.ts test/e2e/identity-option.test.ts test/bpf/migration.test.ts \
 	test/unit/native-leaks.test.ts test/image/image.test.ts $(if $(HAS_PREVIOUS),test/long)
 reports = --reporter=default --reporter=json --outputFile.json=build/$(1)-results.json
 
