@@ -115,24 +115,39 @@ export class Identities {
     return wrong;
   }
 
-  #claim(id: number, wanted: Set<string>): void {
-    for (const key of this.#claimed.get(id) ?? []) {
-      const ids = this.#claims.get(key);
-      if (!wanted.has(key) && ids?.delete(id) === true) {
-        this.#settle(key, ids);
+  /** Throws where the table is full; what has been claimed by then is, and nothing else. */
+  #claim(id: number, wanted: ReadonlySet<string>): void {
+    const held = this.#claimed.get(id) ?? new Set();
+    this.#claimed.set(id, held);
+    try {
+      for (const key of [...held].filter((candidate) => !wanted.has(candidate))) {
+        this.#unclaim(id, key, held);
+      }
+      for (const key of wanted) {
+        const ids = this.#claims.get(key) ?? new Set();
+        if (!ids.has(id)) {
+          this.#claims.set(key, ids.add(id));
+          held.add(key);
+          try {
+            this.#settle(key, ids);
+          } catch (error) {
+            this.#unclaim(id, key, held);
+            throw error;
+          }
+        }
+      }
+    } finally {
+      if (held.size === 0) {
+        this.#claimed.delete(id);
       }
     }
-    for (const key of wanted) {
-      const ids = this.#claims.get(key) ?? new Set();
-      if (!ids.has(id)) {
-        this.#claims.set(key, ids.add(id));
-        this.#settle(key, ids);
-      }
-    }
-    if (wanted.size === 0) {
-      this.#claimed.delete(id);
-    } else {
-      this.#claimed.set(id, wanted);
+  }
+
+  #unclaim(id: number, key: string, held: Set<string>): void {
+    held.delete(key);
+    const ids = this.#claims.get(key);
+    if (ids?.delete(id) === true) {
+      this.#settle(key, ids);
     }
   }
 

@@ -65,3 +65,30 @@ it('what is forgotten is gone from both maps, and what is taken away comes back'
   expect(identities.ensure()).toContain('an address of endpoint 2');
   expect(leadsTo(SECOND)).toBe(2);
 });
+
+it('where the table is full, what found no room is not wanted for ever', () => {
+  const { addresses } = maps;
+  let room = 3;
+  const small = Object.assign(Object.create(addresses) as BpfMap, {
+    set: (key: Buffer, value: Buffer) => {
+      if (addresses.get(key) === undefined && addresses.entries().length >= room) {
+        throw new Error('the table is full');
+      }
+      addresses.set(key, value);
+    },
+    get: (key: Buffer) => addresses.get(key),
+    delete: (key: Buffer) => addresses.delete(key),
+    entries: () => addresses.entries(),
+  });
+  identities = new Identities({ ...maps, addresses: small }, layouts, () => true);
+  identities.describe(1, named('a'), [FIRST]);
+  const many = [SECOND, '10.67.0.4', '10.67.0.5'];
+  expect(() => identities.describe(2, named('b'), many)).toThrow('full');
+  expect(identities.ensure()).toEqual([]);
+  identities.describe(2, named('b'), [SECOND]);
+  expect(identities.ensure()).toEqual([]);
+  expect(addresses.entries()).toHaveLength(2);
+  room = 4;
+  identities.describe(2, named('b'), many);
+  expect(many.map(leadsTo)).toEqual([2, 2, 2]);
+});
