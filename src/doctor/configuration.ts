@@ -71,12 +71,18 @@ export function listeners(config: Config, sockets: readonly TcpListener[] = tcpL
     config.interception.failure === 'closed'
       ? 'connections are reset (failure: closed)'
       : 'connections go straight through (failure: open)';
-  return config.instances.flatMap(({ name, outbound, inbound, owner }) => [
-    ...FAMILIES.map((family) =>
-      listener(`${name}: outbound`, family, addressFor(outbound, family), sockets, policy, owner),
-    ),
+  return config.instances.flatMap(({ name, outbound, inbound, owner, announced = [] }) => [
+    ...(outbound.length === 0 && announced.includes('outbound')
+      ? [ok(`${name}: outbound is announced by its proxy (nodesentry instances)`)]
+      : FAMILIES.map((family) =>
+          listener(`${name}: outbound`, family, addressFor(outbound, family), sockets, policy, owner),
+        )),
     ...(inbound.length === 0
-      ? [ok(`${name}: outbound only, for instances.inbound names no address`)]
+      ? [
+          announced.includes('inbound')
+            ? ok(`${name}: inbound is announced by its proxy (nodesentry instances)`)
+            : ok(`${name}: outbound only, for instances.inbound names no address`),
+        ]
       : FAMILIES.map((family) =>
           listener(`${name}: inbound`, family, addressFor(inbound, family), sockets, policy, owner),
         )),
