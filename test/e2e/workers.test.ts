@@ -164,7 +164,8 @@ describe.each(PROXIES)('$name with four workers', ({ name, outbound, command, wo
       .filter((line) => CONNECTION.test(line));
 
   beforeAll(async () => {
-    agent.writeConfig({ instances: [{ name: 'default', outbound }] });
+    // Each worker's connections are counted: none is to be the agent's own.
+    agent.writeConfig({ instances: [{ name: 'default', outbound, health: { checkSeconds: 0 } }] });
     agent.writePods([...pods.values()].map((pod) => staticPod(pod)));
     await agent.start();
     daemon = lab.daemon(lab.node, name, command, words());
