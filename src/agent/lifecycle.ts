@@ -128,13 +128,9 @@ function hooksOf(parts: LifecycleParts, closing: Set<PodUid>, log: Logger): Hook
         trial.close();
       }
     },
-    close: async (uid, closes) => {
-      if (closes) {
-        closing.add(uid);
-      } else {
-        closing.delete(uid);
-      }
-      await reconciler.closingChanged(uid);
+    close: (uid) => {
+      closing.add(uid);
+      return reconciler.closingChanged(uid);
     },
     openTo: (uid) => {
       const ips = store.get(uid)?.ips ?? [];

@@ -2,6 +2,7 @@
 
 import { STATUS_OF_REASON } from '../identity/errors.js';
 import { ASSURANCES } from '../identity/resolve.js';
+import { STATUS_OF_INSTANCE_CODE } from '../instances/errors.js';
 import { MAX_DEADLINE_SECONDS } from './drains.js';
 import type { ShapeName } from './openapi-shapes.js';
 import type { ApiReason } from './problem.js';
@@ -39,18 +40,9 @@ export interface Operation {
 /** HTTP statuses of the reasons that are the API's own. */
 export const STATUS_OF_API_REASON: Readonly<Record<ApiReason, number>> = {
   ...STATUS_OF_REASON,
+  ...STATUS_OF_INSTANCE_CODE,
   HEADER_MISSING: 400,
-  CALLER_NOT_ALLOWED: 403,
-  INSTANCE_NOT_FOUND: 404,
   NOT_FOUND: 404,
-  INSTANCE_BUSY: 409,
-  PROCESS_NOT_FOUND: 404,
-  NOT_TCP: 409,
-  NOT_LISTENING: 409,
-  WRONG_NAMESPACE: 409,
-  NOT_OWNER: 403,
-  LISTENER_TAKEN: 409,
-  NOT_ADOPTED: 409,
   RATE_LIMITED: 429,
   INTERNAL: 500,
   NOT_READY: 503,

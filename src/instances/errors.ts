@@ -13,7 +13,8 @@ export type InstanceErrorCode =
   | 'LISTENER_TAKEN'
   | 'NOT_ADOPTED';
 
-const STATUS: Readonly<Record<InstanceErrorCode, number>> = {
+/** HTTP statuses. */
+export const STATUS_OF_INSTANCE_CODE: Readonly<Record<InstanceErrorCode, number>> = {
   KEY_INVALID: 400,
   INSTANCE_NOT_FOUND: 404,
   INSTANCE_BUSY: 409,
@@ -38,6 +39,6 @@ export class InstanceError extends Error {
   }
 
   get status(): number {
-    return STATUS[this.code];
+    return STATUS_OF_INSTANCE_CODE[this.code];
   }
 }

@@ -16,8 +16,8 @@ export interface HooksOptions {
   readonly unready: (uid: PodUid, signal: AbortSignal) => Promise<string | undefined>;
   /** Whether what the pod is sent is intercepted. */
   readonly isInbound: (uid: PodUid) => boolean;
-  /** Refuses new connections to the pod from now on, or takes them again; resolves when that holds. */
-  readonly close: (uid: PodUid, closes: boolean) => Promise<void>;
+  /** Refuses new connections to the pod from now on, for as long as there is the pod; resolves when that holds. */
+  readonly close: (uid: PodUid) => Promise<void>;
   /** Connections to the pod that its proxy has open. */
   readonly openTo: (uid: PodUid) => number;
   readonly nowMs: Clock;
@@ -104,7 +104,7 @@ export class Hooks {
     if (signal.aborted) {
       return answer();
     }
-    await close(uid, true);
+    await close(uid);
     log.info({ pod: uid, open: openTo(uid) }, 'the pod is about to end: new connections to it are refused');
     while (openTo(uid) > 0 && nowMs() < until) {
       await delay(LOOK_MS);
