@@ -5,6 +5,8 @@ import { join } from 'node:path';
 import { afterAll, beforeAll, expect, it, onTestFinished } from 'vitest';
 import type { InstanceMessage } from '../../src/api/messages.js';
 import { processIdOf } from '../../src/supervise/processes.js';
+import { readMessages } from '../../src/supervise/state.js';
+import { instancesFolder } from '../../src/supervise/supervisor.js';
 import { createNetwork } from '../lab/cni.js';
 import { runIn, waitFor } from '../lab/exec.js';
 import { Lab, REMOTE } from '../lab/lab.js';
@@ -55,10 +57,12 @@ beforeAll(async () => {
   agent = new TestAgent(lab, { sources: { static: { file: 'pods.yaml' } } });
   agent.writeConfig({ instances: [haproxy, COMMON] });
   agent.writePods([staticPod(web)]);
+  // They outlive the agent, which has ended by then.
   lab.cleanup.add('supervised proxies', async () => {
-    const { pid } = (await payments().catch(() => undefined))?.process ?? { pid: null };
-    if (pid !== null) {
-      process.kill(-pid, 'SIGKILL');
+    for (const { pid } of readMessages(instancesFolder(agent.runDir))) {
+      if (pid !== null) {
+        process.kill(-pid, 'SIGKILL');
+      }
     }
   });
   await agent.start();
