@@ -1,14 +1,15 @@
 # Every target installs what it needs and is safe to repeat.
 #   make demo    three real pods (runc, gVisor, microVM) intercepted and named
 #   make check   lint, types, unit tests and the programs against the kernel: before every commit
-#   make test    everything that a change can break, in a quarter of an hour; results in build/test-results.json
+#   make test    everything that a change can break, in some twenty minutes; results in build/test-results.json
 #                FILES="test/e2e/drift.test.ts …": those files alone
-#                NODE=24: on the Node that the image has, not on this machine's; also with check, test-full, test-k8s
+#                NODE=24: on the Node that the image has, not on this machine's; also with check, test-full, test-image, test-k8s
 #   make test-long   the long ones at full size, the image, and the Kubernetes source against a real API server
 #   make cluster   a Kubernetes of one node with the agent in it, to play with; make cluster-down
 #   make image   the container image, as build/nodesentry-image.tar
-#   make test-full   of test-long, the former part: NODESENTRY_TEST_SIZE=full
-#   make test-k8s    of test-long, the latter part: in a real cluster (compiles Kubernetes once: minutes)
+#   make test-full   of test-long, the first part: NODESENTRY_TEST_SIZE=full
+#   make test-image  of test-long, the second part: the image, and a handover from the release before this one
+#   make test-k8s    of test-long, the third part: in a real cluster (compiles Kubernetes once: minutes)
 #   make test-kernels    what depends on the kernel, on Linux 6.1, 6.12 and this machine's own (emulated: hours)
 #   make bench-enrolment   how long a starting pod waits for us, at 10 and at 1,000 pods
 #   make bench-identity    what asking who it is costs, by each door
@@ -21,7 +22,7 @@
 #   make build | lint | format | clean
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: bench-enrolment bench-identity bench-loop bench-resolves bench-run-times bench-sharing build chart-schema check cluster cluster-down image demo test test-kernels test-long test-full test-k8s lint format packages-build packages-lab packages-k8s go-tools envoy helm schemathesis native typescript proto clean
+.PHONY: bench-enrolment bench-identity bench-loop bench-resolves bench-run-times bench-sharing build chart-schema check cluster cluster-down image demo test test-kernels test-long test-full test-image test-k8s lint format packages-build packages-lab packages-k8s go-tools envoy helm schemathesis native typescript proto clean
 
 # Said on make's own command line only: npm leaves the path of its node in an environment variable of that name.
 ifeq ($(origin NODE),command line)
@@ -32,9 +33,9 @@ endif
 
 # A clone without history cannot build the release before this one; said aloud, below.
 HAS_PREVIOUS := $(shell scripts/build-previous --check && echo yes)
-# Tests that have a full size (test/lab/size.ts), and what takes minutes at any.
-LONG := test/e2e/first-packet.test.ts test/e2e/first-inbound.test.ts test/e2e/ingress.test.ts test/e2e/inbound-traffic.test.ts test/e2e/churn.test.ts test/e2e/watchers.test.ts test/e2e/workers.test.ts test/unit/fuzz.test.ts test/e2e/identity-option.test.ts test/bpf/migration.test.ts \
-	test/unit/native-leaks.test.ts test/image/image.test.ts $(if $(HAS_PREVIOUS),test/long)
+# Tests that have a full size (test/lab/size.ts).
+FULL := test/e2e/first-packet.test.ts test/e2e/first-inbound.test.ts test/e2e/ingress.test.ts test/e2e/inbound-traffic.test.ts test/e2e/churn.test.ts test/e2e/watchers.test.ts test/e2e/workers.test.ts test/unit/fuzz.test.ts test/e2e/identity-option.test.ts test/bpf/migration.test.ts \
+	test/unit/native-leaks.test.ts
 reports = --reporter=default --reporter=json --outputFile.json=build/$(1)-results.json
 
 build: packages-build native typescript
@@ -113,12 +114,16 @@ test: packages-lab go-tools envoy schemathesis build
 check: lint packages-lab build
 	@npx --no-install vitest run test/unit test/bpf --reporter=default --silent
 
-test-long: test-full test-k8s
+test-long: test-full test-image test-k8s
 
 test-full: packages-lab go-tools envoy build
-	@echo "test-full: the long tests at full size, and the image"
-	$(if $(HAS_PREVIOUS),,@echo "test-full: WITHOUT test/long: the release before this one is not in this clone")
-	@NODESENTRY_TEST_SIZE=full npx --no-install vitest run $(or $(FILES),$(LONG)) $(call reports,test-full)
+	@echo "test-full: the long tests at full size"
+	@NODESENTRY_TEST_SIZE=full npx --no-install vitest run $(or $(FILES),$(FULL)) $(call reports,test-full)
+
+test-image: packages-lab go-tools envoy build
+	@echo "test-image: the image, and a handover from the release before this one"
+	$(if $(HAS_PREVIOUS),,@echo "test-image: WITHOUT test/long: the release before this one is not in this clone")
+	@npx --no-install vitest run $(or $(FILES),test/image/image.test.ts $(if $(HAS_PREVIOUS),test/long)) $(call reports,test-image)
 
 # KERNELS="6.1": that one alone; FILES as for test.
 test-kernels: packages-lab go-tools envoy build
