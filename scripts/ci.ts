@@ -17,7 +17,7 @@ import {
 
 const STAGES: readonly Stage[] = [
   { target: 'test', least: 2_800 },
-  { target: 'test-image', least: 20 },
+  { target: 'test-image', least: 16 },
   { target: 'test-k8s', least: 60 },
 ];
 
