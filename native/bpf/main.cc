@@ -12,6 +12,7 @@ static Napi::Object init(Napi::Env env, Napi::Object exports) {
     ns::define_programs(env, exports);
     ns::define_links(env, exports);
     ns::define_clsact(env, exports);
+    ns::define_splice(env, exports);
     return exports;
 }
 

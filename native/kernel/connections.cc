@@ -20,10 +20,11 @@ bool is_transparent(const nlmsghdr *message, const inet_diag_msg *diag) {
     return options ? options->transparent == 1 : diag->idiag_state != TCP_TIME_WAIT;
 }
 
-// Calls `each` for the connections that bear one of these addresses as their own, or as their peer's on a transparent
-// socket.
+// Calls `each` for the connections that bear one of these addresses as their own, or as their peer's: on a transparent
+// socket, or on `any`.
 template <typename Each> void dump_of(const Napi::CallbackInfo &info, uint32_t states, Each each) {
     auto bytes = info[0].As<Napi::Uint8Array>();
+    bool any = info[1].IsBoolean() && info[1].As<Napi::Boolean>().Value();
     std::vector<Address> wanted(bytes.ByteLength() / sizeof(Address));
 
     memcpy(wanted.data(), bytes.Data(), wanted.size() * sizeof(Address));
@@ -34,7 +35,7 @@ template <typename Each> void dump_of(const Napi::CallbackInfo &info, uint32_t s
         dump(info.Env(), family, states, "asking for connections",
              [&](const nlmsghdr *message, const inet_diag_msg *diag) {
                  if (is_wanted(address_of(diag, diag->id.idiag_src)) ||
-                     (is_wanted(address_of(diag, diag->id.idiag_dst)) && is_transparent(message, diag)))
+                     (is_wanted(address_of(diag, diag->id.idiag_dst)) && (any || is_transparent(message, diag))))
                      each(diag);
              });
     }

@@ -60,7 +60,7 @@ import { packageVersion } from '../telemetry/version.js';
 import { openCapacity } from './capacity.js';
 import { Cluster } from './cluster.js';
 import { startCni } from './cni.js';
-import { createReconciler, openIdentityOption } from './datapath.js';
+import { createReconciler, openIdentityOption, openSplice } from './datapath.js';
 import { openInstances } from './instances.js';
 import { openLifecycle } from './lifecycle.js';
 import { LiveInstances } from './live-instances.js';
@@ -279,7 +279,17 @@ async function start(
       )
     : undefined;
   const identityOption = openIdentityOption({ programs, listeners, repairs, opened, log });
-  const datapath = new Datapath({ tables, flows, listeners, reconciler, repairs, late, identityOption });
+  const splices = openSplice({ config, options, programs, store, reconciler, opened, log });
+  const datapath = new Datapath({
+    tables,
+    flows,
+    listeners,
+    reconciler,
+    repairs,
+    late,
+    identityOption,
+    splices,
+  });
 
   // Listeners before the first program: an enrolled pod must not meet an empty map for want of a look.
   await listeners.refresh();
@@ -326,6 +336,7 @@ async function start(
   const reconcile = () =>
     guarded(log, 'reconciling', () => {
       ensureCgroups();
+      splices.ensure();
       return reconciler.reconcile();
     });
   const changed = (changes: readonly PodChange[]) =>

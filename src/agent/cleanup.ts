@@ -13,6 +13,7 @@ import { CniError } from '../cni/errors.js';
 import type { Restored } from '../cni/restore.js';
 import { type UninstallOptions, uninstall } from '../cni/uninstall.js';
 import { MANIFEST } from '../datapath/manifest.js';
+import { removeSplice } from '../datapath/splice-removal.js';
 import type { Attachment, Attachments } from '../kernel/attachment.js';
 import { CgroupLinks } from '../kernel/cgroup-links.js';
 import { CgroupTree } from '../kernel/cgroups.js';
@@ -60,6 +61,7 @@ export async function cleanup(options: CleanupOptions): Promise<CleanupReport> {
   const { removed, problems } = removePlugin(options);
   const socket = new RouteSocket();
   try {
+    removed.push(...(await removeSplice(options.bpffs, options.objects)));
     // Programs first: from here on nothing is marked, so nothing misses its route.
     removed.push(...(await detachAll(options, socket)));
     removed.push(...(await removePolicyRoutes(socket, familiesKnown())));

@@ -14,6 +14,8 @@ import type { LifecyclePort } from '../datapath/lifecycle-port.js';
 import type { Listeners } from '../datapath/listeners.js';
 import { type DatapathPrograms, MANIFEST, type Role } from '../datapath/manifest.js';
 import { PortSet } from '../datapath/port-set.js';
+import { Splice } from '../datapath/splice.js';
+import { trySplice } from '../datapath/splice-flaws.js';
 import type { Drains } from '../drain/drains.js';
 import { CgroupLinks } from '../kernel/cgroup-links.js';
 import { CgroupTree } from '../kernel/cgroups.js';
@@ -36,7 +38,7 @@ import { tcxSupported } from '../native/bpf.js';
 import { BridgeFdb } from '../native/bridge-fdb.js';
 import type { Netfilter } from '../native/netfilter.js';
 import { Redirects } from '../native/redirects.js';
-import { netnsCookie, tcpConnections } from '../native/sockets.js';
+import { netnsCookie, netnsCookieAt, tcpConnections } from '../native/sockets.js';
 import { ipToBytes } from '../net/ip.js';
 import { authoritiesAmong, isNamed } from '../pods/confirmation.js';
 import { appOf, type PodUid, spiffeIdOf } from '../pods/pod.js';
@@ -47,6 +49,7 @@ import { NodeState } from '../reconcile/node-state.js';
 import { Proofs } from '../reconcile/proofs.js';
 import { Reconciler } from '../reconcile/reconciler.js';
 import type { Repairs } from '../reconcile/repairs.js';
+import { SplicedPods } from '../reconcile/spliced-pods.js';
 import type { PodLinks } from '../runtimes/pod-links.js';
 import { Shapers } from '../runtimes/shapers.js';
 import type { AgentOptions } from './options.js';
@@ -199,6 +202,42 @@ export function createReconciler(parts: {
 /** Whether what its pods are sent goes through it. */
 function receives({ inbound, announced }: Instance): boolean {
   return inbound.length > 0 || announced?.includes('inbound') === true;
+}
+
+/** Writes nothing yet: the first round does. */
+export function openSplice(parts: {
+  readonly config: Config;
+  readonly options: AgentOptions;
+  readonly programs: DatapathPrograms;
+  readonly store: PodStore;
+  readonly reconciler: Pick<Reconciler, 'statusOf' | 'onStatus'>;
+  readonly opened: Opened;
+  readonly log: Logger;
+}): SplicedPods {
+  const { config, options, programs, store, reconciler, opened } = parts;
+  const { enrol, failure, other, splice: mode } = config.interception;
+  const splice = opened.own(
+    new Splice({
+      bpffs: options.bpffs,
+      objects: options.bpfObjects,
+      maps: programs.maps,
+      tree: new CgroupTree(),
+    }),
+  );
+  const pods = new SplicedPods({
+    splice,
+    mode,
+    trial: () => trySplice(options.bpfObjects),
+    store,
+    statusOf: (uid) => reconciler.statusOf(uid),
+    defaults: { enrol, failure, other },
+    netnsCookieAt,
+    log: parts.log.child({ part: 'splice' }),
+  });
+  const changed = () => pods.changed();
+  opened.add(reconciler.onStatus(changed), (unsubscribe) => unsubscribe());
+  opened.add(store.subscribe(changed), (unsubscribe) => unsubscribe());
+  return pods;
 }
 
 /** Attached to nothing yet. */

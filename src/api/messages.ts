@@ -11,6 +11,7 @@ import type { UpgradeStatus } from '../instances/upgrade.js';
 import type { Family } from '../net/family.js';
 import type { FailurePolicy, SourceName } from '../pods/pod.js';
 import type { RepairKind } from '../reconcile/repairs.js';
+import type { SpliceReport } from '../reconcile/spliced-pods.js';
 import type { EndpointState } from '../reconcile/status.js';
 import type { ProcessMessage } from '../supervise/state.js';
 import type { Answer } from './answers.js';
@@ -199,6 +200,8 @@ export interface StatusMessage {
   readonly podsLate?: number;
   /** Where proxies can ask by getsockopt: in how many cgroups, or why in none. */
   readonly socketOption: IdentityOptionStatus;
+  /** How many pods have the splice, why the others have not, and what it has done since it was loaded. */
+  readonly splice: SpliceReport;
   /** What pods have sent, and what they were sent, by verdict, over all of them. */
   readonly packets: Readonly<Record<string, number>>;
   readonly packetsReceived: Readonly<Record<string, number>>;

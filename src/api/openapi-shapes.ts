@@ -50,6 +50,9 @@ const Interception = z.object({
   instance: z.string(),
   directions: z.enum(['both', 'outbound only', '']),
   failure: failure(),
+  splice: z
+    .object({ used: z.boolean(), reason: text('Why not; empty where it is.') })
+    .meta({ description: 'Whether its bytes go past the TCP stack.' }),
   problems: z.array(z.string()),
   openFlows: count()
     .exactOptional()
@@ -381,6 +384,21 @@ export const Status = z.object({
   ),
   podsLate: count().exactOptional(),
   socketOption: z.object({ cgroups: count(), problem: text('Empty where nothing is wrong.') }),
+  splice: z
+    .object({
+      mode: z.enum(['disabled', 'auto', 'enabled']),
+      pods: count().meta({ description: 'That have it.' }),
+      problem: text('Why no pod can have it; empty where pods can.'),
+      flaws: z
+        .array(z.string())
+        .meta({ description: 'What this kernel gets wrong: why only pods that ask for it have it.' }),
+      ends: count().meta({ description: 'Sockets that were taken in.' }),
+      messages: count(),
+      bytes: count(),
+      leftToTcp: count().meta({ description: 'Messages of such sockets that went by TCP.' }),
+      heldBack: count().meta({ description: 'Packets that had to be sent again, behind spliced bytes.' }),
+    })
+    .meta({ description: 'Bytes past the TCP stack; what is counted, since it was loaded.' }),
   packets: totals(),
   packetsReceived: totals(),
   eventsLost: z.object({ kernel: count(), agent: count() }),

@@ -58,7 +58,13 @@ export class Views {
     const openFlows = (open ?? drains.openFlows([pod])).get(uid);
     return {
       ...workload,
-      interception: interceptionReport(pod, datapath.endpointOf(uid), interception, openFlows),
+      interception: interceptionReport(
+        pod,
+        datapath.endpointOf(uid),
+        interception,
+        datapath.spliceOf(uid),
+        openFlows,
+      ),
     };
   }
 
@@ -145,6 +151,7 @@ export class Views {
       repairs: datapath.repairs(),
       ...(podsLate === undefined ? {} : { podsLate }),
       socketOption: datapath.socketOption(),
+      splice: datapath.splice(),
       ...(await this.#packetTotals()),
       eventsLost: await datapath.eventsLost(),
     };

@@ -24,6 +24,7 @@ export function doctorCommand(print: Print = printToStdout): Command {
       const { configurationChecks, readConfig } = await import('../doctor/configuration.js');
       const { kubernetesChecks } = await import('../doctor/kubernetes.js');
       const { capacityChecks } = await import('../doctor/capacity.js');
+      const { spliceChecks } = await import('../doctor/splice.js');
       const { cniChecks } = await import('../doctor/cni.js');
       const { neighbourChecks } = await import('../doctor/neighbours.js');
       const { config, check } = readConfig(path);
@@ -31,6 +32,7 @@ export function doctorCommand(print: Print = printToStdout): Command {
         ...nodeChecks(bpffs, bpfObjects),
         check,
         ...(config === undefined ? [] : configurationChecks(config)),
+        ...(config === undefined ? [] : spliceChecks(config, bpfObjects)),
         ...(config === undefined ? [] : kubernetesChecks(config)),
         ...(config === undefined
           ? []

@@ -16,6 +16,7 @@ const HEADER = [
   'PROGRAMMED',
   'VERIFIED',
   'REASON',
+  'SPLICE',
 ];
 
 export function podsCommand(print: Print = printToStdout): Command {
@@ -48,6 +49,7 @@ function row({ namespace, podName, runtime, ips, interception }: WorkloadMessage
     reason,
     problems,
     openFlows,
+    splice,
   } = interception;
   const told = problems.filter((problem) => !reason.includes(problem));
   return [
@@ -65,5 +67,6 @@ function row({ namespace, podName, runtime, ips, interception }: WorkloadMessage
     [reason, ...(openFlows === undefined ? [] : [`${openFlows} still open`]), ...told]
       .filter((text) => text !== '')
       .join('; '),
+    splice.used ? yesNo(true) : `no: ${splice.reason}`,
   ];
 }

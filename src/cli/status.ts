@@ -45,6 +45,7 @@ function describe(status: StatusMessage): string {
     ...(status.socketOption.problem === ''
       ? []
       : [`getsockopt:  proxies cannot ask by it: ${status.socketOption.problem}`]),
+    `Splice:      ${oneLine(splice(status.splice))}`,
     ...(status.podsLate === undefined ? [] : [`Late pods:   ${late(status.podsLate)}`]),
     ...section('Sources', table(['NAME', 'SYNCED', 'LAST ERROR'], status.sources.map(sourceRow))),
     ...section('Listeners', table(LISTENER_HEADER, listenerRows(status.listeners))),
@@ -53,6 +54,21 @@ function describe(status: StatusMessage): string {
     ...section('Packets from pods by verdict', packets(status.packets)),
     ...section('Packets to pods by verdict', packets(status.packetsReceived)),
   ].join('\n');
+}
+
+function splice({ mode, pods, problem, flaws, messages, bytes, leftToTcp }: StatusMessage['splice']): string {
+  if (mode === 'disabled') {
+    return 'disabled on this node';
+  }
+  if (problem !== '') {
+    return `not to be had: ${problem}`;
+  }
+  if (pods > 0) {
+    return `${pods} pods; ${messages} messages with ${bytes} bytes, ${leftToTcp} messages by TCP`;
+  }
+  return mode === 'auto' && flaws.length > 0
+    ? `no pod asks for it, and this kernel would not do all of it right: ${flaws.join(', ')}`
+    : 'no pod has it';
 }
 
 function late(count: number): string {

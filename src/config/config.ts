@@ -18,6 +18,7 @@ export interface Config {
     readonly other: OtherProtocols;
     /** That stay open where other protocols are dropped. */
     readonly udpPorts: readonly number[];
+    readonly splice: SpliceMode;
   };
   readonly sources: {
     /** Absolute path. */
@@ -47,6 +48,10 @@ export interface Config {
   readonly log: { readonly level: LogLevel };
   readonly capacity: CapacityConfig;
 }
+
+/** auto: where the kernel does it without a flaw, and for pods that ask for it. */
+export const SPLICE_MODES = ['disabled', 'auto', 'enabled'] as const;
+export type SpliceMode = (typeof SPLICE_MODES)[number];
 
 /** `resize`: the container of the node's proxy is given what the pods say that it needs. */
 export const CAPACITY_MODES = ['report', 'resize'] as const;

@@ -11,6 +11,7 @@ import {
   type ListenerAddress,
   LOG_LEVELS,
   SCOPES,
+  SPLICE_MODES,
   SUPERVISORS,
 } from './config.js';
 import { parseListenerAddress } from './listeners.js';
@@ -243,6 +244,11 @@ export function configSchema(hostname: string) {
         .array(integer(1, 65_535), { error: 'a list of ports' })
         .max(MAX_UDP_PORTS, { error: `at most ${MAX_UDP_PORTS} ports` })
         .default([]),
+      splice: oneOf(SPLICE_MODES)
+        .default('auto')
+        .describe(
+          'Bytes of runc pods past the TCP stack. auto: where the kernel does all of it right, and for pods that ask for it by their annotation; disabled: for none.',
+        ),
     }).prefault({}),
     sources: sources.prefault({}),
     instances: z

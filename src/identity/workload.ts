@@ -1,5 +1,6 @@
 /** A pod as callers of the API see it. */
 
+import type { SpliceStatus } from '../datapath/splice-choice.js';
 import { type InterceptionDefaults, interceptionOf } from '../pods/annotations.js';
 import { appOf, type FailurePolicy, type Pod, type RuntimeKind, spiffeIdOf } from '../pods/pod.js';
 import type { EndpointStatus, InterfaceStatus } from '../reconcile/status.js';
@@ -73,6 +74,8 @@ export interface InterceptionReport {
   /** Empty where the pod is not intercepted. */
   readonly directions: 'both' | 'outbound only' | '';
   readonly failure: FailurePolicy;
+  /** Whether its bytes go past the TCP stack, and why not. */
+  readonly splice: SpliceStatus;
   /** What of the pod's own wishes, or of its runtime, could not be understood. */
   readonly problems: readonly string[];
   /** Of a drained pod: that are still where they were before. */
@@ -84,6 +87,7 @@ export function interceptionReport(
   pod: Pod,
   endpoint: EndpointStatus | undefined,
   defaults: InterceptionDefaults,
+  splice: SpliceStatus,
   openFlows?: number,
 ): InterceptionReport {
   const wanted = interceptionOf(pod, defaults);
@@ -100,6 +104,7 @@ export function interceptionReport(
     instance: endpoint?.instance ?? '',
     directions: directionsOf(endpoint),
     failure: endpoint?.failure ?? wanted.failure,
+    splice,
     problems: [...wanted.problems, ...runtimeProblems(pod)],
     ...(openFlows === undefined ? {} : { openFlows }),
   };

@@ -5,7 +5,7 @@
 
 import { closeSync, openSync } from 'node:fs';
 import { join } from 'node:path';
-import { attachGetsockopt, type BpfProgram } from '../native/bpf.js';
+import { attachCgroup, type BpfProgram } from '../native/bpf.js';
 import type { CgroupTree } from './cgroups.js';
 import { linkPin, type ObjectSet, parseLinkPin } from './object-set.js';
 import { PinnedLink } from './pinned-link.js';
@@ -83,7 +83,7 @@ export class CgroupLinks {
     }
     const fd = openSync(path, 'r');
     try {
-      return attachGetsockopt(program, fd);
+      return attachCgroup(program, fd, 'getsockopt');
     } finally {
       closeSync(fd);
     }

@@ -104,6 +104,8 @@ interface BpfAddon {
   linkInfo(fd: number): { id: number; programId: number; type: number };
   linkUpdate(fd: number, programFd: number): void;
   linkDetach(fd: number): void;
+  attachSkMsg(programFd: number, mapFd: number, doing: string): void;
+  spliceFlaws(programFd: number, mapFd: number): string[];
   queryTcx(ifindex: number, attachType: number): TcxEntry[];
   attachClsact(
     programFd: number,

@@ -2,10 +2,13 @@
 
 import { checkFd, checkOneOf, checkPositive } from './addon.js';
 import { addon, type TcxEntry } from './bpf-addon.js';
-import { BpfLink, type BpfProgram, checkProgram } from './bpf-handles.js';
+import { BpfLink, type BpfMap, type BpfProgram, checkMap, checkProgram } from './bpf-handles.js';
 import { isKernelError } from './errors.js';
 
+const BPF_CGROUP_INET_INGRESS = 0;
+const BPF_CGROUP_SOCK_OPS = 3;
 const BPF_CGROUP_GETSOCKOPT = 21;
+const BPF_CGROUP_SETSOCKOPT = 22;
 const BPF_SK_LOOKUP = 36;
 const TCX = { ingress: 46, egress: 47 } as const;
 
@@ -125,12 +128,42 @@ export function attachSkLookup(program: BpfProgram, netnsFd: number): BpfLink {
   );
 }
 
-/** To getsockopt(2) on sockets that were opened in the cgroup behind `cgroupFd` or below it, beside whatever is attached. */
-export function attachGetsockopt(program: BpfProgram, cgroupFd: number): BpfLink {
+const CGROUP_HOOKS = {
+  /** What its sockets receive. */
+  skbIngress: BPF_CGROUP_INET_INGRESS,
+  getsockopt: BPF_CGROUP_GETSOCKOPT,
+  setsockopt: BPF_CGROUP_SETSOCKOPT,
+  /** What becomes of TCP connections. */
+  sockOps: BPF_CGROUP_SOCK_OPS,
+} as const;
+
+export type CgroupHook = keyof typeof CGROUP_HOOKS;
+
+/** For sockets that were opened in the cgroup behind `cgroupFd` or below it, beside whatever is attached. */
+export function attachCgroup(program: BpfProgram, cgroupFd: number, hook: CgroupHook): BpfLink {
   checkProgram(program);
   checkFd(cgroupFd, 'cgroupFd');
+  checkOneOf(hook, 'hook', Object.keys(CGROUP_HOOKS));
   const doing = `attaching ${program.name} to a cgroup`;
-  return new BpfLink(addon.linkCreate(program.fd, cgroupFd, BPF_CGROUP_GETSOCKOPT, doing));
+  return new BpfLink(addon.linkCreate(program.fd, cgroupFd, CGROUP_HOOKS[hook], doing));
+}
+
+/** For each message that a socket of the SOCKMAP or SOCKHASH is about to send; the map keeps the program. */
+export function attachSkMsg(program: BpfProgram, map: BpfMap): void {
+  checkProgram(program);
+  checkMap(map);
+  addon.attachSkMsg(program.fd, map.fd, `attaching ${program.name} to the map ${map.name}`);
+}
+
+/**
+ * Which of the things that applications do with sockets come out otherwise where another socket fills their queue: names
+ * of trials, of native/bpf/splice_trial.cc. `program` and `map` of bpf/splice-trial.bpf.c. Takes some 100 ms, over the
+ * loopback interface. KernelError where it cannot be tried.
+ */
+export function spliceFlaws(program: BpfProgram, map: BpfMap): string[] {
+  checkProgram(program);
+  checkMap(map);
+  return addon.spliceFlaws(program.fd, map.fd);
 }
 
 /** To the tracepoint that a program of the kind `tp_btf` names itself. */

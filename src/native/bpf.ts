@@ -5,16 +5,19 @@ import { addon, type ProgramInfo } from './bpf-addon.js';
 
 export type { FlatLayout, MapShape, ProgramInfo, TcxEntry, TestRunResult } from './bpf-addon.js';
 export {
+  attachCgroup,
   attachClsact,
-  attachGetsockopt,
   attachSkLookup,
+  attachSkMsg,
   attachTcx,
   attachTcxAsync,
   attachTracepoint,
+  type CgroupHook,
   type ClsactPlace,
   detachClsact,
   queryClsact,
   queryTcx,
+  spliceFlaws,
   type TcxDirection,
   tcxSupported,
 } from './bpf-attach.js';

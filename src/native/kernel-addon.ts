@@ -129,7 +129,7 @@ interface KernelAddon {
   tcpOpen(): Promise<Buffer>;
   tcpConnections(addresses: Uint8Array): number;
   tcpInode(ends: Uint8Array, port: number, peerPort: number): number | undefined;
-  openTcpConnections(addresses: Uint8Array): TcpConnection[];
+  openTcpConnections(addresses: Uint8Array, any: boolean): TcpConnection[];
   endTcpConnections(ids: Uint8Array): number;
   tryLock(fd: number): boolean;
   openRoutes(): number;

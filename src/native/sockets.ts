@@ -131,7 +131,12 @@ export function tcpConnections(addresses: readonly Uint8Array[]): number {
 
 /** The same, each by itself, without those in TIME_WAIT. */
 export function openTcpConnections(addresses: readonly Uint8Array[]): TcpConnection[] {
-  return addon.openTcpConnections(joined(addresses, 'address'));
+  return addon.openTcpConnections(joined(addresses, 'address'), false);
+}
+
+/** The same, where a peer has the address also those on sockets that are not transparent. */
+export function openTcpConnectionsWith(addresses: readonly Uint8Array[]): TcpConnection[] {
+  return addon.openTcpConnections(joined(addresses, 'address'), true);
 }
 
 /**

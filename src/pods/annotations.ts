@@ -15,6 +15,9 @@ export type EnrolMode = 'labelled' | 'all';
 /** What becomes of what is not TCP: it passes, or is dropped but for what an address needs. */
 export type OtherProtocols = 'pass' | 'drop';
 
+/** Whether bytes may go from one socket to the other, past the TCP stack. */
+export type SpliceChoice = 'enabled' | 'disabled';
+
 export interface InterceptionDefaults {
   readonly enrol: EnrolMode;
   readonly failure: FailurePolicy;
@@ -25,6 +28,8 @@ export interface Interception {
   readonly enrolled: boolean;
   readonly failure: FailurePolicy;
   readonly other: OtherProtocols;
+  /** What the pod says; undefined where it says nothing. */
+  readonly splice: SpliceChoice | undefined;
   /** Undefined where nothing is said, or nothing that can be followed. */
   readonly meshResources: MeshResources | undefined;
   /** One sentence per key whose value could not be followed; the default of that key applies. */
@@ -67,6 +72,7 @@ export function interceptionOf(
   const intercept = choice(pod, 'intercept', ['enabled', 'disabled'], problems);
   const failure = choice(pod, 'failure', ['closed', 'open'], problems);
   const other = choice(pod, 'other-protocols', ['pass', 'drop'], problems);
+  const splice = choice(pod, 'splice', ['enabled', 'disabled'], problems);
   choice(pod, 'explicit-proxy', ['enabled', 'disabled'], problems);
   choice(pod, 'mesh-requests', ['enabled', 'disabled'], problems);
   for (const [key, expected, isRight] of SELECTIONS) {
@@ -85,6 +91,7 @@ export function interceptionOf(
     failure: failure ?? defaults.failure,
     // The stricter of the two: a pod cannot open what the node has closed.
     other: defaults.other === 'drop' ? 'drop' : (other ?? 'pass'),
+    splice,
     meshResources,
     problems,
   };

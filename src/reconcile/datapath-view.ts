@@ -4,12 +4,14 @@ import type { EndpointCounters, EndpointTables } from '../datapath/endpoints.js'
 import type { FlowEvent, FlowRecord, Flows } from '../datapath/flows.js';
 import type { IdentityOption, IdentityOptionStatus } from '../datapath/identity-option.js';
 import type { ListenerStatus, Listeners } from '../datapath/listeners.js';
+import type { SpliceStatus } from '../datapath/splice-choice.js';
 import type { FamilyOff } from '../kernel/families.js';
 import type { SocketAddress } from '../net/socket-address.js';
 import type { PodUid } from '../pods/pod.js';
 import type { LatePods } from './late-pods.js';
 import type { Reconciler } from './reconciler.js';
 import type { RepairKind, Repairs } from './repairs.js';
+import type { SplicedPods, SpliceReport } from './spliced-pods.js';
 import type { EndpointStatus } from './status.js';
 
 /** What identity, API and CLI may ask the datapath. */
@@ -33,6 +35,9 @@ export interface DatapathView {
   latePods(): number | undefined;
   /** Where proxies can ask by getsockopt who is at the ends of a connection. */
   socketOption(): IdentityOptionStatus;
+  /** Whether the pod's connections are spliced, and why not. */
+  spliceOf(uid: PodUid): SpliceStatus;
+  splice(): SpliceReport;
   /** Flow events that nobody saw: the ring was full (kernel) or JavaScript was behind (agent). */
   eventsLost(): Promise<EventsLost>;
 }
@@ -50,6 +55,7 @@ export interface DatapathParts {
   readonly repairs: Repairs;
   readonly late?: Pick<LatePods, 'count'> | undefined;
   readonly identityOption: Pick<IdentityOption, 'status'>;
+  readonly splices: Pick<SplicedPods, 'statusOf' | 'report'>;
 }
 
 export class Datapath implements DatapathView {
@@ -109,6 +115,14 @@ export class Datapath implements DatapathView {
 
   socketOption(): IdentityOptionStatus {
     return this.#parts.identityOption.status();
+  }
+
+  spliceOf(uid: PodUid): SpliceStatus {
+    return this.#parts.splices.statusOf(uid);
+  }
+
+  splice(): SpliceReport {
+    return this.#parts.splices.report();
   }
 
   latePods(): number | undefined {

@@ -11,7 +11,7 @@ export interface MetricsOptions {
   readonly store: Pick<PodStore, 'list' | 'get' | 'removed'>;
   readonly datapath: Pick<
     DatapathView,
-    'endpoints' | 'repairs' | 'latePods' | 'listeners' | 'counters' | 'eventsLost'
+    'endpoints' | 'repairs' | 'latePods' | 'listeners' | 'counters' | 'eventsLost' | 'splice'
   >;
   /** Those with `stats` get metrics of how well they follow. */
   readonly sources?: readonly Pick<PodSource, 'name' | 'stats'>[];
@@ -189,6 +189,7 @@ export class Metrics {
         }
       },
     });
+    addSpliceMetrics(datapath, registers);
     addSourceMetrics(sources, registers);
     addLoopMetrics(this.#loopDelay, registers);
     addProcessMetrics(registers);
@@ -250,6 +251,47 @@ function addProcessMetrics(registers: Registry[]): void {
     registers,
     collect() {
       this.set(process.memoryUsage.rss());
+    },
+  });
+}
+
+function addSpliceMetrics(datapath: Pick<DatapathView, 'splice'>, registers: Registry[]): void {
+  new Gauge({
+    name: 'nodesentry_splice_pods',
+    help: 'Pods whose bytes go past the TCP stack',
+    registers,
+    collect() {
+      this.set(datapath.splice().pods);
+    },
+  });
+  new Counter({
+    name: 'nodesentry_splice_sockets_total',
+    help: 'Sockets that were taken into the splice since it was loaded',
+    registers,
+    collect() {
+      this.reset();
+      this.inc(datapath.splice().ends);
+    },
+  });
+  new Counter({
+    name: 'nodesentry_splice_messages_total',
+    help: 'What such sockets sent, by the way that it went: splice or tcp',
+    labelNames: ['by'],
+    registers,
+    collect() {
+      const { messages, leftToTcp } = datapath.splice();
+      this.reset();
+      this.inc({ by: 'splice' }, messages);
+      this.inc({ by: 'tcp' }, leftToTcp);
+    },
+  });
+  new Counter({
+    name: 'nodesentry_splice_bytes_total',
+    help: 'Bytes that went past the TCP stack',
+    registers,
+    collect() {
+      this.reset();
+      this.inc(datapath.splice().bytes);
     },
   });
 }

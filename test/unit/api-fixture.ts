@@ -165,6 +165,15 @@ export class FakeDatapath implements DatapathView {
     return { cgroups: 1, problem: '' };
   }
 
+  spliceOf() {
+    return { used: false, reason: 'the node has it disabled' };
+  }
+
+  splice() {
+    const counts = { ends: 0, messages: 0, bytes: 0, leftToTcp: 0, heldBack: 0 };
+    return { mode: 'disabled' as const, pods: 0, problem: '', flaws: [], ...counts };
+  }
+
   latePods() {
     return this.late;
   }

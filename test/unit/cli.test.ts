@@ -89,9 +89,9 @@ describe('with an agent', () => {
     expect(await ask('pods')).toBe(0);
     expect(printed).toBe(
       [
-        'NAMESPACE  NAME                    RUNTIME  STATE        DIRECTIONS     INTERFACE  TOPOLOGY  IPS                   DESIRED  PROGRAMMED  VERIFIED  REASON',
-        'default    batch-with-a-long-name  runc     REFUSED      -              -          -         10.66.0.4,fd00:66::4  yes      no          no        HOST_NETWORK: the pod uses the network of the host',
-        'default    web-0                   runsc    INTERCEPTED  outbound only  veth0      routed    10.66.0.3             yes      yes         yes       -',
+        'NAMESPACE  NAME                    RUNTIME  STATE        DIRECTIONS     INTERFACE  TOPOLOGY  IPS                   DESIRED  PROGRAMMED  VERIFIED  REASON                                              SPLICE',
+        'default    batch-with-a-long-name  runc     REFUSED      -              -          -         10.66.0.4,fd00:66::4  yes      no          no        HOST_NETWORK: the pod uses the network of the host  no: the node has it disabled',
+        'default    web-0                   runsc    INTERCEPTED  outbound only  veth0      routed    10.66.0.3             yes      yes         yes       -                                                   no: the node has it disabled',
         '',
       ].join('\n'),
     );

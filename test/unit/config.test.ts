@@ -60,6 +60,7 @@ describe('a configuration', () => {
         enrol: 'labelled',
         other: 'pass',
         udpPorts: [],
+        splice: 'auto',
       },
       supervision: { by: 'agent' },
       sources: {

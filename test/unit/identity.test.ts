@@ -420,14 +420,17 @@ describe('where no source knows service accounts', () => {
 
 describe('the interception of a pod', () => {
   const defaults = { enrol: 'labelled', failure: 'closed', other: 'pass' } as const;
+  const NO_SPLICE = { used: false, reason: 'the node has it disabled' };
 
   test('is PENDING until the datapath has looked at a pod that wants it', () => {
-    expect(interceptionReport(pod('a'), undefined, defaults)).toMatchObject({
+    expect(interceptionReport(pod('a'), undefined, defaults, NO_SPLICE)).toMatchObject({
       desired: true,
       programmed: false,
       state: 'PENDING',
     });
-    expect(interceptionReport(pod('a', { labels: {} }), undefined, defaults).state).toBe('NOT_ENROLLED');
+    expect(interceptionReport(pod('a', { labels: {} }), undefined, defaults, NO_SPLICE).state).toBe(
+      'NOT_ENROLLED',
+    );
   });
 
   test('reports an unknown runtime handler and an annotation that cannot be followed', () => {
@@ -436,7 +439,12 @@ describe('the interception of a pod', () => {
       runtimeHandler: 'strange',
       annotations: { 'nodesentry.io/failure': 'maybe' },
     });
-    const { problems, state: reached } = interceptionReport(strange, endpoint(strange.uid), defaults);
+    const { problems, state: reached } = interceptionReport(
+      strange,
+      endpoint(strange.uid),
+      defaults,
+      NO_SPLICE,
+    );
     expect(reached).toBe('INTERCEPTED');
     expect(problems).toEqual([
       'nodesentry.io/failure: expected closed or open, got "maybe"',
