@@ -19,24 +19,40 @@ import { run } from './exec.js';
 export const IMAGE = 'localhost/nodesentry-app:1';
 const ROOT = join(import.meta.dirname, '../..');
 const SOURCE = join(import.meta.dirname, 'app/app.c');
+const LOAD_SOURCE = join(import.meta.dirname, 'app/load.cc');
 const HEADERS = join(ROOT, 'include');
 export const CACHE = join(ROOT, 'build/lab');
 
 /** Compiled once per change of its source; by several at once where they come at the same time. */
-export async function buildApp(): Promise<string> {
-  const binary = join(CACHE, 'app');
+export function buildApp(): Promise<string> {
+  return compiled('app', [SOURCE, join(HEADERS, 'nodesentry.h')], 'gcc', [
+    '-I',
+    HEADERS,
+    SOURCE,
+    '-lpthread',
+  ]);
+}
+
+/** The clients and the server of `make bench`, compiled in the same way. */
+export function buildLoad(): Promise<string> {
+  return compiled('load', [LOAD_SOURCE], 'g++', ['-std=c++17', LOAD_SOURCE]);
+}
+
+async function compiled(
+  name: string,
+  sources: readonly string[],
+  compiler: 'gcc' | 'g++',
+  words: readonly string[],
+): Promise<string> {
+  const binary = join(CACHE, name);
   const own = `${binary}.${process.pid}`;
   mkdirSync(CACHE, { recursive: true });
-  if (!existsSync(binary) || statSync(binary).mtimeMs < lastChange()) {
-    const flags = ['-static', '-O2', '-Wall', '-Wextra', '-Werror', '-I', HEADERS];
-    await run('gcc', [...flags, '-o', own, SOURCE, '-lpthread']);
+  const lastChange = Math.max(...sources.map((path) => statSync(path).mtimeMs));
+  if (!existsSync(binary) || statSync(binary).mtimeMs < lastChange) {
+    await run(compiler, ['-static', '-O2', '-Wall', '-Wextra', '-Werror', '-o', own, ...words]);
     renameSync(own, binary);
   }
   return binary;
-}
-
-function lastChange(): number {
-  return Math.max(...[SOURCE, join(HEADERS, 'nodesentry.h')].map((path) => statSync(path).mtimeMs));
 }
 
 /** A folder with /bin/app and /bin/busybox: the image's layer, and the base of the microVM's initramfs. */
