@@ -41,7 +41,7 @@ async function measure(
     const told = JSON.parse(stdout) as Told;
     return { metrics: metricsOf(workload, told, cpuSeconds), cpuSeconds, told };
   } catch (error) {
-    throw new Error(`${variant.name}, ${workload.name}`, { cause: error });
+    throw new Error(`${variant.name}, ${workload.name}\n${variant.log()}`, { cause: error });
   } finally {
     variant.sleep();
   }

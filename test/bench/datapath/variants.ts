@@ -36,6 +36,8 @@ export interface Standing {
   wake(): void;
   /** After that. */
   sleep(): void;
+  /** What the agent last said, where there is one. */
+  log(): string;
 }
 
 interface Node {
@@ -58,7 +60,7 @@ async function furnish(lab: Lab): Promise<Node> {
   return { lab, pod };
 }
 
-const awake = { wake: () => undefined, sleep: () => undefined };
+const awake = { wake: () => undefined, sleep: () => undefined, log: () => '' };
 
 /** Both of them: nothing of the node's is in the way of either. */
 async function standPlain({ lab, pod }: Node, proxy: ProxyName): Promise<Standing[]> {
@@ -78,7 +80,8 @@ async function standOurs(
   const outbound = [`${OUTBOUND.ip}:${OUTBOUND.port}`];
   const agent = new TestAgent(lab, {
     sources: { static: { file: 'pods.yaml' } },
-    instances: [{ name: 'default', outbound }],
+    // An agent that has slept takes its own sleep for a proxy that hangs.
+    instances: [{ name: 'default', outbound, health: { failSeconds: 3_600 } }],
     interception: splice === undefined ? {} : { splice: splice ? 'auto' : 'disabled' },
   });
   const annotations = splice === true ? { 'nodesentry.io/splice': 'enabled' } : {};
@@ -95,6 +98,7 @@ async function standOurs(
       target: SERVER,
       wake: () => process.kill(agent.pid, 'SIGCONT'),
       sleep: () => process.kill(agent.pid, 'SIGSTOP'),
+      log: () => agent.log().slice(-3_000),
     },
   ];
 }
