@@ -90,7 +90,7 @@ cluster-down:
 	@npx --no-install tsx test/cluster/main.ts down
 
 # QUICK=1: two minutes. How to read it: docs/benchmarks/README.md
-bench: packages-lab build
+bench: packages-lab go-tools envoy build
 	@npx --no-install tsx test/bench/datapath/main.ts
 
 bench-enrolment: packages-lab build

@@ -55,13 +55,14 @@ async function compiled(
   return binary;
 }
 
-/** A folder with /bin/app and /bin/busybox: the image's layer, and the base of the microVM's initramfs. */
+/** A folder with /bin/app, /bin/load and /bin/busybox: the image's layer, and the base of the microVM's initramfs. */
 export async function buildRootfs(into: string): Promise<void> {
   mkdirSync(join(into, 'bin'), { recursive: true });
   for (const folder of ['proc', 'sys', 'dev', 'tmp', 'etc']) {
     mkdirSync(join(into, folder), { recursive: true });
   }
   copyFileSync(await buildApp(), join(into, 'bin/app'));
+  copyFileSync(await buildLoad(), join(into, 'bin/load'));
   copyFileSync('/bin/busybox', join(into, 'bin/busybox'));
   for (const name of [
     'sh',

@@ -5,7 +5,9 @@ import { join } from 'node:path';
 import { type Daemon, runIn, waitFor } from '../../lab/exec.js';
 import { type Lab, REMOTE } from '../../lab/lab.js';
 
-export type ProxyName = 'HAProxy';
+export type ProxyName = 'HAProxy' | 'Envoy';
+
+export const ENVOY = join(import.meta.dirname, '../../../.cache/bin/envoy');
 
 /** Where the server is, and at which ports; several, that there are ports enough for short connections. */
 export const SERVER = { ip: REMOTE[4], ports: [8000, 8001, 8002, 8003, 8004, 8005, 8006, 8007] } as const;
@@ -67,15 +69,76 @@ backend far
 `;
 }
 
+const API = 'type.googleapis.com/envoy.extensions.filters';
+
+/** An address at which Envoy listens, and the cluster to which it dials on. */
+function envoyListener(listening: Listening, ip: string, port: number, cluster: string): object {
+  const namespace =
+    listening.kind === 'inside' ? { network_namespace_filepath: `/run/netns/${listening.netns}` } : {};
+  const original = {
+    name: 'envoy.filters.listener.original_dst',
+    typed_config: { '@type': `${API}.listener.original_dst.v3.OriginalDst` },
+  };
+  const pass = {
+    '@type': `${API}.network.tcp_proxy.v3.TcpProxy`,
+    stat_prefix: cluster,
+    cluster,
+  };
+  return {
+    name: `at-${port}`,
+    address: { socket_address: { address: ip, port_value: port, ...namespace } },
+    ...(listening.kind === 'transparent' ? { transparent: true } : {}),
+    listener_filters: listening.kind === 'explicit' ? [] : [original],
+    filter_chains: [{ filters: [{ name: 'envoy.filters.network.tcp_proxy', typed_config: pass }] }],
+  };
+}
+
+function envoyConfig(listening: Listening): string {
+  const limits = { thresholds: [{ max_connections: 100_000, max_pending_requests: 100_000 }] };
+  const common = { connect_timeout: '5s', circuit_breakers: limits };
+  const far = (port: number) => ({
+    ...common,
+    name: `far-${port}`,
+    type: 'STATIC',
+    load_assignment: {
+      cluster_name: `far-${port}`,
+      endpoints: [
+        {
+          lb_endpoints: [
+            { endpoint: { address: { socket_address: { address: SERVER.ip, port_value: port } } } },
+          ],
+        },
+      ],
+    },
+  });
+  const dialled = { ...common, name: 'dialled', type: 'ORIGINAL_DST', lb_policy: 'CLUSTER_PROVIDED' };
+  const isExplicit = listening.kind === 'explicit';
+  return JSON.stringify({
+    static_resources: {
+      listeners: isExplicit
+        ? SERVER.ports.map((port) => envoyListener(listening, EXPLICIT, port, `far-${port}`))
+        : [envoyListener(listening, OUTBOUND.ip, OUTBOUND.port, 'dialled')],
+      clusters: isExplicit ? SERVER.ports.map(far) : [dialled],
+    },
+  });
+}
+
+/** Its command, and the words to it; one worker. */
+function commandOf(proxy: ProxyName, config: string): [string, string[]] {
+  // A hot restart would be shared with the Envoys of other namespaces.
+  const envoy = ['-c', config, '--concurrency', '1', '--disable-hot-restart', '-l', 'warning'];
+  return proxy === 'HAProxy' ? ['haproxy', ['-f', config]] : [ENVOY, envoy];
+}
+
 let started = 0;
 
 /** Returns once it listens. */
 export async function startProxy(lab: Lab, proxy: ProxyName, listening: Listening): Promise<Daemon> {
   started += 1;
   const name = `${proxy}-${started}`;
-  const config = join(lab.directory, `${name}.cfg`);
-  writeFileSync(config, haproxyConfig(listening));
-  const daemon = lab.daemon(lab.node, name, 'haproxy', ['-f', config]);
+  const config = join(lab.directory, `${name}.${proxy === 'HAProxy' ? 'cfg' : 'json'}`);
+  writeFileSync(config, proxy === 'HAProxy' ? haproxyConfig(listening) : envoyConfig(listening));
+  const daemon = lab.daemon(lab.node, name, ...commandOf(proxy, config));
   const { port } = listening.kind === 'explicit' ? { port: SERVER.ports[0] } : OUTBOUND;
   const where = listening.kind === 'inside' ? listening.netns : lab.node;
   await waitFor(`${name} to listen`, async () => {

@@ -1,8 +1,6 @@
 /** Rounds in which every variant is measured once, in the same order, and the first one again in the end. */
 
 import { setTimeout as delay } from 'node:timers/promises';
-import { inNetns, tryRun } from '../../lab/exec.js';
-import { buildLoad } from '../../lab/image.js';
 import { startWork } from './machine.js';
 import type { Standing, VariantName } from './variants.js';
 import { type Metrics, metricsOf, type Told, type Workload, wordsOf } from './workloads.js';
@@ -27,16 +25,15 @@ async function measure(
   workload: Workload,
   seconds: number,
 ): Promise<Pick<Run, 'metrics' | 'cpuSeconds' | 'told'>> {
-  const load = await buildLoad();
   variant.wake();
   try {
     await delay(SETTLE_MS);
     const worked = startWork();
     const words = wordsOf(workload, variant.target, seconds);
-    const { stdout, stderr } = await tryRun(...inNetns(variant.pod.netnsName, load, words));
+    const { stdout, stderr } = await variant.client.load(words);
     const cpuSeconds = worked();
-    if (stdout === '') {
-      throw new Error(stderr);
+    if (!stdout.startsWith('{')) {
+      throw new Error(`${stdout}${stderr}`);
     }
     const told = JSON.parse(stdout) as Told;
     return { metrics: metricsOf(workload, told, cpuSeconds), cpuSeconds, told };
