@@ -11,6 +11,7 @@
 #   make test-image  of test-long, the second part: the image, and a handover from the release before this one
 #   make test-k8s    of test-long, the third part: in a real cluster (compiles Kubernetes once: minutes)
 #   make test-kernels    what depends on the kernel, on Linux 6.1, 6.12 and this machine's own (emulated: hours)
+#   make bench   what interception costs, beside other ways to do it; QUICK=1: in two minutes
 #   make bench-enrolment   how long a starting pod waits for us, at 10 and at 1,000 pods
 #   make bench-identity    what asking who it is costs, by each door
 #   make bench-resolves    whether 5,000 questions a second hold up pods that start
@@ -22,7 +23,7 @@
 #   make build | lint | format | clean
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: bench-enrolment bench-identity bench-loop bench-resolves bench-run-times bench-sharing build chart-schema check cluster cluster-down image demo test test-kernels test-long test-full test-image test-k8s lint format packages-build packages-lab packages-k8s go-tools envoy helm schemathesis native typescript proto clean
+.PHONY: bench bench-enrolment bench-identity bench-loop bench-resolves bench-run-times bench-sharing build chart-schema check cluster cluster-down image demo test test-kernels test-long test-full test-image test-k8s lint format packages-build packages-lab packages-k8s go-tools envoy helm schemathesis native typescript proto clean
 
 # Said on make's own command line only: npm leaves the path of its node in an environment variable of that name.
 ifeq ($(origin NODE),command line)
@@ -87,6 +88,10 @@ cluster: packages-k8s go-tools build image
 
 cluster-down:
 	@npx --no-install tsx test/cluster/main.ts down
+
+# QUICK=1: two minutes. How to read it: docs/benchmarks/README.md
+bench: packages-lab go-tools envoy build
+	@npx --no-install tsx test/bench/datapath/main.ts
 
 bench-enrolment: packages-lab build
 	@npx --no-install tsx test/bench/enrolment.ts
@@ -158,7 +163,7 @@ lint: packages-build helm node_modules/.package-lock.json
 	@npx --no-install buf format --diff --exit-code --path proto/nodesentry
 	@npx --no-install buf breaking --against $(DESCRIPTORS)
 	@$(call compile_protos,-#format=binpb) | cmp - $(DESCRIPTORS) || { echo "lint: proto/ has changed: run make proto" >&2; exit 1; }
-	@git ls-files 'bpf/*.[ch]' 'native/*.[ch]' 'native/*.cc' 'native/*.hh' 'native/*.cpp' 'native/*.hpp' 'test/*.c' | xargs -r clang-format --dry-run --Werror
+	@git ls-files 'bpf/*.[ch]' 'native/*.[ch]' 'native/*.cc' 'native/*.hh' 'native/*.cpp' 'native/*.hpp' 'test/*.c' 'test/*.cc' | xargs -r clang-format --dry-run --Werror
 	@$(print_chart_schema) | cmp - $(CHART)/values.schema.json || { echo "lint: src/config/schema.ts has changed: run make chart-schema" >&2; exit 1; }
 	@.cache/bin/helm lint --strict --quiet $(CHART)
 	@.cache/bin/helm template nodesentry $(CHART) >/dev/null
@@ -166,7 +171,7 @@ lint: packages-build helm node_modules/.package-lock.json
 format: packages-build node_modules/.package-lock.json
 	@npx --no-install biome check --write .
 	@npx --no-install buf format --write --path proto/nodesentry
-	@git ls-files 'bpf/*.[ch]' 'native/*.[ch]' 'native/*.cc' 'native/*.hh' 'native/*.cpp' 'native/*.hpp' 'test/*.c' | xargs -r clang-format -i
+	@git ls-files 'bpf/*.[ch]' 'native/*.[ch]' 'native/*.cc' 'native/*.hh' 'native/*.cpp' 'native/*.hpp' 'test/*.c' 'test/*.cc' | xargs -r clang-format -i
 
 clean:
 	rm -rf build dist node_modules .cache

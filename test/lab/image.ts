@@ -20,40 +20,55 @@ export const IMAGE = 'localhost/nodesentry-app:1';
 const ROOT = join(import.meta.dirname, '../..');
 const SOURCE = join(import.meta.dirname, 'app/app.c');
 const STREAMS = join(import.meta.dirname, 'app/streams.c');
+const LOAD_SOURCE = join(import.meta.dirname, 'app/load.cc');
 const HEADERS = join(ROOT, 'include');
 export const CACHE = join(ROOT, 'build/lab');
 
 /** Compiled once per change of its source; by several at once where they come at the same time. */
 export function buildApp(): Promise<string> {
-  return compiled('app', [SOURCE, join(HEADERS, 'nodesentry.h')]);
+  return compiled('app', [SOURCE, join(HEADERS, 'nodesentry.h')], 'gcc', [
+    '-I',
+    HEADERS,
+    SOURCE,
+    '-lpthread',
+  ]);
 }
 
 /** What applications do with connections, each a command: test/lab/app/streams.c. */
 export function buildStreams(): Promise<string> {
-  return compiled('streams', [STREAMS]);
+  return compiled('streams', [STREAMS], 'gcc', [STREAMS]);
 }
 
-/** The first of the `sources` is what is compiled; the others are what it includes. */
-async function compiled(name: string, sources: readonly [string, ...string[]]): Promise<string> {
+/** The clients and the server of `make bench`, compiled in the same way. */
+export function buildLoad(): Promise<string> {
+  return compiled('load', [LOAD_SOURCE], 'g++', ['-std=c++17', LOAD_SOURCE]);
+}
+
+async function compiled(
+  name: string,
+  sources: readonly string[],
+  compiler: 'gcc' | 'g++',
+  words: readonly string[],
+): Promise<string> {
   const binary = join(CACHE, name);
   const own = `${binary}.${process.pid}`;
   mkdirSync(CACHE, { recursive: true });
   const lastChange = Math.max(...sources.map((path) => statSync(path).mtimeMs));
   if (!existsSync(binary) || statSync(binary).mtimeMs < lastChange) {
-    const flags = ['-static', '-O2', '-Wall', '-Wextra', '-Werror', '-I', HEADERS];
-    await run('gcc', [...flags, '-o', own, sources[0], '-lpthread']);
+    await run(compiler, ['-static', '-O2', '-Wall', '-Wextra', '-Werror', '-o', own, ...words]);
     renameSync(own, binary);
   }
   return binary;
 }
 
-/** A folder with /bin/app and /bin/busybox: the image's layer, and the base of the microVM's initramfs. */
+/** A folder with /bin/app, /bin/load and /bin/busybox: the image's layer, and the base of the microVM's initramfs. */
 export async function buildRootfs(into: string): Promise<void> {
   mkdirSync(join(into, 'bin'), { recursive: true });
   for (const folder of ['proc', 'sys', 'dev', 'tmp', 'etc']) {
     mkdirSync(join(into, folder), { recursive: true });
   }
   copyFileSync(await buildApp(), join(into, 'bin/app'));
+  copyFileSync(await buildLoad(), join(into, 'bin/load'));
   copyFileSync('/bin/busybox', join(into, 'bin/busybox'));
   for (const name of [
     'sh',

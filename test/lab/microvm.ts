@@ -22,7 +22,7 @@ import { pipeline } from 'node:stream/promises';
 import { createGzip } from 'node:zlib';
 import { type Attached, createNetwork, type Network } from './cni.js';
 import { type Output, run, waitFor } from './exec.js';
-import { buildApp, buildRootfs, CACHE } from './image.js';
+import { buildApp, buildLoad, buildRootfs, CACHE } from './image.js';
 import { type GuestNic, type KataModel, wireNic } from './kata.js';
 import type { Lab } from './lab.js';
 import type { LabPod, PodSpec, Topology } from './pod.js';
@@ -88,7 +88,7 @@ function kernel(): { image: string; modules: string } {
 async function buildInitramfs(): Promise<string> {
   const { image, modules } = kernel();
   const path = join(CACHE, 'initramfs.gz');
-  const sources = [await buildApp(), image, import.meta.filename];
+  const sources = [await buildApp(), await buildLoad(), image, import.meta.filename];
   const newest = Math.max(...sources.map((source) => statSync(source).mtimeMs));
   if (existsSync(path) && statSync(path).mtimeMs > newest) {
     return path;

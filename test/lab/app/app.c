@@ -1027,6 +1027,10 @@ int main(int count, char **words) {
         patience = atoi(getenv("NODESENTRY_TEST_PATIENCE"));
     if (strcmp(command, "pause") == 0)
         pause_forever();
+    if (strcmp(command, "exec") == 0 && count > 2) {
+        execv(words[2], words + 2);
+        return failed("exec", errno, now_ms());
+    }
     if (strcmp(command, "serve") == 0 && count > 2)
         return serve(count - 2, words + 2, 0);
     if (strcmp(command, "server") == 0 && count > 2)
@@ -1075,7 +1079,8 @@ int main(int count, char **words) {
     if (strcmp(command, "spoof") == 0 && count == 6)
         return spoof(words[2], words[3], words[4], atoi(words[5]));
     fprintf(stderr,
-            "usage: app pause | serve|server PORT... | first {IP PORT}... | dial IP PORT | fetch|push IP PORT BYTES |\n"
+            "usage: app pause | exec PATH WORD... | serve|server PORT... | first {IP PORT}... | dial IP PORT | "
+            "fetch|push IP PORT BYTES |\n"
             "           request IP PORT HEADER... |\n"
             "           keepalive|connects IP PORT COUNT INTERVAL_US | reuse IP PORT LOCALPORT COUNT |\n"
             "           load KIND IP PORT INTERVAL_US FILE | hold IP PORT FILE | many IP PORT COUNT |\n"
