@@ -15,6 +15,7 @@
 #   make bench-enrolment   how long a starting pod waits for us, at 10 and at 1,000 pods
 #   make bench-identity    what asking who it is costs, by each door
 #   make bench-resolves    whether 5,000 questions a second hold up pods that start
+#   make bench-idle        what the agent costs while nothing happens: CPU and memory, with 10 and with 1,000 pods
 #   make bench-loop        for how long the agent's event loop is held, with 1,000 pods and a full flow table
 #   make bench-sharing     when pods are served, and what their proxies hold: one for all of an app, and one per pod
 #   make bench-run-times   what a packet costs in the program, beside another build
@@ -23,7 +24,7 @@
 #   make build | lint | format | clean
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: bench bench-enrolment bench-identity bench-loop bench-resolves bench-run-times bench-sharing build chart-schema check cluster cluster-down image demo test test-kernels test-long test-full test-image test-k8s lint format packages-build packages-lab packages-k8s go-tools envoy helm schemathesis native typescript proto clean
+.PHONY: bench bench-enrolment bench-identity bench-idle bench-loop bench-resolves bench-run-times bench-sharing build chart-schema check cluster cluster-down image demo test test-kernels test-long test-full test-image test-k8s lint format packages-build packages-lab packages-k8s go-tools envoy helm schemathesis native typescript proto clean
 
 # Said on make's own command line only: npm leaves the path of its node in an environment variable of that name.
 ifeq ($(origin NODE),command line)
@@ -95,6 +96,9 @@ bench: packages-lab go-tools envoy build
 
 bench-enrolment: packages-lab build
 	@npx --no-install tsx test/bench/enrolment.ts
+
+bench-idle: packages-lab build
+	@npx --no-install tsx test/bench/idle.ts
 
 bench-loop: packages-lab build
 	@npx --no-install tsx test/bench/loop.ts

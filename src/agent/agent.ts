@@ -74,8 +74,7 @@ const LISTENER_LOOK_MS = 100;
 const CONFIG_LOOK_MS = 1_000;
 /** The whole of the kernel's state is looked at this often, whether anything has happened or not. */
 const RECONCILE_MS = 1_000;
-const PROVE_MS = 250;
-const DEADLINE_LOOK_MS = 500;
+const PROVE_MS = 1_000;
 
 export class StartError extends Error {
   override readonly name = 'StartError';
@@ -420,10 +419,8 @@ async function start(
     nowMs: steadyUnixMs,
     log: log.child({ part: 'drain' }),
   });
-  opened.add(
-    setInterval(() => guarded(log, 'ending what is overdue', () => draining.endOverdue()), DEADLINE_LOOK_MS),
-    clearInterval,
-  );
+  opened.own(draining);
+  draining.start();
   lifecycle.answer({
     live,
     generations: instanceGenerations,

@@ -17,7 +17,7 @@ import { Upgrades } from '../instances/upgrades.js';
 import type { LiveInstances } from './live-instances.js';
 import type { Supervision } from './supervision.js';
 
-const HEALTH_LOOK_MS = 500;
+const HEALTH_LOOK_MS = 1_000;
 
 export function openInstances(parts: {
   readonly live: LiveInstances;

@@ -21,6 +21,7 @@ import type { Datapath } from '../reconcile/datapath-view.js';
 import type { Reconciler } from '../reconcile/reconciler.js';
 import type { LiveInstances } from './live-instances.js';
 
+/** Only while a pod that starts waits for its proxy. */
 const PROBE_LOOK_MS = 10;
 /** For so long a connection may wait to be accepted before the pod is told what it waits for. */
 const PROBE_MS = 2_000;

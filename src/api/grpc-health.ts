@@ -8,7 +8,7 @@ import {
   type UntypedServiceImplementation,
 } from '@grpc/grpc-js';
 
-/** Of a watch, how late it may tell. */
+/** Of a watch, how late it may tell; only while somebody watches. */
 const WATCH_LOOK_MS = 100;
 
 interface HealthRequest {

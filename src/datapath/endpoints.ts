@@ -6,6 +6,7 @@ import { bytesToIp, ipToBytes } from '../net/ip.js';
 import type { PodUid } from '../pods/pod.js';
 import { type EndpointIdentity, Identities, type IdentityMaps } from './identities.js';
 import type { Layouts } from './layouts.js';
+import { MapLook } from './map-look.js';
 import { type Counted, type CounterMaps, PacketCounters } from './packet-counters.js';
 import { type ShareMaps, Shares } from './shares.js';
 import { type EndpointRow, ID_ROW, WorkloadRows } from './workload-rows.js';
@@ -48,6 +49,8 @@ export class EndpointTables {
   #endpoints = new Map<number, Buffer>();
   /** Addresses by ifindex, of endpoints that are intercepted inbound. */
   #inbound = new Map<number, Set<string>>();
+  readonly #looks: Readonly<Record<'sources' | 'endpoints' | 'inbound', MapLook>>;
+  #version = 0;
   readonly #counters: PacketCounters;
   readonly #shares: Shares;
   readonly #identities: Identities;
@@ -55,6 +58,11 @@ export class EndpointTables {
   constructor(maps: EndpointMaps, layouts: Layouts) {
     this.#maps = maps;
     this.#layouts = layouts;
+    this.#looks = {
+      sources: new MapLook(maps.sources),
+      endpoints: new MapLook(maps.endpoints),
+      inbound: new MapLook(maps.inbound),
+    };
     this.#counters = new PacketCounters(maps, layouts);
     this.#shares = new Shares(maps, layouts);
     this.#rows = new WorkloadRows(maps.workloads, layouts);
@@ -73,19 +81,34 @@ export class EndpointTables {
    */
   refresh(): string[] {
     const { sourceKey } = this.#layouts;
-    this.#sources = new Map();
-    for (const [key] of this.#maps.sources.entries()) {
-      this.#sourcesOf(sourceKey.number(key, 'ifindex')).add(key.toString('latin1'));
+    const sources = this.#looks.sources.changed();
+    const endpoints = this.#looks.endpoints.changed();
+    const inbound = this.#looks.inbound.changed();
+    if (sources !== undefined) {
+      this.#sources = new Map();
+      for (const [key] of sources) {
+        this.#sourcesOf(sourceKey.number(key, 'ifindex')).add(key.toString('latin1'));
+      }
     }
-    this.#endpoints = new Map(
-      this.#maps.endpoints.entries().map(([key, value]) => [key.readUInt32LE(0), value]),
-    );
-    this.#inbound = new Map();
-    for (const [key, value] of this.#maps.inbound.entries()) {
-      setOf(this.#inbound, value.readUInt32LE(0)).add(key.toString('latin1'));
+    if (endpoints !== undefined) {
+      this.#endpoints = new Map(endpoints.map(([key, value]) => [key.readUInt32LE(0), value]));
+    }
+    if (inbound !== undefined) {
+      this.#inbound = new Map();
+      for (const [key, value] of inbound) {
+        setOf(this.#inbound, value.readUInt32LE(0)).add(key.toString('latin1'));
+      }
+    }
+    if (sources !== undefined || endpoints !== undefined || inbound !== undefined) {
+      this.#version += 1;
     }
     this.#shares.drop();
     return [...this.#rows.repair(), ...this.#identities.ensure()];
+  }
+
+  /** Another number whenever endpoints or addresses in the kernel are others, or may be: ours or somebody else's doing. */
+  get version(): number {
+    return this.#version;
   }
 
   /** Who a proxy is told that the endpoint is: `identity` but for what the row says. */
@@ -140,6 +163,7 @@ export class EndpointTables {
     const changes: string[] = [];
     for (const [key, ip] of wanted) {
       if (!present.has(key)) {
+        this.#writing('sources');
         this.#maps.sources.set(Buffer.from(key, 'latin1'), Buffer.from([1]));
         present.add(key);
         changes.push(`the source address ${ip} was missing`);
@@ -149,12 +173,14 @@ export class EndpointTables {
     const value = this.#encode(row, plan);
     const before = this.#endpoints.get(ifindex);
     if (before === undefined || !before.equals(value)) {
+      this.#writing('endpoints');
       this.#maps.endpoints.set(u32(ifindex), value);
       this.#endpoints.set(ifindex, value);
       changes.push(before === undefined ? 'the endpoint was missing' : 'the endpoint was not as written');
     }
     for (const key of present) {
       if (!wanted.has(key)) {
+        this.#writing('sources');
         this.#maps.sources.delete(Buffer.from(key, 'latin1'));
         present.delete(key);
         changes.push(`the source address ${this.#addressIn(key)} did not belong there`);
@@ -177,6 +203,8 @@ export class EndpointTables {
   /** Takes endpoint and addresses of an interface away; the row stays for those who ask who it was. */
   remove(ifindex: number): void {
     this.#leaveAddresses(ifindex);
+    this.#writing('endpoints');
+    this.#writing('sources');
     this.#maps.endpoints.delete(u32(ifindex));
     this.#maps.sources.deleteMany([...this.#sourcesOf(ifindex)].map((key) => Buffer.from(key, 'latin1')));
     this.#endpoints.delete(ifindex);
@@ -198,6 +226,7 @@ export class EndpointTables {
     this.#leaveAddresses(ifindex);
     const leaving = Buffer.from(value);
     leaving.writeUInt32LE((value.readUInt32LE(offset) | flags.leaving) >>> 0, offset);
+    this.#writing('endpoints');
     this.#maps.endpoints.set(u32(ifindex), leaving);
     this.#endpoints.set(ifindex, leaving);
     this.#writeInbound(ifindex, []);
@@ -294,6 +323,11 @@ export class EndpointTables {
     return this.#counters.recount();
   }
 
+  #writing(map: 'sources' | 'endpoints' | 'inbound'): void {
+    this.#looks[map].forget();
+    this.#version += 1;
+  }
+
   #leaveAddresses(ifindex: number): void {
     const value = this.#endpoints.get(ifindex);
     if (value !== undefined) {
@@ -311,12 +345,14 @@ export class EndpointTables {
     const changes: string[] = [];
     for (const [key, ip] of wanted) {
       if (!present.has(key)) {
+        this.#writing('inbound');
         this.#maps.inbound.set(Buffer.from(key, 'latin1'), u32(ifindex));
         present.add(key);
         changes.push(`the inbound address ${ip} was missing`);
       }
     }
     for (const key of [...present].filter((candidate) => !wanted.has(candidate))) {
+      this.#writing('inbound');
       this.#maps.inbound.delete(Buffer.from(key, 'latin1'));
       present.delete(key);
     }

@@ -8,6 +8,7 @@ import type { BpfMap } from '../native/bpf.js';
 import { ipToBytes } from '../net/ip.js';
 import type { RuntimeKind } from '../pods/pod.js';
 import type { Layouts } from './layouts.js';
+import { MapLook } from './map-look.js';
 
 /** Rows are large and change rarely: they are compared at one look in so many. */
 const COMPARE_EVERY = 10;
@@ -32,6 +33,7 @@ export interface EndpointIdentity {
 export class Identities {
   readonly #maps: IdentityMaps;
   readonly #layouts: Layouts;
+  readonly #addresses: MapLook;
   /** By endpoint id, as wanted. */
   readonly #rows = new Map<number, Buffer>();
   /** Endpoint ids by address, and addresses by endpoint id. */
@@ -43,6 +45,7 @@ export class Identities {
   constructor(maps: IdentityMaps, layouts: Layouts, isKnown: (id: number) => boolean) {
     this.#maps = maps;
     this.#layouts = layouts;
+    this.#addresses = new MapLook(maps.addresses);
     for (const [key, value] of maps.identities.entries()) {
       const id = key.readUInt32LE(0);
       if (isKnown(id)) {
@@ -91,12 +94,12 @@ export class Identities {
   /** Puts back what somebody has taken away or changed. Returns what, in words. */
   ensure(): string[] {
     const wrong: string[] = [];
-    const held = new Map(
-      this.#maps.addresses.entries().map(([key, value]) => [key.toString('latin1'), value]),
-    );
-    for (const [key, ids] of this.#claims) {
+    const entries = this.#addresses.changed();
+    const held = new Map(entries?.map(([key, value]) => [key.toString('latin1'), value]));
+    for (const [key, ids] of entries === undefined ? [] : this.#claims) {
       const [id] = ids;
       if (ids.size === 1 && id !== undefined && held.get(key)?.readUInt32LE(0) !== id) {
+        this.#addresses.forget();
         this.#maps.addresses.set(Buffer.from(key, 'latin1'), u32(id));
         wrong.push(`an address of endpoint ${id}`);
       }
@@ -153,6 +156,7 @@ export class Identities {
 
   #settle(key: string, ids: ReadonlySet<number>): void {
     const [id] = ids;
+    this.#addresses.forget();
     if (ids.size === 1 && id !== undefined) {
       this.#maps.addresses.set(Buffer.from(key, 'latin1'), u32(id));
     } else {

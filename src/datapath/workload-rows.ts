@@ -8,6 +8,7 @@ import { u32 } from '../kernel/struct.js';
 import type { BpfMap } from '../native/bpf.js';
 import type { PodUid } from '../pods/pod.js';
 import type { Layouts } from './layouts.js';
+import { MapLook } from './map-look.js';
 
 const UID_BYTES = 64;
 /** The row of the last id. */
@@ -25,6 +26,7 @@ export interface EndpointRow {
 export class WorkloadRows {
   readonly #map: BpfMap;
   readonly #layouts: Pick<Layouts, 'workload'>;
+  readonly #look: MapLook;
   readonly #byUid = new Map<PodUid, EndpointRow>();
   readonly #byId = new Map<number, EndpointRow>();
   #lastId = 0;
@@ -33,6 +35,7 @@ export class WorkloadRows {
   constructor(map: BpfMap, layouts: Pick<Layouts, 'workload'>) {
     this.#map = map;
     this.#layouts = layouts;
+    this.#look = new MapLook(map);
     const { workload } = layouts;
     for (const [key, value] of map.entries()) {
       const id = key.readUInt32LE(0);
@@ -80,12 +83,17 @@ export class WorkloadRows {
   forget(row: EndpointRow): void {
     this.#byUid.delete(row.uid);
     this.#byId.delete(row.id);
+    this.#look.forget();
     this.#map.delete(u32(row.id));
   }
 
   /** Writes again what has been taken away or changed. Returns what, in words. */
   repair(): string[] {
-    const held = new Map(this.#map.entries().map(([key, value]) => [key.readUInt32LE(0), value]));
+    const entries = this.#look.changed();
+    if (entries === undefined) {
+      return [];
+    }
+    const held = new Map(entries.map(([key, value]) => [key.readUInt32LE(0), value]));
     const wrong: string[] = [];
     const last = held.get(ID_ROW);
     // Without any id there is nothing to remember; a higher one than ours nobody else can have given out.
@@ -117,10 +125,12 @@ export class WorkloadRows {
   }
 
   #writeLastId(): void {
+    this.#look.forget();
     this.#map.set(u32(ID_ROW), this.#encode({ uid: '', generation: this.#lastId, ifindex: 0 }));
   }
 
   #write(row: EndpointRow): void {
+    this.#look.forget();
     this.#map.set(u32(row.id), this.#encode(row));
   }
 

@@ -32,6 +32,11 @@ export interface DrainingOptions {
   readonly log: Pick<Log, 'info' | 'warn'>;
 }
 
+/** What is still open after its deadline, or cannot be judged yet, is looked at again this often. */
+const AGAIN_MS = 1_000;
+/** The longest that a timer can wait. */
+const LONGEST_MS = 2 ** 31 - 1;
+
 export interface DrainOrder {
   readonly scope: DrainScope;
   readonly to?: string | undefined;
@@ -44,9 +49,23 @@ export class Draining {
   /** Whose deadline is over, and of whose pods nothing was open any more. */
   readonly #ended = new WeakSet<Drain>();
   #problem: string | undefined;
+  /** When the next deadline is over; undefined: none is to come. */
+  #timer: NodeJS.Timeout | undefined;
+  #isStarted = false;
 
   constructor(options: DrainingOptions) {
     this.#options = options;
+  }
+
+  /** From now on deadlines are kept. */
+  start(): void {
+    this.#isStarted = true;
+    this.#await();
+  }
+
+  close(): void {
+    this.#isStarted = false;
+    clearTimeout(this.#timer);
   }
 
   /** Why what is open after a deadline could not be ended, if so. */
@@ -72,6 +91,7 @@ export class Draining {
       drains.forgetPods((uid) => store.get(uid) === undefined);
     }
     drains.add(drain);
+    this.#await();
     log.info({ ...drain }, 'drained');
     await changed();
     return drain;
@@ -81,6 +101,7 @@ export class Draining {
   async resume(scope: DrainScope): Promise<number> {
     const { drains, changed, log } = this.#options;
     const count = drains.remove(scope);
+    this.#await();
     log.info({ scope, count }, 'resumed');
     await changed();
     return count;
@@ -120,6 +141,30 @@ export class Draining {
         );
       }
     }
+  }
+
+  /** Nobody is woken but for a deadline. `againMs`: of those that are over. */
+  #await(againMs = 0): void {
+    clearTimeout(this.#timer);
+    const { drains, nowMs, log } = this.#options;
+    const now = nowMs();
+    const waits = drains
+      .list()
+      .filter((drain) => !this.#ended.has(drain))
+      .flatMap(({ deadlineMs }) => deadlineMs ?? [])
+      .map((deadlineMs) => (deadlineMs <= now ? againMs : deadlineMs - now));
+    if (!this.#isStarted || waits.length === 0) {
+      return;
+    }
+    const look = () => {
+      try {
+        this.endOverdue();
+      } catch (error) {
+        log.warn({ err: error }, 'ending what is overdue failed');
+      }
+      this.#await(AGAIN_MS);
+    };
+    this.#timer = setTimeout(look, Math.min(...waits, LONGEST_MS));
   }
 
   #tell(problem: string, error: unknown): void {

@@ -56,6 +56,7 @@ export interface UpgradeParts {
   readonly log: Pick<Log, 'info' | 'warn'>;
 }
 
+/** Only while an upgrade is under way. */
 const LOOK_MS = 100;
 const DRAIN_LOOK_MS = 1_000;
 /** So many resets at least, and so large a part of its new flows, and twice the old one's: then a canary is called back. */

@@ -14,6 +14,10 @@ export type AttachResult = 'kept' | 'attached' | 'updated';
 export interface Attachments<R extends string = string> {
   /** Attached, and running exactly `program`. Read from the kernel, not remembered. */
   isAttached(attachment: Attachment<R>, program: BpfProgram): boolean;
+  /** To be called before a series of `isInPlace`. Returns whether others are there than at the last look. */
+  look(): boolean;
+  /** As `isAttached`, and nothing of what the next agent finds it by has gone, as of the last `look`: `attach` would keep it. */
+  isInPlace(attachment: Attachment<R>, program: BpfProgram): boolean;
   /** Idempotent. KernelError where the kernel refuses, ENODEV where the interface has gone. */
   attach(attachment: Attachment<R>, program: BpfProgram): AttachResult;
   /** As `attach`; the event loop goes on while the kernel waits. */

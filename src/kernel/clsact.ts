@@ -38,6 +38,16 @@ export class ClsactFilters<R extends string = string> implements Attachments<R> 
     return unlessGone(() => queryClsact(ifindex, hook, CLSACT))?.programId === program.id;
   }
 
+  /** What there is to look at, is looked at by `isInPlace`. */
+  look(): boolean {
+    return false;
+  }
+
+  isInPlace(attachment: Attachment<R>, program: BpfProgram): boolean {
+    const { role, ifindex } = attachment;
+    return this.#filters.has(linkPin(role, ifindex)) && this.isAttached(attachment, program);
+  }
+
   attach(attachment: Attachment<R>, program: BpfProgram): AttachResult {
     const { role, ifindex } = attachment;
     const hook = hookOf(this.#set, role);

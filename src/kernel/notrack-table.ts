@@ -141,7 +141,7 @@ function inOrder(rules: Contents['rules']): Contents['rules'] {
 export class NotrackTable {
   readonly #netfilter: Netfilter;
   readonly #mark: Mark;
-  #verified: { generation: number; readonly pods: Set<string> } | undefined;
+  #verified: { generation: number; readonly pods: Set<string>; of?: ReadonlySet<string> } | undefined;
   /** As this nft lists them; the mark stays the same as long as the agent runs. */
   #rules: Contents['rules'] | undefined;
 
@@ -154,9 +154,13 @@ export class NotrackTable {
   async ensure(pods: ReadonlySet<string>): Promise<{ readonly repaired: readonly string[] }> {
     const seen = this.#verified;
     if (seen !== undefined && seen.generation === this.#netfilter.generation()) {
+      if (seen.of === pods) {
+        return { repaired: [] };
+      }
       const add = [...pods].filter((ip) => !seen.pods.has(ip));
       const remove = [...seen.pods].filter((ip) => !pods.has(ip));
       if (this.change({ add, remove })) {
+        seen.of = pods;
         return { repaired: [] };
       }
     }
@@ -181,6 +185,9 @@ export class NotrackTable {
     const seen = this.#verified;
     if (seen === undefined) {
       return false;
+    }
+    if (add.length + remove.length > 0) {
+      delete seen.of;
     }
     try {
       for (const [set, keySize, isOfSet] of SETS) {

@@ -39,13 +39,19 @@ export class InterfaceSysctls {
     this.#conf = join(procSys, 'net/ipv4/conf');
   }
 
+  /** Whether `ensure` has nothing to change. */
+  isRight(interfaceName: string, ifindex: number): boolean {
+    const { srcValidMark, acceptLocal } = this.#nodeWide();
+    return (
+      acceptLocal ||
+      !(srcValidMark || this.#asksForIt(interfaceName, ifindex)) ||
+      this.#read(interfaceName, 'accept_local') !== '0'
+    );
+  }
+
   /** True if something had to be changed. Reads little: a file below /proc/sys costs more than a whole endpoint. */
   ensure(interfaceName: string, ifindex: number): boolean {
-    const { srcValidMark, acceptLocal } = this.#nodeWide();
-    if (acceptLocal || !(srcValidMark || this.#asksForIt(interfaceName, ifindex))) {
-      return false;
-    }
-    if (this.#read(interfaceName, 'accept_local') !== '0') {
+    if (this.isRight(interfaceName, ifindex)) {
       return false;
     }
     const records = this.#load().filter((record) => record.ifindex !== ifindex);

@@ -17,6 +17,8 @@ export class TcxLinks<R extends string = string> implements Attachments<R> {
   readonly #underWay = new Map<string, Promise<void>>();
   /** By the path of the pin. */
   readonly #held = new Map<string, BpfLink>();
+  /** Names, as of the last look: one reading of the folder is less than asking for each. */
+  #pins: ReadonlySet<string> = new Set();
 
   constructor(set: ObjectSet, linksPath: string) {
     this.#set = set;
@@ -26,6 +28,21 @@ export class TcxLinks<R extends string = string> implements Attachments<R> {
   isAttached({ role, ifindex }: Attachment<R>, program: BpfProgram): boolean {
     const entries = unlessGone(() => queryTcx(ifindex, hookOf(this.#set, role))) ?? [];
     return entries.some((entry) => entry.programId === program.id);
+  }
+
+  look(): boolean {
+    const before = this.#pins;
+    this.#pins = new Set(pinsIn(this.#linksPath));
+    return this.#pins.size !== before.size || [...this.#pins].some((name) => !before.has(name));
+  }
+
+  isInPlace(attachment: Attachment<R>, program: BpfProgram): boolean {
+    const name = linkPin(attachment.role, attachment.ifindex);
+    return (
+      this.#pins.has(name) &&
+      this.#held.has(join(this.#linksPath, name)) &&
+      this.isAttached(attachment, program)
+    );
   }
 
   attach(attachment: Attachment<R>, program: BpfProgram): AttachResult {

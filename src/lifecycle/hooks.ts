@@ -42,6 +42,7 @@ export interface PreStopAnswer {
   readonly waitedMs: number;
 }
 
+/** Only while a hook waits for its answer. */
 const LOOK_MS = 50;
 
 export class Hooks {

@@ -3,7 +3,14 @@
 import { checkPositive, checkText } from './addon.js';
 import { addon, type ProgramInfo } from './bpf-addon.js';
 
-export type { FlatLayout, MapShape, ProgramInfo, TcxEntry, TestRunResult } from './bpf-addon.js';
+export type {
+  FlatLayout,
+  MapShape,
+  PackedEntries,
+  ProgramInfo,
+  TcxEntry,
+  TestRunResult,
+} from './bpf-addon.js';
 export {
   attachCgroup,
   attachClsact,

@@ -83,6 +83,9 @@ export class Decisions {
   readonly #claims = new InterfaceClaims();
   /** Pods that may have another interface than those we know of. */
   readonly #doubtful = new Set<PodUid>();
+  /** Of the links, before all decisions were last compared with them. */
+  #comparedWith: number | undefined;
+  #toIntercept: readonly InterceptDecision[] | undefined;
   readonly #lastWords: LastWords;
   /** By what each was decided. */
   readonly #drains = new Map<PodUid, DrainOrder>();
@@ -99,6 +102,7 @@ export class Decisions {
   async update(uids: 'all' | Iterable<PodUid>): Promise<Set<PodUid>> {
     const { store, shapers } = this.#options;
     await shapers.look();
+    const { version } = this.#options.links;
     const touched = new Set<PodUid>(
       uids === 'all' ? [...this.#decisions.keys(), ...store.list().map((pod) => pod.uid)] : uids,
     );
@@ -124,6 +128,9 @@ export class Decisions {
       for (const other of next === undefined ? [] : this.#claim(next)) {
         touched.add(other);
       }
+    }
+    if (uids === 'all') {
+      this.#comparedWith = version;
     }
     return touched;
   }
@@ -220,12 +227,18 @@ export class Decisions {
       : { ...decision, endpoints: [first, ...more], held: reason };
   }
 
-  /** Every pod that is to be intercepted. */
-  toIntercept(): InterceptDecision[] {
-    return [...this.#decisions.keys()].flatMap((uid) => {
-      const decision = this.of(uid);
-      return decision?.kind === 'intercept' ? [decision] : [];
-    });
+  /** Every pod that is to be intercepted; the same list until a decision is another. */
+  toIntercept(): readonly InterceptDecision[] {
+    if (this.#toIntercept !== undefined) {
+      return this.#toIntercept;
+    }
+    const all = [...this.#decisions.keys()].map((uid) => this.of(uid));
+    const list = all.flatMap((decision) => (decision?.kind === 'intercept' ? [decision] : []));
+    // Whose an interface is that several claim, the tables tell: that may change by itself.
+    const isOwn = (decision: Decision | undefined) =>
+      decision !== undefined && this.#decisions.get(decision.pod.uid) === decision;
+    this.#toIntercept = all.every(isOwn) ? list : undefined;
+    return list;
   }
 
   /**
@@ -259,6 +272,7 @@ export class Decisions {
 
   #claim(decision: Decision): PodUid[] {
     const { uid } = decision.pod;
+    this.#toIntercept = undefined;
     this.#decisions.set(uid, decision);
     this.#lookedInto.add(uid);
     return this.#claims.add(uid, ifindexesOf(decision));
@@ -266,6 +280,7 @@ export class Decisions {
 
   #unclaim(uid: PodUid): PodUid[] {
     const before = this.#decisions.get(uid);
+    this.#toIntercept = undefined;
     this.#decisions.delete(uid);
     this.#lookedInto.delete(uid);
     return before === undefined ? [] : this.#claims.remove(uid, ifindexesOf(before));
@@ -282,6 +297,9 @@ export class Decisions {
     for (const { at, shaper } of decision.endpoints) {
       if (this.#options.shapers.of(at.link.index) !== shaper) {
         return false;
+      }
+      if (this.#options.links.version === this.#comparedWith) {
+        continue;
       }
       const now = await this.#options.links.hostLink(at.link.index);
       if (now === undefined || now.name !== at.link.name || now.master !== at.link.master) {

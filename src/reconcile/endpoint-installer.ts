@@ -7,6 +7,7 @@ import type { DatapathPrograms, Role } from '../datapath/manifest.js';
 import type { Attachment, Attachments, AttachResult } from '../kernel/attachment.js';
 import type { InterfaceSysctls } from '../kernel/sysctls.js';
 import { isGone } from '../native/errors.js';
+import type { Link } from '../net/link.js';
 import type { Pod, PodUid } from '../pods/pod.js';
 import type { InterceptDecision } from './decision.js';
 import type { PlannedEndpoint } from './planned-endpoint.js';
@@ -14,9 +15,12 @@ import type { RepairKind, Repairs } from './repairs.js';
 
 export interface InstallerOptions {
   readonly programs: Pick<DatapathPrograms, 'programs'>;
-  readonly tables: Pick<EndpointTables, 'rowOf' | 'isLive' | 'enrol' | 'write' | 'describe' | 'verify'>;
-  readonly attachments: Pick<Attachments<Role>, 'attachAsync' | 'isAttached'>;
-  readonly sysctls: Pick<InterfaceSysctls, 'ensure'>;
+  readonly tables: Pick<
+    EndpointTables,
+    'rowOf' | 'isLive' | 'enrol' | 'write' | 'describe' | 'verify' | 'version'
+  >;
+  readonly attachments: Pick<Attachments<Role>, 'attachAsync' | 'isAttached' | 'isInPlace'>;
+  readonly sysctls: Pick<InterfaceSysctls, 'ensure' | 'isRight'>;
   readonly repairs: Pick<Repairs, 'note'>;
   /** What proxies are told of a pod by system call. */
   readonly identityOf: (pod: Pod) => Omit<EndpointIdentity, 'uid' | 'generation'>;
@@ -41,6 +45,8 @@ export interface Installed {
 export class EndpointInstaller {
   readonly #options: InstallerOptions;
   readonly #installed = new Map<PodUid, Installed>();
+  /** Of the tables, when the pod was last found or put in place. */
+  readonly #versions = new Map<PodUid, number>();
   /** Those that lead to a pod, as told. */
   readonly #addresses = new Map<PodUid, string>();
   /** Of which proxies cannot be told by system call; logged once. */
@@ -64,6 +70,7 @@ export class EndpointInstaller {
 
   forget(uid: PodUid): void {
     this.#installed.delete(uid);
+    this.#versions.delete(uid);
     this.#addresses.delete(uid);
     this.#undescribed.delete(uid);
   }
@@ -72,6 +79,38 @@ export class EndpointInstaller {
     for (const uid of [...this.#installed.keys()].filter((candidate) => !uids.has(candidate))) {
       this.forget(uid);
     }
+  }
+
+  /**
+   * Whether `install` would find everything as it left it: decision and tables are the very same as then, and each
+   * program and sysctl, of whose changes nothing else tells, is where it was. Throws where the kernel cannot be asked.
+   */
+  isUntouched(decision: InterceptDecision): boolean {
+    const { pod, endpoints } = decision;
+    const before = this.#installed.get(pod.uid);
+    const { tables, sysctls, claimants } = this.#options;
+    return (
+      before?.decision === decision &&
+      before.missing === undefined &&
+      this.#versions.get(pod.uid) === tables.version &&
+      this.#addresses.get(pod.uid) === addressesOf(decision, claimants).join() &&
+      endpoints.every((endpoint) => {
+        const entrance = entranceOf(endpoint);
+        return sysctls.isRight(entrance.name, entrance.index) && this.#isInPlace(endpoint);
+      })
+    );
+  }
+
+  #isInPlace({ at, plan }: PlannedEndpoint): boolean {
+    const { attachments } = this.#options;
+    const { pod_egress, pod_ingress, bridge_steer } = this.#options.programs.programs;
+    const { ifindex } = plan;
+    return (
+      attachments.isInPlace({ role: 'egress', ifindex }, pod_egress) &&
+      (plan.inbound !== true || attachments.isInPlace({ role: 'ingress', ifindex }, pod_ingress)) &&
+      (at.kind !== 'bridge' ||
+        attachments.isInPlace({ role: 'steer', ifindex: at.bridge.index }, bridge_steer))
+    );
   }
 
   /** Idempotent; repairs what is not as it should be. Never throws: what could not be put in place is `missing`. */
@@ -108,15 +147,16 @@ export class EndpointInstaller {
       }
     }
     const result: Installed = { decision, row, missing, changed };
+    this.#versions.set(pod.uid, tables.version);
     this.#installed.set(pod.uid, result);
     return result;
   }
 
   /** An address that another pod claims as well, be it enrolled or not, leads to nobody. */
   #describe(row: EndpointRow, decision: InterceptDecision, before?: InterceptDecision): void {
-    const { pod, endpoints } = decision;
+    const { pod } = decision;
     const { tables, identityOf, claimants, log } = this.#options;
-    const ips = endpoints.flatMap(({ plan }) => plan.ips).filter((ip) => claimants(ip) < 2);
+    const ips = addressesOf(decision, claimants);
     const key = ips.join();
     if (before?.pod === pod && this.#addresses.get(pod.uid) === key) {
       return;
@@ -149,8 +189,7 @@ export class EndpointInstaller {
         repairs.note(kind, what, fields);
       }
     };
-    // Where the stack takes the packet in: a bridge's port only passes it on.
-    const entrance = at.kind === 'bridge' ? at.bridge : at.link;
+    const entrance = entranceOf({ at });
     if (sysctls.ensure(entrance.name, entrance.index)) {
       repaired('sysctl', `net.ipv4.conf.${entrance.name}.accept_local was 0`);
     }
@@ -209,6 +248,19 @@ export class EndpointInstaller {
     }
     return undefined;
   }
+}
+
+/** Where the stack takes the packet in: a bridge's port only passes it on. */
+function entranceOf({ at }: Pick<PlannedEndpoint, 'at'>): Link {
+  return at.kind === 'bridge' ? at.bridge : at.link;
+}
+
+/** Those that lead to the pod: none that another claims as well. */
+function addressesOf(
+  { endpoints }: InterceptDecision,
+  claimants: InstallerOptions['claimants'],
+): readonly string[] {
+  return endpoints.flatMap(({ plan }) => plan.ips).filter((ip) => claimants(ip) < 2);
 }
 
 function was(done: AttachResult): string {

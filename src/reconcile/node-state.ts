@@ -1,5 +1,6 @@
 /** The parts of the datapath that a node has once: rules and routes, the nftables table, IPVS, socket lookup, pins. */
 
+import { isDeepStrictEqual } from 'node:util';
 import type { Log } from '../base/log.js';
 import type { EndpointTables } from '../datapath/endpoints.js';
 import type { InboundSteering } from '../datapath/inbound.js';
@@ -110,8 +111,9 @@ export class NodeState {
   /** Between two looks at everything: only the addresses have changed. */
   async addresses(addresses: ReadonlySet<string>): Promise<void> {
     const before = this.#addresses;
-    const add = [...addresses].filter((ip) => !before.has(ip));
-    const remove = [...before].filter((ip) => !addresses.has(ip));
+    const isSame = addresses === before;
+    const add = isSame ? [] : [...addresses].filter((ip) => !before.has(ip));
+    const remove = isSame ? [] : [...before].filter((ip) => !addresses.has(ip));
     if (this.#options.notrack.change({ add, remove })) {
       this.#addresses = addresses;
     } else {
@@ -176,6 +178,9 @@ export class NodeState {
 
   #lookAtFamilies(): void {
     const [before, now] = [this.#familiesOff, this.#options.familiesOff()];
+    if (isDeepStrictEqual(before, now)) {
+      return; // the same list as before, for those who compare
+    }
     this.#familiesOff = now;
     for (const { family, reason } of now.filter((off) => !before.some((other) => isEqual(off, other)))) {
       this.#options.log.warn({ family, reason }, `IPv${family} is off on this node: it is not intercepted`);

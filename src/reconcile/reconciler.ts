@@ -7,7 +7,8 @@
 import { setImmediate } from 'node:timers/promises';
 import type { Log } from '../base/log.js';
 import type { EndpointTables } from '../datapath/endpoints.js';
-import type { DatapathPrograms } from '../datapath/manifest.js';
+import type { DatapathPrograms, Role } from '../datapath/manifest.js';
+import type { Attachments } from '../kernel/attachment.js';
 import type { FamilyOff } from '../kernel/families.js';
 import { isDroppedExplicitly } from '../pods/confirmation.js';
 import type { Pod, PodUid } from '../pods/pod.js';
@@ -21,6 +22,12 @@ import type { Proofs } from './proofs.js';
 import { Removal, type RemovalOptions } from './removal.js';
 import { type EndpointStatus, statusOf } from './status.js';
 
+/**
+ * A whole round leaves out the pods of which nothing has changed since the last one, as far as that is told by comparing
+ * the inputs with themselves: every so many rounds it looks at all of them in full.
+ */
+const THOROUGH_EVERY = 10;
+
 /** So many are looked at before whatever else waits has its turn: a few milliseconds. */
 const PODS_IN_A_ROW = 50;
 
@@ -29,7 +36,8 @@ export interface ReconcilerOptions
   readonly bridges: Pick<BridgeMemory, 'renew'>;
   readonly node: Pick<NodeState, 'problem' | 'familiesOff' | 'ensure' | 'addresses'>;
   readonly tables: (DecisionsOptions & InstallerOptions & RemovalOptions)['tables'] &
-    Pick<EndpointTables, 'addresses'>;
+    Pick<EndpointTables, 'addresses' | 'version'>;
+  readonly attachments: (InstallerOptions & RemovalOptions)['attachments'] & Pick<Attachments<Role>, 'look'>;
   readonly programs: Pick<DatapathPrograms, 'programs' | 'removeStalePrograms'>;
   readonly proofs: Pick<Proofs, 'get' | 'has' | 'ask' | 'renew' | 'forget' | 'removeInterface'>;
   /** While false, what is pinned is kept even if no source has named it yet. */
@@ -52,6 +60,13 @@ export class Reconciler {
   #looking = false;
   /** Endpoints went since the node was told whose addresses count. */
   #addressesOld = false;
+  #looks = 0;
+  /** The last result, and what it was made of. */
+  #addressesSeen: { wanted: unknown; version: number; addresses: Set<string> } | undefined;
+  /** With what the last look for something unwanted found nothing that may become so by time alone. */
+  #cleanWith: { wanted: unknown; version: number } | undefined;
+  /** What the status of each pod was decided by. */
+  readonly #inputs = new Map<PodUid, readonly unknown[]>();
 
   constructor(options: ReconcilerOptions) {
     this.#options = options;
@@ -175,7 +190,7 @@ export class Reconciler {
   async #few(uids: ReadonlySet<PodUid>): Promise<void> {
     const touched = await this.#decisions.update(uids);
     await this.#options.node.addresses(this.#addresses());
-    await this.#apply(touched);
+    await this.#apply(touched, false);
     await this.#dropAddresses();
   }
 
@@ -183,11 +198,13 @@ export class Reconciler {
     const { programs, synced } = this.#options;
     // A source that delivers during the round names pods that this round has not decided on: nothing of them may go.
     const knewAll = synced();
+    const isQuick = this.#looks++ % THOROUGH_EVERY !== 0;
+    const hasOtherPins = this.#options.attachments.look();
     const touched = await this.#decisions.update('all');
     await this.#options.node.ensure(this.#addresses());
     const all = [...touched];
     for (let from = 0; from < all.length; from += PODS_IN_A_ROW) {
-      await this.#apply(all.slice(from, from + PODS_IN_A_ROW));
+      await this.#apply(all.slice(from, from + PODS_IN_A_ROW), isQuick);
       await setImmediate();
       await this.#dueInBetween();
     }
@@ -196,7 +213,7 @@ export class Reconciler {
     if (!knewAll) {
       return;
     }
-    await this.#removeUnwanted();
+    await this.#removeUnwanted(isQuick && !hasOtherPins);
     await this.#dropAddresses();
     if (!this.#caughtUp) {
       programs.removeStalePrograms();
@@ -215,8 +232,16 @@ export class Reconciler {
 
   /** Those that are wanted, and those that the kernel holds for whomever: a pod that no source names yet sends too. */
   #addresses(): Set<string> {
-    const wanted = this.#decisions.toIntercept().flatMap(({ endpoints }) => endpoints);
-    return new Set([...wanted.flatMap(({ plan }) => plan.ips), ...this.#options.tables.addresses()]);
+    const wanted = this.#decisions.toIntercept();
+    const { version } = this.#options.tables;
+    const seen = this.#addressesSeen;
+    if (seen?.wanted === wanted && seen.version === version) {
+      return seen.addresses;
+    }
+    const ips = wanted.flatMap(({ endpoints }) => endpoints.flatMap(({ plan }) => plan.ips));
+    const addresses = new Set([...ips, ...this.#options.tables.addresses()]);
+    this.#addressesSeen = { wanted, version, addresses };
+    return addresses;
   }
 
   async #dropAddresses(): Promise<void> {
@@ -226,14 +251,19 @@ export class Reconciler {
     }
   }
 
-  /** All at once: attaching waits for the kernel, and for several pods it waits no longer than for one. */
-  async #apply(uids: Iterable<PodUid>): Promise<void> {
+  /**
+   * All at once: attaching waits for the kernel, and for several pods it waits no longer than for one. `isQuick`: without
+   * those that are as they were.
+   */
+  async #apply(uids: Iterable<PodUid>, isQuick: boolean): Promise<void> {
     const fresh: PodUid[] = [];
     await Promise.all(
       [...uids].map(async (uid) => {
         const decision = this.#decisions.of(uid);
         if (decision?.kind === 'intercept') {
-          await this.#install(decision);
+          if (!isQuick || !this.#isUntouched(decision)) {
+            await this.#install(decision);
+          }
           if (!this.#options.proofs.has(uid)) {
             fresh.push(uid);
           }
@@ -244,6 +274,14 @@ export class Reconciler {
       }),
     );
     void this.#proveFresh(fresh);
+  }
+
+  #isUntouched(decision: InterceptDecision): boolean {
+    try {
+      return this.#installer.isUntouched(decision);
+    } catch {
+      return false; // the look in full meets the same, and tells it
+    }
   }
 
   async #install(decision: InterceptDecision): Promise<void> {
@@ -305,7 +343,13 @@ export class Reconciler {
     }
   }
 
-  async #removeUnwanted(): Promise<void> {
+  async #removeUnwanted(isQuick: boolean): Promise<void> {
+    const { tables } = this.#options;
+    const seen = this.#cleanWith;
+    const [wantedNow, version] = [this.#decisions.toIntercept(), tables.version];
+    if (isQuick && seen?.wanted === wantedNow && seen.version === version) {
+      return;
+    }
     const kept = await this.#removal.kept();
     const wanted = this.#decisions.toIntercept();
     this.#installer.forgetAllBut(new Set(wanted.map(({ pod }) => pod.uid)));
@@ -313,6 +357,7 @@ export class Reconciler {
       this.#addressesOld = true;
     }
     this.#removal.forgetGone();
+    this.#cleanWith = this.#removal.isSettled ? { wanted, version } : undefined;
   }
 
   #publish(uid: PodUid): void {
@@ -320,14 +365,20 @@ export class Reconciler {
     const decision = this.#decisions.of(uid);
     if (decision === undefined) {
       this.#statuses.delete(uid);
+      this.#inputs.delete(uid);
     } else {
-      const status = statusOf(decision, {
+      const observed = {
         installed: this.#installer.get(uid),
         nodeProblem: this.#options.node.problem(),
         familiesOff: this.#options.node.familiesOff(),
         proof: this.#options.proofs.get(uid),
-        before,
-      });
+      };
+      const inputs = [decision, ...Object.values(observed)];
+      if (isSame(inputs, this.#inputs.get(uid))) {
+        return; // then the status is the same as well
+      }
+      this.#inputs.set(uid, inputs);
+      const status = statusOf(decision, { ...observed, before });
       this.#statuses.set(uid, status);
       this.#tell(decision.pod, before, status);
     }
@@ -344,4 +395,8 @@ export class Reconciler {
     const { namespace, name, runtime } = pod;
     this.#options.log[level]({ pod: `${namespace}/${name}`, runtime, state, reason }, 'pod state');
   }
+}
+
+function isSame(values: readonly unknown[], others: readonly unknown[] | undefined): boolean {
+  return values.every((value, index) => value === others?.[index]);
 }

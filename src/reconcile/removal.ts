@@ -54,6 +54,8 @@ export class Removal {
   /** Since when no source has known a pod that still has a row. */
   readonly #unknownSince = new Map<PodUid, number>();
   readonly #dropped = new Set<PodUid>();
+  /** Something stays until a later look, or could not be taken away at this one. */
+  #hasLeft = false;
 
   constructor(options: RemovalOptions) {
     this.#options = options;
@@ -130,7 +132,13 @@ export class Removal {
         }
       }
     }
+    this.#hasLeft = egress.size > 0;
     return { egress, steer, ingress };
+  }
+
+  /** Nothing is kept or remembered only for a while: as long as nothing else changes there is nothing to take away. */
+  get isSettled(): boolean {
+    return !this.#hasLeft && this.#unknownSince.size === 0;
   }
 
   #mayBeBack(uid: PodUid): boolean {
@@ -178,6 +186,7 @@ export class Removal {
       attachments.release(attachment);
       log.info({ ...attachment }, 'program detached');
     } catch (error) {
+      this.#hasLeft = true;
       log.warn({ ...attachment, err: error }, 'the program could not be detached');
     }
     try {

@@ -15,14 +15,24 @@ export class PodLinks implements LinkReader {
   readonly #nowMs: Clock;
   #links: Promise<Map<number, Link>> | undefined;
   #listedMs = 0;
+  #version = 0;
 
   constructor(host: RouteSocket, nowMs: Clock = () => performance.now()) {
     this.#host = host;
     this.#nowMs = nowMs;
   }
 
+  /** Another number whenever a question may be answered otherwise than before. */
+  get version(): number {
+    if (this.#isOld()) {
+      this.forget();
+    }
+    return this.#version;
+  }
+
   /** Forgets one link, or all: the next question about it is answered by the kernel. */
   forget(ifindex?: number): void {
+    this.#version += 1;
     if (ifindex === undefined) {
       this.#links = undefined;
       return;
@@ -85,9 +95,14 @@ export class PodLinks implements LinkReader {
     return own.dev === other.dev && own.inode === other.inode;
   }
 
+  #isOld(): boolean {
+    return this.#links !== undefined && this.#nowMs() - this.#listedMs > WHOLE_LIST_MS;
+  }
+
   #all(): Promise<Map<number, Link>> {
-    if (this.#links === undefined || this.#nowMs() - this.#listedMs > WHOLE_LIST_MS) {
+    if (this.#links === undefined || this.#isOld()) {
       this.#listedMs = this.#nowMs();
+      this.#version += 1;
       const listed = this.#host.links().then((links) => new Map(links.map((link) => [link.index, link])));
       // A list that failed is asked for again by the next question.
       listed.catch(() => {

@@ -8,7 +8,13 @@ import type { Instance } from '../config/config.js';
 import { InstanceProcess, type Renewal } from './instance-process.js';
 import { type ProcessMessage, readStates } from './state.js';
 
+/**
+ * With processes to look after: the first try to start one again is due 100 ms after it has ended, and how one ends that an
+ * agent before us has started nobody tells.
+ */
 const LOOK_MS = 100;
+/** Without any. Pods that come are told of, and are a look of their own. */
+const IDLE_LOOK_MS = 1_000;
 
 export interface SupervisorOptions {
   /** Where states and output are kept: `instancesFolder`. */
@@ -31,6 +37,7 @@ export class Supervisor {
   readonly #processes: Map<string, InstanceProcess>;
   readonly #troubled = new Map<string, string>();
   #timer: NodeJS.Timeout | undefined;
+  #isStarted = false;
 
   /** Takes over what another has left running. */
   constructor(options: SupervisorOptions) {
@@ -42,7 +49,7 @@ export class Supervisor {
   }
 
   start(): void {
-    this.#timer ??= setInterval(() => this.look(), LOOK_MS);
+    this.#isStarted = true;
     this.look();
   }
 
@@ -59,6 +66,14 @@ export class Supervisor {
       } catch (error) {
         this.#tell(name, error as Error);
       }
+    }
+    this.#await();
+  }
+
+  #await(): void {
+    clearTimeout(this.#timer);
+    if (this.#isStarted) {
+      this.#timer = setTimeout(() => this.look(), this.#processes.size > 0 ? LOOK_MS : IDLE_LOOK_MS);
     }
   }
 
@@ -98,7 +113,8 @@ export class Supervisor {
 
   /** What runs goes on: for the next supervisor. */
   close(): void {
-    clearInterval(this.#timer);
+    this.#isStarted = false;
+    clearTimeout(this.#timer);
     for (const process of this.#processes.values()) {
       process.close();
     }

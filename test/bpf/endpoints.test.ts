@@ -81,6 +81,39 @@ describe('what is in the kernel', () => {
   });
 });
 
+describe('the version', () => {
+  it('is the same while nobody writes, and another after whoever did', () => {
+    const row = enrol(WEB);
+    tables.refresh();
+    const { version } = tables;
+    tables.write(row, PLAN);
+    tables.refresh();
+    expect(tables.version).toBe(version);
+    const { endpoints } = datapath.maps;
+    const before = endpoints.get(u32(PLAN.ifindex)) ?? Buffer.alloc(0);
+    endpoints.delete(u32(PLAN.ifindex));
+    tables.refresh();
+    expect(tables.version).not.toBe(version);
+    expect(tables.isLive(row)).toBe(false);
+    endpoints.set(u32(PLAN.ifindex), before);
+    tables.refresh();
+    expect(tables.isLive(row)).toBe(true);
+  });
+
+  it('tells of what somebody puts back to what it was before we wrote', () => {
+    const row = enrol(WEB);
+    tables.refresh();
+    const { endpoints } = datapath.maps;
+    const old = endpoints.get(u32(PLAN.ifindex)) ?? Buffer.alloc(0);
+    tables.write(row, { ...PLAN, instance: 3 });
+    const { version } = tables;
+    endpoints.set(u32(PLAN.ifindex), old);
+    tables.refresh();
+    expect(tables.version).not.toBe(version);
+    expect(tables.write(row, { ...PLAN, instance: 3 })).toEqual(['the endpoint was not as written']);
+  });
+});
+
 describe('ids', () => {
   it('count up, and each pod keeps its own', () => {
     expect(tables.enrol(WEB, 40, false).id).toBe(1);

@@ -78,7 +78,7 @@ it('where the table is full, what found no room is not wanted for ever', () => {
     },
     get: (key: Buffer) => addresses.get(key),
     delete: (key: Buffer) => addresses.delete(key),
-    entries: () => addresses.entries(),
+    packed: () => addresses.packed(),
   });
   identities = new Identities({ ...maps, addresses: small }, layouts, () => true);
   identities.describe(1, named('a'), [FIRST]);

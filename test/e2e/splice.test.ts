@@ -125,8 +125,9 @@ class Scene {
 }
 
 async function saidBy(daemon: Daemon): Promise<object> {
-  await waitFor(`${daemon.name} to end`, () => !daemon.running, 20_000);
-  return JSON.parse(daemon.log().trim().split('\n').at(-1) ?? '');
+  const last = () => daemon.log().trim().split('\n').at(-1) ?? '';
+  await waitFor(`${daemon.name} to say how it was`, () => last().startsWith('{'), 20_000);
+  return JSON.parse(last());
 }
 
 const PROXIES = ['the reference proxy', 'HAProxy'] as const;

@@ -114,6 +114,17 @@ describe('when the deadline is over', () => {
     expect(end).toHaveBeenCalledExactlyOnceWith([own]);
   });
 
+  it('is seen to by itself from the start on, and again while something is open', async () => {
+    draining.start();
+    onTestFinished(() => draining.close());
+    await client.drain({ pod: 'web-0', deadlineSeconds: 60 });
+    expect(end).not.toHaveBeenCalled();
+    await client.drain({ pod: 'web-0', deadlineSeconds: 0 });
+    await vi.waitFor(() => expect(end).toHaveBeenCalledTimes(1));
+    await vi.waitFor(() => expect(end).toHaveBeenCalledTimes(2), 3_000);
+    open.length = 0;
+  });
+
   it('a kernel that cannot end them is told, until it can', async () => {
     end.mockImplementationOnce(() => {
       throw new Error('EOPNOTSUPP');

@@ -49,7 +49,12 @@ export class LinksStandIn {
   }
 
   asPodLinks(): PodLinks {
-    const answers: LinkReader & Pick<PodLinks, 'forget'> = {
+    let version = 0;
+    const answers: LinkReader & Pick<PodLinks, 'forget' | 'version'> = {
+      // Whatever a test changes in `host`, nobody is told of.
+      get version() {
+        return version++;
+      },
       hostLink: async (index) => this.host.get(index),
       hostLinkByName: async () => undefined,
       podLinks: async (netns) => {
@@ -202,6 +207,12 @@ export class KernelStandIn {
   /** Steps that fail, by what `done` calls them. */
   readonly failures = new Map<string, Error>();
   readonly repairs: [kind: RepairKind, what: string][] = [];
+  /** No number is the same as this one: at every look each endpoint may be another, unless a test counts. */
+  tablesVersion = Number.NaN;
+
+  constructor() {
+    Object.defineProperty(this.tables, 'version', { get: () => this.tablesVersion });
+  }
 
   readonly tables: Pick<
     EndpointTables,
@@ -221,7 +232,9 @@ export class KernelStandIn {
     | 'isLive'
     | 'ownerOf'
     | 'addresses'
+    | 'version'
   > = {
+    version: 0, // see the constructor
     isLive: (row) => this.endpoints.get(row.ifindex)?.row === row,
     enrol: (uid, ifindex, wasEnrolled, isStarting = false) => {
       this.#step(`enrol ${uid} at ${ifindex}`);
@@ -273,7 +286,12 @@ export class KernelStandIn {
     },
   };
 
-  readonly attachments: Pick<Attachments<Role>, 'attachAsync' | 'isAttached' | 'release' | 'list'> = {
+  readonly attachments: Pick<
+    Attachments<Role>,
+    'attachAsync' | 'isAttached' | 'isInPlace' | 'look' | 'release' | 'list'
+  > = {
+    look: () => false,
+    isInPlace: (attachment, program) => this.attached.get(keyOf(attachment)) === program,
     attachAsync: async (attachment, program) => {
       const key = keyOf(attachment);
       this.#step(`attach ${key}`);
@@ -301,7 +319,8 @@ export class KernelStandIn {
       }),
   };
 
-  readonly sysctls: Pick<InterfaceSysctls, 'ensure' | 'restore'> = {
+  readonly sysctls: Pick<InterfaceSysctls, 'ensure' | 'isRight' | 'restore'> = {
+    isRight: (_, ifindex) => !this.sysctlsWrong.has(ifindex),
     ensure: (_, ifindex) => {
       this.#step(`sysctl ${ifindex}`);
       return this.sysctlsWrong.delete(ifindex);

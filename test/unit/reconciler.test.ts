@@ -475,6 +475,54 @@ describe('a look at everything', () => {
     expect(node.wholeRounds()).toBe(3);
   });
 
+  test('leaves out the pods of which nothing has changed, and writes to none of them', async () => {
+    const { reconciler, kernel } = two;
+    kernel.tablesVersion = 1;
+    await reconciler.reconcile();
+    kernel.take();
+    await reconciler.reconcile();
+    expect(kernel.take()).toEqual([]);
+  });
+
+  test.each<[what: string, change: (kernel: World['kernel']) => void]>([
+    ['program has gone', ({ attached }) => attached.delete('egress 101')],
+    ['sysctl is another', ({ sysctlsWrong }) => sysctlsWrong.add(101)],
+  ])('puts right at once the one pod whose %s', async (_, change) => {
+    const { reconciler, kernel } = two;
+    kernel.tablesVersion = 1;
+    await reconciler.reconcile();
+    kernel.take();
+    change(kernel);
+    await reconciler.reconcile();
+    expect(kernel.take()).toEqual(expect.arrayContaining(['write 101', 'attach egress 101']));
+    expect(kernel.repairs).toHaveLength(1);
+    expect(held(two)).toEqual(BOTH);
+  });
+
+  test('looks at every pod again where the tables are others', async () => {
+    const { reconciler, kernel } = two;
+    kernel.tablesVersion = 1;
+    await reconciler.reconcile();
+    kernel.endpoints.delete(100);
+    kernel.tablesVersion = 2;
+    await reconciler.reconcile();
+    expect(kernel.endpoints.has(100)).toBe(true);
+    expect(kernel.repairs).toEqual([['map', 'the endpoint was missing']]);
+  });
+
+  test('looks at all of them in full every tenth time, whatever is told of changes', async () => {
+    const { reconciler, kernel } = two;
+    kernel.tablesVersion = 1;
+    await reconciler.reconcile();
+    kernel.endpoints.delete(100);
+    for (let looks = 1; looks < 10; looks++) {
+      await reconciler.reconcile();
+    }
+    expect(kernel.endpoints.has(100)).toBe(false);
+    await reconciler.reconcile();
+    expect(kernel.endpoints.has(100)).toBe(true);
+  });
+
   test('that fails is told to who asked, and the next one is made', async () => {
     const { reconciler, node } = two;
     node.meanwhile = () => Promise.reject(new Error('EIO'));
