@@ -185,8 +185,10 @@ describe('the lines of the README', () => {
     expect(lines).toContain('slower lines included');
   });
 
-  it('are none where the main part was not measured', () => {
+  it('are none where the main part was not measured, or the machine was busy', () => {
     expect(readmeLines(RESULTS)).toBeUndefined();
+    const busy = { ...main, sections: main.sections.map((section) => ({ ...section, busyBefore: 0.2 })) };
+    expect(readmeLines(busy)).toBeUndefined();
   });
 
   it('take the place of those before, and of nothing else', () => {

@@ -7,6 +7,8 @@ import { METRICS, type MetricName, WORKLOADS } from './workloads.js';
 
 const MAIN = 'haproxy-runc';
 const LINES = 3;
+/** Of the machine at work with something else: over that, its figures are for no README. */
+const BUSY_AT_MOST = 0.05;
 const [BEGIN, END] = ['<!-- make bench writes this -->', '<!-- up to here -->'];
 
 interface Line {
@@ -15,10 +17,10 @@ interface Line {
   readonly gain: number;
 }
 
-/** Undefined where the main part was not measured. */
+/** Undefined where the main part was not measured, or on a machine that was busy with something else. */
 export function readmeLines({ sections, machine, rounds }: Results): string | undefined {
   const section = sections.find(({ name }) => name === MAIN);
-  if (section === undefined) {
+  if (section === undefined || section.busyBefore > BUSY_AT_MOST) {
     return undefined;
   }
   const line = (variant: VariantName, workload: string, metric: MetricName): Line[] => {
