@@ -2,6 +2,7 @@
 
 import { describe, expect, it } from 'vitest';
 import { judge, outcomes } from '../bench/datapath/goals.js';
+import { readmeLines, withBenchmark } from '../bench/datapath/readme.js';
 import { inDigits, inRatio, writeReport } from '../bench/datapath/report.js';
 import { compare, drift, type Results, type Section } from '../bench/datapath/results.js';
 import type { Run } from '../bench/datapath/rounds.js';
@@ -24,6 +25,7 @@ function run(variant: VariantName, round: number, perSecond: number, cpuUs: numb
 const SECTION: Section = {
   name: 'some',
   title: 'Some proxy',
+  busyBefore: 0.034,
   runs: [
     run('explicit', 0, 10_000, 100),
     run('ours', 0, 12_000, 90),
@@ -119,7 +121,8 @@ describe('the report', () => {
     expect(text).toContain('| NodeSentry | 8,750 · **1.15** (1.10–1.20) | 135 · **0.90** (0.90–0.90) |');
   });
 
-  it('says how steady the machine was', () => {
+  it('says how steady the machine was, and how busy', () => {
+    expect(text).toContain('3 % of the machine was at work with something else');
     expect(text).toContain(
       '| the first one again, in the end | **0.95** (0.90–1.00) | **1.05** (1.00–1.10) |',
     );
@@ -150,4 +153,47 @@ it('numbers that there are none of are a dash', () => {
   expect(inDigits(Number.NaN)).toBe('–');
   expect(inRatio(summarise([]))).toBe('–');
   expect([0.123, 12.34, 123.4, 12_345].map(inDigits)).toEqual(['0.12', '12.3', '123', '12,345']);
+});
+
+describe('a goal of size', () => {
+  const sized = (variant: VariantName, values: readonly number[]) =>
+    values.map((value, round) => run(variant, round, value, 100));
+  const section = {
+    ...SECTION,
+    runs: [
+      ...sized('explicit', [10_000, 5_000]),
+      ...sized('pods-10', [10_000, 5_000]),
+      ...sized('pods-1000', [9_600, 4_700]),
+    ],
+  };
+
+  it('is to the smaller node in the same round, not to explicit', () => {
+    const found = outcomes(section).map(({ what, wanted, verdict }) => [what, wanted, verdict]);
+    expect(found).toEqual([
+      ['NodeSentry, 1,000 pods: new connections, to NodeSentry, 10 pods', '≥ 0.95', 'yes, within its spread'],
+    ]);
+  });
+});
+
+describe('the lines of the README', () => {
+  const main = { ...RESULTS, sections: [{ ...SECTION, name: 'haproxy-runc' }] };
+
+  it('are those of the main part, with their spread, and say where the others are', () => {
+    const lines = readmeLines(main) as string;
+    expect(lines).toContain('- NodeSentry, new connections, 64 at a time: 1.15 times (1.10–1.20)');
+    expect(lines).toContain('2 rounds; 2 × A processor, Linux 6.18.0, 2026-11-29');
+    expect(lines).toContain('slower lines included');
+  });
+
+  it('are none where the main part was not measured, or the machine was busy', () => {
+    expect(readmeLines(RESULTS)).toBeUndefined();
+    const busy = { ...main, sections: main.sections.map((section) => ({ ...section, busyBefore: 0.2 })) };
+    expect(readmeLines(busy)).toBeUndefined();
+  });
+
+  it('take the place of those before, and of nothing else', () => {
+    const readme = 'a\n<!-- make bench writes this -->\nold\n<!-- up to here -->\nb\n';
+    expect(withBenchmark(readme, 'new')).toBe(readme.replace('old', 'new'));
+    expect(() => withBenchmark('no marks', 'new')).toThrow('no place');
+  });
 });

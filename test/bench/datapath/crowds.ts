@@ -1,5 +1,6 @@
 /** NodeSentry on nodes that have more to do than one pod: many enrolled pods, or many open flows. */
 
+import { readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { staticPod, type TestAgent } from '../../e2e/agent.js';
 import { createNetwork } from '../../lab/cni.js';
@@ -59,16 +60,21 @@ async function standFlows(node: Node, proxy: ProxyName, name: VariantName, count
     Array.from({ length: Math.ceil(count / FLOWS_OF_ONE) }, async (_, index) => {
       const app = `held-${index}`;
       const port = FIRST_PORT + index;
-      await lab.daemon(lab.node, `keeper-${index}`, load, ['serve', String(port)]).logged(/"serving":true/);
-      return { app, port, pod: await runPlainPod(lab, network, app) };
+      const keeper = lab.daemon(lab.node, `keeper-${index}`, load, ['serve', String(port)]);
+      await keeper.logged(/"serving":true/);
+      return { app, port, keeper, pod: await runPlainPod(lab, network, app) };
     }),
   );
   const fill = async (agent: TestAgent) => {
-    for (const { pod, app } of holders) {
+    for (const { pod, app, keeper } of holders) {
       await agent.reaches(app, 'INTERCEPTED');
       const each = String(Math.min(FLOWS_OF_ONE, count));
       const words = ['hold', SERVER.ip, SERVER.ports.join(','), each];
       await lab.daemon(pod.netnsName, `holder-${app}`, load, words).logged(/"held":/, 60_000);
+      // The server would have held them as well.
+      if (readdirSync(`/proc/${keeper.pid}/fd`).length < Number(each)) {
+        throw new Error(`the flows of ${app} did not get to its proxy`);
+      }
     }
   };
   return standOurs(node, proxy, {
@@ -76,7 +82,7 @@ async function standFlows(node: Node, proxy: ProxyName, name: VariantName, count
     instances: holders.map(({ app, port }) => ({
       name: app,
       apps: [app],
-      outbound: [`127.0.0.1:${port}`],
+      outbound: [`[::]:${port}`],
       health: { failSeconds: 3_600 },
     })),
     pods: holders.map(({ pod }) => staticPod(pod)),

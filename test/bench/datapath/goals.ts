@@ -67,7 +67,7 @@ export function outcomes(section: Section): Outcome[] {
     const what = `${VARIANTS[one.variant]}: ${one.what}`;
     return [{ what, wanted, measured: found.ratio, verdict: judge(found.ratio, one) }];
   });
-  return [...single, ...ahead(section)];
+  return [...single, ...ahead(section), ...steady(section)];
 }
 
 /** New connections, and the CPU of each: against every other way to intercept. */
@@ -92,4 +92,31 @@ function ahead(section: Section): Outcome[] {
         return [{ what: label, wanted, measured: own, verdict: judge(own, limit) }];
       });
     });
+}
+
+/** What does not change with the size of the node: to the smaller one in the same round. */
+const SIZES = [
+  { many: 'pods-1000', few: 'pods-10', within: 0.05 },
+  { many: 'flows-100000', few: 'flows-10', within: 0.1 },
+] as const;
+
+function steady(section: Section): Outcome[] {
+  const rows = [
+    { workload: 'connects-64', metric: 'connectionsPerSecond', what: 'new connections', more: true },
+    { workload: 'requests-64', metric: 'requestsPerSecond', what: 'keep-alive requests', more: true },
+    { workload: 'bulk-1', metric: 'megabytesPerSecond', what: 'bulk', more: true },
+    { workload: 'paced', metric: 'p99Us', what: 'p99 at a fixed rate', more: false },
+  ] as const;
+  return SIZES.flatMap(({ many, few, within }) =>
+    rows.flatMap(({ workload, metric, what, more }): Outcome[] => {
+      const measured = compare(section, workload, many, metric, few)?.ratio;
+      if (measured === undefined || measured.runs === 0) {
+        return [];
+      }
+      const limit = more ? { atLeast: 1 - within } : { atMost: 1 + within };
+      const wanted = more ? `≥ ${limit.atLeast}` : `≤ ${limit.atMost}`;
+      const label = `${VARIANTS[many]}: ${what}, to ${VARIANTS[few]}`;
+      return [{ what: label, wanted, measured, verdict: judge(measured, limit) }];
+    }),
+  );
 }

@@ -2,6 +2,7 @@
 
 import { readFileSync } from 'node:fs';
 import { cpus, release, totalmem } from 'node:os';
+import { setTimeout as delay } from 'node:timers/promises';
 import { run } from '../../lab/exec.js';
 
 export interface Machine {
@@ -54,4 +55,12 @@ export function startWork(): () => number {
     const seconds = (performance.now() - startedMs) / 1_000;
     return Math.max(0, cpus().length * seconds - (idleSeconds(readFileSync('/proc/stat', 'utf8')) - idle));
   };
+}
+
+/** What part of all processors is at work, of one second. */
+export async function busyNow(): Promise<number> {
+  const startedMs = performance.now();
+  const worked = startWork();
+  await delay(1_000);
+  return worked() / ((cpus().length * (performance.now() - startedMs)) / 1_000);
 }

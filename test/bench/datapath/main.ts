@@ -4,14 +4,15 @@
  *
  *   make bench [QUICK=1] [ROUNDS=5] [SECONDS=2] [SECTIONS="haproxy-runc"] [VARIANTS="explicit ours"] [WORKLOADS="paced"]
  *
- * A report with its plots and its raw data (data.json): in docs/benchmarks, or of QUICK in build/bench/quick. How to read it:
- * docs/benchmarks/README.md
+ * A report with its plots and its raw data (data.json): in docs/benchmarks, and the README's lines; of QUICK, or of a
+ * part, in build/bench/datapath. How to read it: docs/benchmarks/README.md
  */
 
-import { mkdirSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { describeMachine } from './machine.js';
+import { busyNow, describeMachine } from './machine.js';
 import { ENVOY } from './proxies.js';
+import { readmeLines, withBenchmark } from './readme.js';
 import { writeReport } from './report.js';
 import type { Results, Section } from './results.js';
 import { runRounds } from './rounds.js';
@@ -24,8 +25,10 @@ const QUICK = process.env.QUICK === '1';
 const ROUNDS = Number(process.env.ROUNDS ?? (QUICK ? 2 : 5));
 const SECONDS = Number(process.env.SECONDS ?? (QUICK ? 1 : 2));
 const ROOT = join(import.meta.dirname, '../../..');
-/** What a look tells is not what the documentation shows. */
-const OUT = process.env.OUT ?? join(ROOT, QUICK ? 'build/bench/quick' : 'docs/benchmarks');
+const DOCUMENTED = join(ROOT, 'docs/benchmarks');
+const PARTIAL = ['SECTIONS', 'VARIANTS', 'WORKLOADS'].some((name) => process.env[name] !== undefined);
+/** What a look tells, or a part, is not what the documentation shows. */
+const OUT = process.env.OUT ?? (QUICK || PARTIAL ? join(ROOT, 'build/bench/datapath') : DOCUMENTED);
 
 /** Those of the list in the environment, all of them where there is none; throws for a name that nothing has. */
 function named<T>(variable: string, all: readonly T[], nameOf: (one: T) => string): T[] {
@@ -42,6 +45,11 @@ function save(results: Results): void {
   writeFileSync(join(OUT, 'data.json'), `${JSON.stringify(results)}\n`);
   for (const [name, text] of Object.entries(writeReport(results))) {
     writeFileSync(join(OUT, name), text);
+  }
+  const lines = readmeLines(results);
+  if (OUT === DOCUMENTED && lines !== undefined) {
+    const path = join(ROOT, 'README.md');
+    writeFileSync(path, withBenchmark(readFileSync(path, 'utf8'), lines));
   }
   console.log(`${join(OUT, 'report.md')} is written`);
 }
@@ -70,6 +78,12 @@ async function measure(plan: SectionPlan): Promise<Section> {
       plan,
       plan.variants.filter((name) => variants.includes(name)),
     );
+    const busyBefore = await busyNow();
+    if (busyBefore > 0.05) {
+      console.log(
+        `${plan.title}: this machine is busy with something else (${(busyBefore * 100).toFixed(0)} %)`,
+      );
+    }
     const runs = await runRounds(
       stand.variants,
       plan.workloads.filter(({ name }) => workloads.some((wanted) => wanted.name === name)),
@@ -79,7 +93,7 @@ async function measure(plan: SectionPlan): Promise<Section> {
         said: (line) => console.log(`${plan.title}: ${line}`),
       },
     );
-    return { name: plan.name, title: plan.title, runs };
+    return { name: plan.name, title: plan.title, busyBefore, runs };
   } finally {
     await stand.close();
   }

@@ -173,8 +173,10 @@ export function writeReport(results: Results): Report {
       files[file] = drawBars(bars);
       return `![${bars.title}](${file})`;
     });
+    const busy = (section.busyBefore * 100).toFixed(0);
     parts.push(
       `## ${section.title}`,
+      `Before the first run, ${busy} % of the machine was at work with something else.`,
       ...pictures,
       goalsTable(section),
       ...workloadsOf(section).map((workload) => workloadTable(section, workload)),

@@ -11,6 +11,8 @@ export interface Section {
   /** Short, for names of files. */
   readonly name: string;
   readonly title: string;
+  /** What part of all processors was at work before the first run, with everything standing and nothing asked. */
+  readonly busyBefore: number;
   readonly runs: readonly Run[];
 }
 
@@ -24,7 +26,7 @@ export interface Results {
 
 export interface Compared {
   readonly value: Summary;
-  /** To the explicit proxy in the same round. */
+  /** To the base, which is the explicit proxy if no other is named, in the same round. */
   readonly ratio: Summary;
 }
 
@@ -43,6 +45,7 @@ export function compare(
   workload: string,
   variant: VariantName,
   metric: MetricName,
+  base: VariantName = BASE,
 ): Compared | undefined {
   const of = (name: VariantName) =>
     samples(
@@ -52,7 +55,7 @@ export function compare(
   const own = of(variant);
   return own.length === 0
     ? undefined
-    : { value: summarise(own.map(({ value }) => value)), ratio: ratios(own, of(BASE)) };
+    : { value: summarise(own.map(({ value }) => value)), ratio: ratios(own, of(base)) };
 }
 
 /** What the first variant had in the end of each round, by what it had in the beginning: 1 on a machine that is steady. */

@@ -80,7 +80,7 @@ interface OursOptions {
   readonly name: VariantName;
   /** Undefined where this build has none. */
   readonly splice?: boolean | undefined;
-  /** Beside the one that the client's pod has. */
+  /** Beside the one that the client's pod has; each has one listener, which takes both families. */
   readonly instances?: readonly object[];
   /** Beside the client. */
   readonly pods?: readonly object[];
@@ -107,7 +107,7 @@ export async function standOurs(
   agent.writePods([staticPod(client.pod, { annotations }), ...pods]);
   await agent.start();
   lab.cleanup.add('sleep of the agent', () => process.kill(agent.pid, 'SIGCONT'));
-  await agent.adopted(1 + instances.length);
+  await agent.adopted(1 + 2 * instances.length);
   await agent.reaches(client.pod.name, 'INTERCEPTED');
   await fill?.(agent);
   return {
