@@ -4,7 +4,7 @@
  */
 
 import { staticPod, TestAgent } from '../../e2e/agent.js';
-import { runIn, script } from '../../lab/exec.js';
+import { runIn, script, waitFor } from '../../lab/exec.js';
 import { buildLoad } from '../../lab/image.js';
 import { loadKubeProxy } from '../../lab/kube-proxy/load.js';
 import { RECORDED } from '../../lab/kube-proxy/placeholders.js';
@@ -109,6 +109,10 @@ export async function standOurs(
   lab.cleanup.add('sleep of the agent', () => process.kill(agent.pid, 'SIGCONT'));
   await agent.adopted(1 + 2 * instances.length);
   await agent.reaches(client.pod.name, 'INTERCEPTED');
+  await waitFor(`splice: ${splice === true}`, async () => {
+    const workload = await agent.workload(client.pod.name);
+    return workload?.interception.splice.used === (splice === true);
+  });
   await fill?.(agent);
   return {
     name,
