@@ -16,6 +16,7 @@ import { Flows } from '../datapath/flows.js';
 import { Generations } from '../datapath/generations.js';
 import { InstanceSlots } from '../datapath/instance-slots.js';
 import { Listeners } from '../datapath/listeners.js';
+import { watchListening } from '../datapath/listening.js';
 import { MANIFEST } from '../datapath/manifest.js';
 import { PortSet } from '../datapath/port-set.js';
 import { ProxyCgroups } from '../datapath/proxy-cgroups.js';
@@ -63,13 +64,13 @@ import { startCni } from './cni.js';
 import { createReconciler, openIdentityOption, openSplice } from './datapath.js';
 import { openInstances } from './instances.js';
 import { openLifecycle } from './lifecycle.js';
+import { ListenerLooks } from './listener-looks.js';
 import { LiveInstances } from './live-instances.js';
 import type { AgentOptions } from './options.js';
 import { takeLock } from './run-lock.js';
 import { openSources } from './sources.js';
 import { startSupervision } from './supervision.js';
 
-const LISTENER_LOOK_MS = 100;
 /** A small file: far less than a millisecond. */
 const CONFIG_LOOK_MS = 1_000;
 /** The whole of the kernel's state is looked at this often, whether anything has happened or not. */
@@ -311,8 +312,17 @@ async function start(
       ensureCgroups();
     }
   };
-  const look = setInterval(() => guarded(log, 'looking for listeners', lookForListeners), LISTENER_LOOK_MS);
-  opened.add(look, clearInterval);
+  const listening = watchListening({ objects: options.bpfObjects, changed: () => looks.told() });
+  const looks = new ListenerLooks({
+    look: () => guarded(log, 'looking for listeners', lookForListeners),
+    isTold: 'close' in listening,
+  });
+  opened.own(looks);
+  if ('close' in listening) {
+    opened.own(listening);
+  } else {
+    log.info(listening, 'the kernel does not tell of listeners: they are looked for all the time');
+  }
 
   const instanceParts = openInstances({
     live,
