@@ -1,11 +1,11 @@
 /** Flow events to whoever follows them, each at its own pace: a slow reader loses events and is told how many. */
 
 import type { Writable } from 'node:stream';
-import type { FlowEvent } from '../datapath/flows.js';
+import type { FlowEvent, FlowListener } from '../datapath/flows.js';
 import type { FlowMessage } from './messages.js';
 
 export interface FlowWatchOptions {
-  readonly onFlowEvent: (listener: (event: FlowEvent) => void) => () => void;
+  readonly onFlowEvent: (listener: FlowListener) => () => void;
   readonly describe: (event: FlowEvent) => FlowMessage;
   /** Events kept for a reader that is behind. */
   readonly queueLimit?: number;
@@ -39,7 +39,10 @@ export class FlowWatch {
         this.#unsubscribe = undefined;
       }
     });
-    this.#unsubscribe ??= this.#options.onFlowEvent((event) => this.#publish(event));
+    this.#unsubscribe ??= this.#options.onFlowEvent({
+      event: (event) => this.#publish(event),
+      leftOut: (count) => this.#leaveOut(count),
+    });
   }
 
   close(): void {
@@ -48,6 +51,12 @@ export class FlowWatch {
     }
     this.#unsubscribe?.();
     this.#unsubscribe = undefined;
+  }
+
+  #leaveOut(count: number): void {
+    for (const watcher of this.#watchers) {
+      watcher.lose(count);
+    }
   }
 
   #publish(event: FlowEvent): void {
@@ -82,6 +91,11 @@ class Watcher {
     } else {
       this.#queue.push(line);
     }
+    this.#flush();
+  }
+
+  lose(count: number): void {
+    this.#lost += count;
     this.#flush();
   }
 

@@ -54,7 +54,7 @@ async function follow(options: FlowsOptions, command: Command, print: Print): Pr
         if (options.json) {
           print(JSON.stringify(line));
         } else if ('lost' in line) {
-          print(`(${line.lost} events lost here: this terminal was too slow)`);
+          print(`(${line.lost} more flows, left out: more than can be told)`);
         } else {
           print(padded(cells(line).map(oneLine), WIDTHS));
         }

@@ -1,5 +1,6 @@
 /** The kernel's record of who sent each flow: looked up, listed, and delivered as events. */
 
+import { Allowance } from '../base/allowance.js';
 import { inTurns } from '../base/in-turns.js';
 import { u32 } from '../kernel/struct.js';
 import { type BpfMap, openRingBuffer, type RingBuffer } from '../native/bpf.js';
@@ -31,6 +32,12 @@ export interface FlowEvent extends FlowRecord {
   readonly verdict: string;
 }
 
+export interface FlowListener {
+  readonly event: (event: FlowEvent) => void;
+  /** There were so many more, of which nothing else is told. */
+  readonly leftOut: (count: number) => void;
+}
+
 export interface FlowsOptions {
   readonly layouts: Layouts;
   readonly flows: BpfMap;
@@ -38,8 +45,11 @@ export interface FlowsOptions {
   readonly settings: BpfMap;
   /** Name of an instance by its number in the kernel. */
   readonly instanceName: (number: number) => string;
+  readonly eventsPerSecond?: number;
 }
 
+/** Who follows is told of so many, and of how many more there were: each costs time in JavaScript that enrolment needs. */
+const EVENTS_PER_SECOND = 2_000;
 /** The programs do not wake the reader for each event. */
 const PERIOD_MS = 20;
 const SETTINGS_ROW = 0;
@@ -52,18 +62,20 @@ function unixMs(monotonicNs: number): number {
 
 export class Flows {
   readonly #options: FlowsOptions;
-  readonly #listeners = new Set<(event: FlowEvent) => void>();
+  readonly #listeners = new Set<FlowListener>();
   #ring: RingBuffer | undefined;
+  readonly #allowance: Allowance;
   /** By rings that are closed. */
   #lost = 0;
 
   constructor(options: FlowsOptions) {
     this.#options = options;
+    this.#allowance = new Allowance(options.eventsPerSecond ?? EVENTS_PER_SECOND);
     this.#setFollowed(false); // an agent before us may have died while somebody followed
   }
 
   /** The kernel sends events only while there is a listener. The function returned ends it. */
-  onEvent(listener: (event: FlowEvent) => void): () => void {
+  onEvent(listener: FlowListener): () => void {
     this.#listeners.add(listener);
     this.#ring ??= this.#follow();
     return () => {
@@ -152,16 +164,27 @@ export class Flows {
   #follow(): RingBuffer {
     const { layouts, events } = this.#options;
     const since = process.hrtime.bigint();
+    let lostBefore = this.#lost;
     const ring = openRingBuffer(
       events,
       (records) => {
-        for (const record of records) {
-          // What was still in the ring when the last one stopped listening is nobody's.
-          if (record.length >= layouts.event.size && layouts.event.number(record, 'time_ns') >= since) {
-            const decoded = this.#decodeEvent(record);
-            for (const listener of this.#listeners) {
-              listener(decoded);
-            }
+        // What was still in the ring when the last one stopped listening is nobody's.
+        const fresh = records.filter(
+          (record) => record.length >= layouts.event.size && layouts.event.number(record, 'time_ns') >= since,
+        );
+        const told = this.#allowance.take(fresh.length);
+        for (const record of fresh.slice(0, told)) {
+          const decoded = this.#decodeEvent(record);
+          for (const listener of this.#listeners) {
+            listener.event(decoded);
+          }
+        }
+        const lost = this.lost();
+        const leftOut = fresh.length - told + (lost - lostBefore);
+        lostBefore = lost;
+        if (leftOut > 0) {
+          for (const listener of this.#listeners) {
+            listener.leftOut(leftOut);
           }
         }
       },

@@ -1,7 +1,7 @@
 /** The datapath as the later stages see it: one read-only face over tables, flows, listeners and reconciler. */
 
 import type { EndpointCounters, EndpointTables } from '../datapath/endpoints.js';
-import type { FlowEvent, FlowRecord, Flows } from '../datapath/flows.js';
+import type { FlowListener, FlowRecord, Flows } from '../datapath/flows.js';
 import type { IdentityOption, IdentityOptionStatus } from '../datapath/identity-option.js';
 import type { ListenerStatus, Listeners } from '../datapath/listeners.js';
 import type { SpliceStatus } from '../datapath/splice-choice.js';
@@ -18,7 +18,7 @@ import type { EndpointStatus } from './status.js';
 export interface DatapathView {
   lookupFlow(src: SocketAddress, dst: SocketAddress): FlowRecord | undefined;
   listFlows(limit: number): Promise<FlowRecord[]>;
-  onFlowEvent(listener: (event: FlowEvent) => void): () => void;
+  onFlowEvent(listener: FlowListener): () => void;
   endpoints(): readonly EndpointStatus[];
   endpointOf(uid: PodUid): EndpointStatus | undefined;
   /** Also answers for endpoints that were removed, while their pod is remembered. */
@@ -73,7 +73,7 @@ export class Datapath implements DatapathView {
     return this.#parts.flows.list(limit);
   }
 
-  onFlowEvent(listener: (event: FlowEvent) => void): () => void {
+  onFlowEvent(listener: FlowListener): () => void {
     return this.#parts.flows.onEvent(listener);
   }
 

@@ -10,7 +10,7 @@ import type { InstanceState, InstancesView } from '../../src/api/instances.js';
 import { Capacity } from '../../src/capacity/capacity.js';
 import { parseConfig } from '../../src/config/load.js';
 import type { EndpointCounters } from '../../src/datapath/endpoints.js';
-import type { FlowEvent, FlowRecord } from '../../src/datapath/flows.js';
+import type { FlowEvent, FlowListener, FlowRecord } from '../../src/datapath/flows.js';
 import type { ListenerStatus } from '../../src/datapath/listeners.js';
 import { AddressHistory } from '../../src/identity/history.js';
 import { PastIdentity } from '../../src/identity/past.js';
@@ -104,7 +104,7 @@ export class FakeDatapath implements DatapathView {
   readonly flows: FlowRecord[] = [];
   readonly statuses: EndpointStatus[] = [];
   readonly owners = new Map<string, PodUid>();
-  readonly subscribers = new Set<(event: FlowEvent) => void>();
+  readonly subscribers = new Set<FlowListener>();
   listening: ListenerStatus[] = [];
   off: FamilyOff[] = [];
   packets: EndpointCounters[] = [];
@@ -118,14 +118,14 @@ export class FakeDatapath implements DatapathView {
     return this.flows.slice(0, limit);
   }
 
-  onFlowEvent(listener: (event: FlowEvent) => void): () => void {
+  onFlowEvent(listener: FlowListener): () => void {
     this.subscribers.add(listener);
     return () => this.subscribers.delete(listener);
   }
 
   emit(event: FlowEvent): void {
     for (const listener of this.subscribers) {
-      listener(event);
+      listener.event(event);
     }
   }
 

@@ -10,7 +10,7 @@ import { ApiClient, ApiError } from '../../src/api/client.js';
 import { FlowWatch } from '../../src/api/flow-watch.js';
 import type { FlowMessage } from '../../src/api/messages.js';
 import { removeStaleSocket } from '../../src/api/unix-socket.js';
-import type { FlowEvent } from '../../src/datapath/flows.js';
+import type { FlowEvent, FlowListener } from '../../src/datapath/flows.js';
 import { peerCredentials } from '../../src/native/sockets.js';
 import { Metrics } from '../../src/telemetry/metrics.js';
 import {
@@ -398,7 +398,7 @@ describe('following flows', () => {
   });
 
   test('a reader that is behind is told at which point how many events are missing', async () => {
-    const listeners = new Set<(event: FlowEvent) => void>();
+    const listeners = new Set<FlowListener>();
     const watch = new FlowWatch({
       onFlowEvent: (listener) => {
         listeners.add(listener);
@@ -411,8 +411,11 @@ describe('following flows', () => {
     watch.follow(output);
     for (let startedMs = 1; startedMs <= 10; startedMs++) {
       for (const listener of listeners) {
-        listener({ ...event, startedMs });
+        listener.event({ ...event, startedMs });
       }
+    }
+    for (const listener of listeners) {
+      listener.leftOut(5);
     }
     let text = '';
     output.on('data', (chunk: Buffer) => {
@@ -425,7 +428,7 @@ describe('following flows', () => {
       { startedMs: 2 },
       { startedMs: 3 },
       { startedMs: 4 },
-      { lost: 6 },
+      { lost: 11 },
     ]);
     watch.close();
     await once(output, 'close');
