@@ -19,7 +19,9 @@ interface Effect {
 
 const ALL = 0xffffffff;
 /** Priorities at which our table takes the mark off and gives it back. */
-const OWN_PREROUTING = CHAINS.filter(({ hook }) => hook === 'prerouting').map(({ prio }) => prio);
+const OWN_PREROUTING = CHAINS.flatMap(({ hook, prio }) =>
+  hook === 'prerouting' && prio !== undefined ? [prio] : [],
+);
 /** A packet that meets these has been routed by its mark already. */
 const AFTER_ROUTING = new Set(['input', 'forward', 'output', 'postrouting', 'egress']);
 

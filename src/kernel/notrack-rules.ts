@@ -10,9 +10,10 @@ import { STEERING_LINK } from './steering-link.js';
 
 export interface Chain {
   readonly name: string;
-  readonly hook: string;
+  /** Undefined for one that only our own rules jump to. */
+  readonly hook?: string;
   /** -300 is raw: before connection tracking (-200) and everybody's filters. Above 0 comes nothing but routing. */
-  readonly prio: number;
+  readonly prio?: number;
 }
 
 export interface Rule {
@@ -25,7 +26,16 @@ export interface Rule {
   readonly expr: readonly Json[];
 }
 
+/**
+ * What is no business of ours meets in each chain at a hook one look at each thing that would make it so: a source or a
+ * destination among the pods' addresses, our own interface, our mark, our priorities. All else stands behind a jump.
+ */
 export const CHAINS: readonly Chain[] = [
+  { name: 'from_pod' },
+  { name: 'answer' },
+  { name: 'to_pod' },
+  { name: 'local_marked' },
+  { name: 'local_left' },
   { name: 'prerouting', hook: 'prerouting', prio: -310 },
   { name: 'after_conntrack', hook: 'prerouting', prio: -190 },
   { name: 'before_routing', hook: 'prerouting', prio: 1000 },
@@ -61,99 +71,71 @@ export function notrackRules(mark: Mark): readonly Rule[] {
     expr: parts.flatMap(({ expr }) => expr),
   });
   return [
-    // A pod's packet whose connection is at the proxy's socket already, and which our program did not see: should it be
-    // missing for a moment, the packet goes on to the proxy instead of to a destination that knows nothing of it.
-    ...TAKEN.map(({ family, isTaken }) =>
-      rule('prerouting', `connected ${family}`, [isTaken, NOT_LISTENING, setMark]),
+    ...FAMILIES.map(({ family, isFromPod }) =>
+      rule('prerouting', `from a pod ${family}`, [isFromPod, IS_TCP, jump('from_pod')]),
     ),
     // An intercepted packet is not tracked. It does not bear our mark while the chains of others run: a reverse-path
     // check by mark (Calico's `rpfilter --validmark`, firewalld's) would find our local route and drop it. A packet of
-    // somebody else's may have the same bit for a reason of its own, and goes on as it is.
-    ...TAKEN.map(({ family, isTaken }) =>
-      rule('prerouting', `intercepted ${family}`, [isMarked, isTaken, NOTRACK, clearMark]),
-    ),
+    // somebody else's may have the same bit for a reason of its own, and goes on as it is. The same for a packet whose
+    // connection is at the proxy's socket already, and which our program did not see: should it be missing for a moment,
+    // the packet goes on to the proxy instead of to a destination that knows nothing of it.
+    rule('from_pod', 'connected', [IS_TRANSPARENT, NOT_LISTENING, NOTRACK, clearMark, ACCEPT]),
+    rule('from_pod', 'intercepted', [isMarked, IS_TRANSPARENT, NOTRACK, clearMark, ACCEPT]),
     // What is for an inbound listener was given its socket at our own interface. The reset of a redirect has taken its
     // connection tracking away, which goes on for the packets that come after it.
     rule('prerouting', 'steered', [IS_STEERED, isMarked, NOTRACK, clearMark]),
     // The same without a socket: the program could not or must not assign one, and says so by the priority.
     rule('prerouting', 'left to look-up', [IS_LEFT_TO_LOOKUP, NOTRACK, clearMark]),
+    rule('after_conntrack', 'left to conntrack', [IS_LEFT_TO_CONNTRACK, jump('answer')]),
     // A pod's segment that belongs to no flow of its own, where it can have no older one: it answers somebody who dialled
     // the pod, or is not let through.
-    {
-      chain: 'after_conntrack',
-      comment: 'after_conntrack answers nobody',
-      text: `meta priority ${LEFT_TO_CONNTRACK} meta l4proto tcp ct state invalid,new reject with tcp reset`,
-      expr: [IS_LEFT_TO_CONNTRACK, TCP, ANSWERS_NOBODY, { reject: { type: 'tcp reset' } }],
-    },
-    {
-      chain: 'after_conntrack',
-      comment: 'after_conntrack answers somebody',
-      text: `meta priority ${LEFT_TO_CONNTRACK} meta priority set none`,
-      expr: [IS_LEFT_TO_CONNTRACK, FORGET_PRIORITY],
-    },
+    rule('answer', 'nobody', [IS_TCP, ANSWERS_NOBODY, REJECT]),
+    rule('answer', 'somebody', [FORGET_PRIORITY]),
     // Now everybody has seen the mark of a packet that is not ours, and our policy rule would deliver it on this node.
     rule('before_routing', 'foreign', [isMarked, clearMark]),
     // Ours gets its mark back by the socket that it was given. One that did not would be dropped by the stack, which
     // forwards no packet that has a socket (ip_forward).
-    ...TAKEN.map(({ family, isTaken }) =>
-      rule('before_routing', `intercepted ${family}`, [UNTRACKED, isTaken, setMark]),
+    ...FAMILIES.map(({ family, isFromPod }) =>
+      rule('before_routing', `intercepted ${family}`, [UNTRACKED, isFromPod, IS_TAKEN, setMark, ACCEPT]),
     ),
     rule('before_routing', 'left to look-up', [IS_LEFT_TO_LOOKUP, setMark]),
     rule('before_routing', 'steered', [IS_STEERED, UNTRACKED, IS_TAKEN, setMark]),
+    ...FAMILIES.map(({ family, isToPod }) =>
+      rule('before_routing', `to a pod ${family}`, [isToPod, jump('to_pod')]),
+    ),
     // What comes after it arrives by some other interface, is tracked and, where the client dialled a service, translated by
     // now. Its socket is the proxy's, at the pod's address: the stack would not forward it.
     // But not its first one, which has to pass the filters of a forwarded packet and our program behind them, whatever
     // listener the look-up names; in TIME_WAIT a socket is not whole, so it has no such property, and takes it.
-    ...TO_PODS.flatMap(({ family, isToPod }) => [
-      rule('before_routing', `inbound ${family}, to a service`, [isToPod, IS_TCP, IS_WILDCARD, RETURN]),
-      rule('before_routing', `inbound ${family}, first`, [isToPod, STARTS, NOT_LISTENING, RETURN]),
-      rule('before_routing', `inbound ${family}`, [isToPod, IS_TAKEN, setMark]),
-    ]),
+    rule('to_pod', 'to a service', [IS_TCP, IS_WILDCARD, RETURN]),
+    rule('to_pod', 'first', [STARTS, NOT_LISTENING, RETURN]),
+    rule('to_pod', 'inbound', [IS_TAKEN, setMark]),
     // What a router says of a packet that the proxy has sent from a pod's address, too large for the path or to nobody, is
-    // for the proxy's socket: the pod knows nothing of that connection.
-    ...ERRORS_TO_PODS.map(({ family, isError }) =>
-      rule('before_routing', `error to the proxy ${family}`, [isError, setMark]),
-    ),
+    // for the proxy's socket, that of the packet which the error quotes: the pod knows nothing of that connection.
+    ...ERRORS.map(({ name, isError }) => rule('to_pod', name, [isError, IS_TRANSPARENT, setMark])),
+    rule('input', 'left to look-up', [IS_LEFT_TO_LOOKUP, jump('local_left')]),
     // Delivered without a socket it reaches a transparent one, by its connection or by what socket_lookup names, or none.
-    {
-      chain: 'input',
-      comment: 'input left to look-up, found',
-      text: `meta priority ${LEFT_TO_LOOKUP} meta l4proto tcp socket transparent 1 meta priority set none`,
-      expr: [...IS_LEFT_TO_LOOKUP.expr, TCP, TRANSPARENT, FORGET_PRIORITY],
-    },
-    {
-      chain: 'input',
-      comment: 'input left to look-up, lost',
-      text: `${IS_LEFT_TO_LOOKUP.text} drop`,
-      expr: [...IS_LEFT_TO_LOOKUP.expr, DROP],
-    },
+    rule('local_left', 'found', [IS_TAKEN, FORGET_PRIORITY]),
+    rule('local_left', 'lost', [IS_LEFT_TO_LOOKUP, DROP]),
+    rule('input', 'marked', [isMarked, jump('local_marked')]),
     // kube-proxy's IPVS would take an intercepted packet to a service whatever its socket, but for a service of ours that
     // it knows by the whole mark (ipvs-bypass.ts).
-    ...FROM_PODS.map(({ family, isFromPod }) =>
-      rule('input', `past IPVS ${family}`, [isMarked, isFromPod, UNTRACKED, setWholeMark]),
+    ...FAMILIES.map(({ family, isFromPod }) =>
+      rule('local_marked', `past IPVS ${family}`, [isFromPod, IS_TCP, UNTRACKED, setWholeMark]),
     ),
     // But not what is for a pod: routed by now, it needs its mark no more, and IPVS would take the proxy's answer out of
     // connection tracking, which has to translate it where the client dialled a port of the node.
-    ...TO_PODS.map(({ family, isToPod }) =>
-      rule('input', `inbound past IPVS ${family}`, [isMarked, isToPod, IS_TCP, clearMark]),
+    ...FAMILIES.map(({ family, isToPod }) =>
+      rule('local_marked', `inbound past IPVS ${family}`, [isToPod, IS_TCP, clearMark]),
     ),
     // Should IPVS take one all the same, it goes nowhere.
-    ...FROM_PODS.map(({ family, isFromPod }) =>
-      rule('output', `taken by IPVS ${family}`, [isMarked, isFromPod, { text: 'drop', expr: [DROP] }]),
+    ...FAMILIES.map(({ family, isFromPod }) =>
+      rule('output', `taken by IPVS ${family}`, [isMarked, isFromPod, IS_TCP, DROP]),
     ),
     // The proxy's replies: to an enrolled pod, from a transparent socket of this node (ADR 2).
-    {
-      chain: 'output',
-      comment: 'output replies IPv4',
-      text: 'meta l4proto tcp ip daddr @pods4 socket transparent 1 notrack',
-      expr: [TCP, address('ip', 'daddr', 'pods4'), TRANSPARENT, ...NOTRACK.expr],
-    },
-    {
-      chain: 'output',
-      comment: 'output replies IPv6',
-      text: 'meta l4proto tcp ip6 daddr @pods6 socket transparent 1 notrack',
-      expr: [TCP, address('ip6', 'daddr', 'pods6'), TRANSPARENT, ...NOTRACK.expr],
-    },
+    ...FAMILIES.map(({ family, isToPod }) =>
+      rule('output', `replies ${family}`, [IS_TCP, isToPod, IS_TRANSPARENT, NOTRACK]),
+    ),
   ];
 }
 
@@ -162,15 +144,25 @@ export const LEFT_TO_CONNTRACK = '4e53:1';
 /** `PRIORITY_LEFT_TO_LOOKUP`. */
 export const LEFT_TO_LOOKUP = '4e53:2';
 const PRIORITY = { meta: { key: 'priority' } };
-const IS_LEFT_TO_CONNTRACK = equals(PRIORITY, LEFT_TO_CONNTRACK);
+const IS_LEFT_TO_CONNTRACK: Part = {
+  text: `meta priority ${LEFT_TO_CONNTRACK}`,
+  expr: [equals(PRIORITY, LEFT_TO_CONNTRACK)],
+};
 const IS_LEFT_TO_LOOKUP: Part = {
   text: `meta priority ${LEFT_TO_LOOKUP}`,
   expr: [equals(PRIORITY, LEFT_TO_LOOKUP)],
 };
-const FORGET_PRIORITY = { mangle: { key: PRIORITY, value: 'none' } };
-const DROP = { drop: null };
-const ANSWERS_NOBODY = {
-  match: { op: 'in', left: { ct: { key: 'state' } }, right: ['invalid', 'new'] },
+const FORGET_PRIORITY: Part = {
+  text: 'meta priority set none',
+  expr: [{ mangle: { key: PRIORITY, value: 'none' } }],
+};
+/** Our own chain at the hook ends here. */
+const ACCEPT: Part = { text: 'accept', expr: [{ accept: null }] };
+const DROP: Part = { text: 'drop', expr: [{ drop: null }] };
+const REJECT: Part = { text: 'reject with tcp reset', expr: [{ reject: { type: 'tcp reset' } }] };
+const ANSWERS_NOBODY: Part = {
+  text: 'ct state invalid,new',
+  expr: [{ match: { op: 'in', left: { ct: { key: 'state' } }, right: ['invalid', 'new'] } }],
 };
 const META_MARK = { meta: { key: 'mark' } };
 const TCP = equals({ meta: { key: 'l4proto' } }, 'tcp');
@@ -190,6 +182,8 @@ const IS_STEERED: Part = {
   expr: [equals({ meta: { key: 'iifname' } }, STEERING_LINK)],
 };
 const IS_TCP: Part = { text: 'meta l4proto tcp', expr: [TCP] };
+const IS_TRANSPARENT: Part = { text: 'socket transparent 1', expr: [TRANSPARENT] };
+/** A transparent socket takes it, be it one that the packet was given. */
 const IS_TAKEN: Part = { text: 'meta l4proto tcp socket transparent 1', expr: [TCP, TRANSPARENT] };
 const IS_WILDCARD: Part = {
   text: 'socket wildcard 1',
@@ -202,65 +196,38 @@ const STARTS: Part = {
   ],
 };
 const RETURN: Part = { text: 'return', expr: [{ return: null }] };
-/** An enrolled pod's packet that a transparent socket takes, be it one that the packet was given. */
-const TAKEN: readonly { readonly family: string; readonly isTaken: Part }[] = [
-  { family: 'IPv4', isTaken: taken('ip', 'pods4') },
-  { family: 'IPv6', isTaken: taken('ip6', 'pods6') },
-];
 
-const FROM_PODS: readonly { readonly family: string; readonly isFromPod: Part }[] = [
-  { family: 'IPv4', isFromPod: fromPod('ip', 'pods4') },
-  { family: 'IPv6', isFromPod: fromPod('ip6', 'pods6') },
-];
+const FAMILIES = [
+  { family: 'IPv4', isFromPod: pods('ip', 'saddr', 'pods4'), isToPod: pods('ip', 'daddr', 'pods4') },
+  { family: 'IPv6', isFromPod: pods('ip6', 'saddr', 'pods6'), isToPod: pods('ip6', 'daddr', 'pods6') },
+] as const;
 
-const TO_PODS: readonly { readonly family: string; readonly isToPod: Part }[] = [
-  { family: 'IPv4', isToPod: toPod('ip', 'pods4') },
-  { family: 'IPv6', isToPod: toPod('ip6', 'pods6') },
-];
+const ERRORS = [
+  { name: 'error to the proxy IPv4', isError: icmp('icmp', 'destination-unreachable') },
+  { name: 'error to the proxy IPv6', isError: icmp('icmpv6', 'destination-unreachable') },
+  { name: 'error to the proxy IPv6, of size', isError: icmp('icmpv6', 'packet-too-big') },
+] as const;
 
-const ERRORS_TO_PODS: readonly { readonly family: string; readonly isError: Part }[] = [
-  { family: 'IPv4', isError: errorToPod('ip', 'icmp', 'destination-unreachable') },
-  { family: 'IPv6', isError: errorToPod('ip6', 'icmpv6', 'destination-unreachable') },
-  { family: 'IPv6, of size', isError: errorToPod('ip6', 'icmpv6', 'packet-too-big') },
-];
-
-/** The socket is that of the packet which the error quotes. */
-function errorToPod(protocol: 'ip' | 'ip6', errors: 'icmp' | 'icmpv6', type: string): Part {
-  const set = protocol === 'ip' ? 'pods4' : 'pods6';
+function icmp(protocol: 'icmp' | 'icmpv6', type: string): Part {
   return {
-    text: `${protocol} daddr @${set} ${errors} type ${type} socket transparent 1`,
-    expr: [
-      address(protocol, 'daddr', set),
-      equals({ payload: { protocol: errors, field: 'type' } }, type),
-      TRANSPARENT,
-    ],
+    text: `${protocol} type ${type}`,
+    expr: [equals({ payload: { protocol, field: 'type' } }, type)],
   };
 }
 
-function toPod(protocol: 'ip' | 'ip6', set: string): Part {
-  return { text: `${protocol} daddr @${set}`, expr: [address(protocol, 'daddr', set)] };
-}
-
-function fromPod(protocol: 'ip' | 'ip6', set: string): Part {
+function pods(protocol: 'ip' | 'ip6', field: 'saddr' | 'daddr', set: string): Part {
   return {
-    text: `${protocol} saddr @${set} meta l4proto tcp`,
-    expr: [address(protocol, 'saddr', set), TCP],
+    text: `${protocol} ${field} @${set}`,
+    expr: [equals({ payload: { protocol, field } }, `@${set}`)],
   };
 }
 
-function taken(protocol: 'ip' | 'ip6', set: string): Part {
-  return {
-    text: `${protocol} saddr @${set} meta l4proto tcp socket transparent 1`,
-    expr: [address(protocol, 'saddr', set), TCP, TRANSPARENT],
-  };
+function jump(target: string): Part {
+  return { text: `jump ${target}`, expr: [{ jump: { target } }] };
 }
 
 function equals(left: Json, right: Json): Json {
   return { match: { op: '==', left, right } };
-}
-
-function address(protocol: 'ip' | 'ip6', field: 'saddr' | 'daddr', set: string): Json {
-  return equals({ payload: { protocol, field } }, `@${set}`);
 }
 
 /** The kernel holds one `and` and one `xor`; of what the former clears, nft lists only what is not set again. */

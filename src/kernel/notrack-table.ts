@@ -83,7 +83,7 @@ function isAsWanted(contents: Contents, { mark, pods4, pods6 }: NftSettings): bo
   return (
     isDeepStrictEqual(
       contents.chains,
-      CHAINS.map(({ name, hook, prio }) => `${name} ${hook} ${prio} accept`).sort(),
+      CHAINS.map((chain) => inWords({ ...chain, ...(chain.hook && { policy: 'accept' }) })).sort(),
     ) &&
     isDeepStrictEqual(named(contents.rules), named(inOrder(notrackRules(mark)))) &&
     isDeepStrictEqual(contents.sets, { pods4: [...pods4].sort(), pods6: [...pods6].sort() })
@@ -94,9 +94,9 @@ function replacement({ mark, pods4, pods6 }: NftSettings): string {
   const elements = (ips: readonly string[]) => (ips.length === 0 ? '' : `elements = { ${ips.join(', ')} };`);
   const chains = CHAINS.map(({ name, hook, prio }) => {
     const rules = notrackRules(mark).filter(({ chain }) => chain === name);
+    const at = hook === undefined ? '' : `    type filter hook ${hook} priority ${prio}; policy accept;\n`;
     return `  chain ${name} {
-    type filter hook ${hook} priority ${prio}; policy accept;
-${rules.map(({ text, comment }) => `    ${text} comment "${comment}"`).join('\n')}
+${at}${rules.map(({ text, comment }) => `    ${text} comment "${comment}"`).join('\n')}
   }`;
   });
   return `
@@ -115,11 +115,7 @@ async function read(): Promise<Contents | undefined> {
   if (listed === undefined) {
     return undefined;
   }
-  const chains = listed.flatMap(({ chain }) =>
-    chain === undefined
-      ? []
-      : [`${chain.name} ${chain.hook ?? ''} ${chain.prio ?? ''} ${chain.policy ?? ''}`],
-  );
+  const chains = listed.flatMap(({ chain }) => (chain === undefined ? [] : [inWords(chain)]));
   const rules = listed.flatMap(({ rule }) =>
     rule === undefined ? [] : [{ chain: rule.chain, comment: rule.comment ?? '', expr: rule.expr ?? [] }],
   );
@@ -127,6 +123,10 @@ async function read(): Promise<Contents | undefined> {
     set === undefined ? [] : [[set.name, (set.elem ?? []).map(String).sort()] as const],
   );
   return { chains: chains.sort(), rules: inOrder(rules), sets: Object.fromEntries(sets) };
+}
+
+function inWords({ name, hook, prio, policy }: NonNullable<Listed['chain']>): string {
+  return [name, hook, prio, policy].filter((word) => word !== undefined).join(' ');
 }
 
 /** By chain; within one the order is what runs. */

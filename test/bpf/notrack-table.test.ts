@@ -51,108 +51,103 @@ function nft(...args: string[]): string {
 const table = () => nft('list', 'table', 'inet', 'nodesentry');
 const handles = () => nft('-a', 'list', 'table', 'inet', 'nodesentry');
 
+/** The rules of a chain, in their order, without their comments. */
+function rulesOf(chain: string): string[] {
+  const [, body = ''] = new RegExp(`chain ${chain} {\\n([^}]*(?:{[^}]*}[^}]*)*)\\n\\t}`).exec(table()) ?? [];
+  return body.split('\n').map((line) => line.trim().replace(/ comment "[^"]*"/, ''));
+}
+
+const MARKED = 'meta mark & 0x00000040 == 0x00000040';
+const MARK = 'meta mark set meta mark | 0x00000040';
+const UNMARK = 'meta mark set meta mark & 0xffffffbf';
+const TAKEN = 'meta l4proto tcp socket transparent 1';
+const LEFT = 'meta priority 4e53:2';
+
 describe('the table', () => {
-  it('has rules, in their order, by which intercepted packets and their replies are not tracked', async () => {
+  it('has rules by which intercepted packets and their replies are not tracked, and one look for all else', async () => {
     expect(await inside.ensure(SETTINGS)).toEqual(CREATED);
     const text = table().replaceAll(/\s+/g, ' ');
     expect(text).toContain('elements = { 10.66.0.3, 10.66.0.20 }');
     expect(text).toContain('elements = { fd00:66::3 }');
-    const ours = (set: string) => `saddr @${set} meta l4proto tcp socket transparent 1`;
-    const untracked = 'notrack meta mark set meta mark & 0xffffffbf';
-    // In this order: what is marked by the first two is not tracked by the others.
-    expect(text.replaceAll(/ comment "[^"]*"/g, '')).toContain(
-      [
-        'hook prerouting priority raw - 10; policy accept;',
-        `ip ${ours('pods4')} socket wildcard 0 meta mark set meta mark | 0x00000040`,
-        `ip6 ${ours('pods6')} socket wildcard 0 meta mark set meta mark | 0x00000040`,
-        `meta mark & 0x00000040 == 0x00000040 ip ${ours('pods4')} ${untracked}`,
-        `meta mark & 0x00000040 == 0x00000040 ip6 ${ours('pods6')} ${untracked}`,
-        `iifname "nodesentry0" meta mark & 0x00000040 == 0x00000040 ${untracked}`,
-        `meta priority 4e53:2 ${untracked} }`,
-      ].join(' '),
-    );
-    expect(text).toContain('ip daddr @pods4 socket transparent 1 notrack');
-    expect(text).toContain('ip6 daddr @pods6 socket transparent 1 notrack');
-    expect(text.match(/notrack/g)).toHaveLength(6);
+    expect(rulesOf('prerouting')).toEqual([
+      'type filter hook prerouting priority raw - 10; policy accept;',
+      'ip saddr @pods4 meta l4proto tcp jump from_pod',
+      'ip6 saddr @pods6 meta l4proto tcp jump from_pod',
+      `iifname "nodesentry0" ${MARKED} notrack ${UNMARK}`,
+      `${LEFT} notrack ${UNMARK}`,
+    ]);
+    expect(rulesOf('from_pod')).toEqual([
+      `socket transparent 1 socket wildcard 0 notrack ${UNMARK} accept`,
+      `${MARKED} socket transparent 1 notrack ${UNMARK} accept`,
+    ]);
+    expect(rulesOf('output')).toEqual([
+      'type filter hook output priority raw; policy accept;',
+      `${MARKED} ip saddr @pods4 meta l4proto tcp drop`,
+      `${MARKED} ip6 saddr @pods6 meta l4proto tcp drop`,
+      'meta l4proto tcp ip daddr @pods4 socket transparent 1 notrack',
+      'meta l4proto tcp ip6 daddr @pods6 socket transparent 1 notrack',
+    ]);
   });
 
   it('has a rule that resets what our program left to connection tracking and that does not know', async () => {
     await inside.ensure(SETTINGS);
-    const text = table()
-      .replaceAll(/\s+/g, ' ')
-      .replaceAll(/ comment "[^"]*"/g, '');
-    expect(text).toContain(
-      [
-        'hook prerouting priority -190; policy accept;',
-        'meta priority 4e53:1 meta l4proto tcp ct state invalid,new reject with tcp reset',
-        'meta priority 4e53:1 meta priority set none }',
-      ].join(' '),
-    );
+    expect(rulesOf('after_conntrack')).toEqual([
+      'type filter hook prerouting priority -190; policy accept;',
+      'meta priority 4e53:1 jump answer',
+    ]);
+    expect(rulesOf('answer')).toEqual([
+      'meta l4proto tcp ct state invalid,new reject with tcp reset',
+      'meta priority set none',
+    ]);
   });
 
   it('has rules right before routing that take a foreign bit off and give the mark back to what is ours', async () => {
     await inside.ensure(SETTINGS);
-    const text = table()
-      .replaceAll(/\s+/g, ' ')
-      .replaceAll(/ comment "[^"]*"/g, '');
-    const ours = (set: string) => `saddr @${set} meta l4proto tcp socket transparent 1`;
-    expect(text).toContain(
-      [
-        'hook prerouting priority 1000; policy accept;',
-        'meta mark & 0x00000040 == 0x00000040 meta mark set meta mark & 0xffffffbf',
-        `ct state untracked ip ${ours('pods4')} meta mark set meta mark | 0x00000040`,
-        `ct state untracked ip6 ${ours('pods6')} meta mark set meta mark | 0x00000040`,
-        'meta priority 4e53:2 meta mark set meta mark | 0x00000040',
-        'iifname "nodesentry0" ct state untracked meta l4proto tcp socket transparent 1 meta mark set meta mark | 0x00000040',
-        ...[
-          ['ip', 'pods4'],
-          ['ip6', 'pods6'],
-        ].flatMap(([protocol, set]) => [
-          `${protocol} daddr @${set} meta l4proto tcp socket wildcard 1 return`,
-          `${protocol} daddr @${set} tcp flags syn / fin,syn,rst,ack socket wildcard 0 return`,
-          `${protocol} daddr @${set} meta l4proto tcp socket transparent 1 meta mark set meta mark | 0x00000040`,
-        ]),
-        ...[
-          'ip daddr @pods4 icmp type destination-unreachable',
-          'ip6 daddr @pods6 icmpv6 type destination-unreachable',
-          'ip6 daddr @pods6 icmpv6 type packet-too-big',
-        ].map((error) => `${error} socket transparent 1 meta mark set meta mark | 0x00000040`),
-        '}',
-      ].join(' '),
-    );
+    expect(rulesOf('before_routing')).toEqual([
+      'type filter hook prerouting priority 1000; policy accept;',
+      `${MARKED} ${UNMARK}`,
+      `ct state untracked ip saddr @pods4 ${TAKEN} ${MARK} accept`,
+      `ct state untracked ip6 saddr @pods6 ${TAKEN} ${MARK} accept`,
+      `${LEFT} ${MARK}`,
+      `iifname "nodesentry0" ct state untracked ${TAKEN} ${MARK}`,
+      'ip daddr @pods4 jump to_pod',
+      'ip6 daddr @pods6 jump to_pod',
+    ]);
+    expect(rulesOf('to_pod')).toEqual([
+      'meta l4proto tcp socket wildcard 1 return',
+      'tcp flags syn / fin,syn,rst,ack socket wildcard 0 return',
+      `${TAKEN} ${MARK}`,
+      `icmp type destination-unreachable socket transparent 1 ${MARK}`,
+      `icmpv6 type destination-unreachable socket transparent 1 ${MARK}`,
+      `icmpv6 type packet-too-big socket transparent 1 ${MARK}`,
+    ]);
   });
 
   it('has rules that let what was left to look-up reach a transparent socket or nothing', async () => {
     await inside.ensure(SETTINGS);
-    const text = table()
-      .replaceAll(/\s+/g, ' ')
-      .replaceAll(/ comment "[^"]*"/g, '');
-    expect(text).toContain(
-      [
-        'hook input priority 97; policy accept;',
-        'meta priority 4e53:2 meta l4proto tcp socket transparent 1 meta priority set none',
-        'meta priority 4e53:2 drop',
-      ].join(' '),
-    );
+    expect(rulesOf('input')).toEqual([
+      'type filter hook input priority 97; policy accept;',
+      `${LEFT} jump local_left`,
+      `${MARKED} jump local_marked`,
+    ]);
+    expect(rulesOf('local_left')).toEqual([`${TAKEN} meta priority set none`, `${LEFT} drop`]);
   });
 
   it('has rules that keep IPVS from what is intercepted', async () => {
     await inside.ensure({ ...SETTINGS, mark: { value: 0x40, mask: 0xf0 } });
-    const text = table()
-      .replaceAll(/\s+/g, ' ')
-      .replaceAll(/ comment "[^"]*"/g, '');
-    const marked = (family: string, set: string) =>
-      `meta mark & 0x000000f0 == 0x00000040 ${family} saddr @${set} meta l4proto tcp`;
-    for (const [family, set] of [
-      ['ip', 'pods4'],
-      ['ip6', 'pods6'],
-    ] as const) {
-      expect(text).toContain(`${marked(family, set)} ct state untracked meta mark set 0x00000040`);
-      expect(text).toContain(`${marked(family, set)} drop`);
+    const marked = 'meta mark & 0x000000f0 == 0x00000040';
+    expect(rulesOf('input').at(-1)).toBe(`${marked} jump local_marked`);
+    expect(rulesOf('local_marked')).toEqual([
+      'ip saddr @pods4 meta l4proto tcp ct state untracked meta mark set 0x00000040',
+      'ip6 saddr @pods6 meta l4proto tcp ct state untracked meta mark set 0x00000040',
       // What is for a pod, IPVS must not know by its mark.
-      const sent = marked(family, set).replace('saddr', 'daddr');
-      expect(text).toContain(`${sent} meta mark set meta mark & 0xffffff0f`);
-    }
+      'ip daddr @pods4 meta l4proto tcp meta mark set meta mark & 0xffffff0f',
+      'ip6 daddr @pods6 meta l4proto tcp meta mark set meta mark & 0xffffff0f',
+    ]);
+    expect(rulesOf('output').slice(1, 3)).toEqual([
+      `${marked} ip saddr @pods4 meta l4proto tcp drop`,
+      `${marked} ip6 saddr @pods6 meta l4proto tcp drop`,
+    ]);
   });
 
   it('is not written again while it is as wanted', async () => {
@@ -226,7 +221,7 @@ describe('what somebody did to the table is undone', () => {
     [
       'two rules in the other order',
       () => {
-        const [, rule = '', handle = ''] = find(/(ip saddr @pods4 .*) # handle (\d+)/);
+        const [, rule = '', handle = ''] = find(/(ip saddr @pods4 .* jump from_pod .*) # handle (\d+)/);
         nft('delete', 'rule', ...inet, 'prerouting', 'handle', handle);
         nft(`add rule inet nodesentry prerouting ${rule}`);
       },

@@ -135,8 +135,11 @@ describe('a node that lacks a part', () => {
     try {
       await agent.reaches('both', 'DEGRADED');
       fresh = await enrolledPod('fresh');
-      const { interception } = await agent.reaches('fresh', 'PENDING');
-      expect(interception).toMatchObject({
+      const pending = await waitFor('the datapath to have looked at it', async () => {
+        const { interception } = await agent.reaches('fresh', 'PENDING');
+        return interception.reason === '' ? undefined : interception;
+      });
+      expect(pending).toMatchObject({
         reason: expect.stringContaining('not delivered by table 7340'),
         programmed: false,
       });
