@@ -29,7 +29,6 @@ import { FlowWatch } from './flow-watch.js';
 import { IdentityStreams } from './identity-streams.js';
 import type { InstancesView } from './instances.js';
 import type { BatchItem, BatchMessage, FlowsMessage } from './messages.js';
-import { openApiDocument } from './openapi.js';
 import { ApiProblem, PROBLEM_TYPE, type Problem, problem, problemOf } from './problem.js';
 import { batchQueries, parseApp, parseLimit, parseWatchFrom, refuseKeys } from './query.js';
 import { parseFlow, parseQuestion } from './question.js';
@@ -339,8 +338,11 @@ function operationRoutes(
   { blockers, metrics, version, capacity }: HttpApiOptions,
   views: Views,
 ): void {
-  const document = openApiDocument(version, GUARD_HEADER);
-  app.get('/openapi.json', async () => document);
+  let document: Promise<object> | undefined;
+  app.get('/openapi.json', () => {
+    document ??= documented(version);
+    return document;
+  });
   app.get('/v1/status', async (request) => {
     refuseKeys(request.query);
     return views.status();
@@ -359,4 +361,10 @@ function operationRoutes(
     return answerProblem(reply, body);
   });
   app.get('/metrics', async (_request, reply) => reply.type(metrics.contentType).send(await metrics.text()));
+}
+
+/** Loaded when somebody asks for it, which hardly anybody does. */
+async function documented(version: string): Promise<object> {
+  const { openApiDocument } = await import('./openapi.js');
+  return openApiDocument(version, GUARD_HEADER);
 }

@@ -1,6 +1,7 @@
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { NODE_EXPECTED, NODE_NAME } from '../config/schema.js';
 import { globalOptions } from './options.js';
+import { keepMemorySmall } from './small-memory.js';
 
 interface AgentCommandOptions {
   readonly nodeName?: string;
@@ -22,6 +23,7 @@ export function agentCommand(): Command {
       'where bpffs is not mounted, refuse to start: for containers, whose mounts end',
     )
     .action(async (options: AgentCommandOptions, command: Command) => {
+      keepMemorySmall();
       // Loads the native addons: only where they are needed.
       const { runAgent } = await import('../agent/agent.js');
       await runAgent({ ...globalOptions(command), ...options });

@@ -7,6 +7,7 @@ import { loadConfig } from '../config/load.js';
 import { instancesFolder, Supervisor } from '../supervise/supervisor.js';
 import { createLogger } from '../telemetry/log.js';
 import { type GlobalOptions, globalOptions } from './options.js';
+import { keepMemorySmall } from './small-memory.js';
 
 const ASK_MS = 1_000;
 
@@ -20,6 +21,7 @@ export function superviseCommand(): Command {
 
 /** Until SIGTERM or SIGINT. */
 async function run({ config: path, runDir }: GlobalOptions): Promise<void> {
+  keepMemorySmall();
   const first = loadConfig(path);
   if (first.supervision.by !== 'separate') {
     throw new Error(`${path}: the agent starts the instances itself: write "supervision: {by: separate}"`);
