@@ -54,6 +54,7 @@ import { Admissions } from '../reconcile/admission.js';
 import { Datapath } from '../reconcile/datapath-view.js';
 import { LatePods } from '../reconcile/late-pods.js';
 import { Repairs } from '../reconcile/repairs.js';
+import { StartingPods } from '../reconcile/starting-pods.js';
 import { PodLinks } from '../runtimes/pod-links.js';
 import { createLogger } from '../telemetry/log.js';
 import { Metrics } from '../telemetry/metrics.js';
@@ -241,7 +242,7 @@ async function start(
   );
   const links = new PodLinks(socket);
   const netfilter = opened.add(new Netfilter(), (handle) => handle.close());
-  const starting = new Set<PodUid>();
+  const starting = new StartingPods();
   const repairs = new Repairs(log.child({ part: 'datapath' }));
   const drains = new Drains(join(options.runDir, 'drains.json'), log.child({ part: 'drain' }));
   const reconciler = createReconciler({
@@ -501,7 +502,12 @@ async function start(
   await Promise.all(sources.map((source) => source.start(signal)));
   const cniSource = sources.find((source) => source instanceof CniSource);
   if (cniSource !== undefined) {
-    const admissions = new Admissions({ reconciler, unknown: confirmation(store, sources), starting });
+    const admissions = new Admissions({
+      reconciler,
+      unknown: confirmation(store, sources),
+      starting,
+      timed: (uid, ms) => log.debug({ part: 'cni', uid, ms }, 'what a pod waited for'),
+    });
     await startCni({
       config,
       runDir: options.runDir,

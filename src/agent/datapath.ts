@@ -50,6 +50,7 @@ import { Proofs } from '../reconcile/proofs.js';
 import { Reconciler } from '../reconcile/reconciler.js';
 import type { Repairs } from '../reconcile/repairs.js';
 import { SplicedPods } from '../reconcile/spliced-pods.js';
+import type { StartingPods } from '../reconcile/starting-pods.js';
 import type { PodLinks } from '../runtimes/pod-links.js';
 import { Shapers } from '../runtimes/shapers.js';
 import type { AgentOptions } from './options.js';
@@ -76,7 +77,7 @@ export function createReconciler(parts: {
   readonly generations: Generations;
   readonly repairs: Repairs;
   readonly synced: () => boolean;
-  readonly starting: ReadonlySet<PodUid>;
+  readonly starting: StartingPods;
   readonly opened: Opened;
   readonly log: Logger;
 }): Reconciler {

@@ -44,6 +44,7 @@ export function openInstances(parts: {
       .filter((listener) => listener.instance === name && (listener.generation ?? 1) === generation);
   const health = opened.own(
     new InstanceHealth({
+      lookMs: HEALTH_LOOK_MS,
       open: probe,
       changed: (name, hangs) => {
         generations.rest(name, hangs);

@@ -196,7 +196,7 @@ async function add(request: CniAdd, options: CniServerOptions): Promise<CniAnswe
   }
   const timeoutMs = Math.ceil((request.timeoutMs ?? DEFAULT_TIMEOUT_MS) * (1 - MARGIN));
   const admission = await options.admissions
-    .admit(() => options.source.uidOf(attachment) ?? uid, timeoutMs)
+    .admit(() => options.source.uidOf(attachment) ?? uid, timeoutMs, startedMs)
     .finally(() => options.source.settled(attachment));
   const result = admission.kind === 'ready' ? admission.state : admission.kind;
   options.observeAdd(result, (performance.now() - startedMs) / 1_000);

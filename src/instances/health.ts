@@ -35,6 +35,8 @@ export interface CheckedGeneration {
 }
 
 export interface InstanceHealthOptions {
+  /** How often `look` is called, in milliseconds. */
+  readonly lookMs: number;
   readonly open: (target: ProbeTarget) => Pick<ListenerProbe, 'state' | 'close'>;
   /** Called when an instance hangs, or has come back. */
   readonly changed: (name: string, hangs: boolean) => void;
@@ -44,7 +46,7 @@ export interface InstanceHealthOptions {
 
 interface Watched {
   probe:
-    | { readonly of: Pick<ListenerProbe, 'state' | 'close'>; readonly sinceMs: number; last: ProbeState }
+    | { readonly of: Pick<ListenerProbe, 'state' | 'close'>; sinceMs: number; last: ProbeState }
     | undefined;
   /** Of the last sign of life. */
   acceptedMs: number | undefined;
@@ -57,6 +59,7 @@ export class InstanceHealth {
   readonly #options: InstanceHealthOptions;
   readonly #watched = new Map<number, Watched>();
   #down: ReadonlySet<number> = new Set();
+  #lookedMs: number | undefined;
 
   constructor(options: InstanceHealthOptions) {
     this.#options = options;
@@ -73,8 +76,9 @@ export class InstanceHealth {
     return { state: watched?.acceptedMs === undefined ? 'UNKNOWN' : 'ACCEPTING', reason: '' };
   }
 
-  /** To be called every second or oftener. */
+  /** To be called every `lookMs`. */
   look(generations: readonly CheckedGeneration[]): void {
+    this.#forgiveOwnSleep();
     const numbers = new Set(generations.map(({ number }) => number));
     for (const number of [...this.#watched.keys()].filter((known) => !numbers.has(known))) {
       this.#forget(number);
@@ -86,6 +90,24 @@ export class InstanceHealth {
     );
     for (const generation of generations) {
       this.#lookAt(generation);
+    }
+  }
+
+  /**
+   * A look that is late by more than an interval: this process was stopped, or the machine was. What was answered meanwhile
+   * has not been read yet, so nobody has kept us waiting; from now on it counts again.
+   */
+  #forgiveOwnSleep(): void {
+    const { nowMs, lookMs } = this.#options;
+    const [before, now] = [this.#lookedMs, nowMs()];
+    this.#lookedMs = now;
+    if (before === undefined || now - before <= 2 * lookMs) {
+      return;
+    }
+    for (const { probe } of this.#watched.values()) {
+      if (probe !== undefined) {
+        probe.sinceMs = now;
+      }
     }
   }
 

@@ -3,6 +3,7 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import type { PodUid } from '../pods/pod.js';
 import type { Reconciler } from './reconciler.js';
+import type { StartingPods, StartTimes } from './starting-pods.js';
 import type { EndpointStatus } from './status.js';
 
 /**
@@ -19,7 +20,9 @@ export interface AdmissionOptions {
   /** Why nothing can be said of the pod yet; undefined: all that decides is known. */
   readonly unknown: (uid: PodUid, signal: AbortSignal) => Promise<string | undefined>;
   /** Holds the pods that are waiting here, which have no process yet. */
-  readonly starting: Set<PodUid>;
+  readonly starting: Pick<StartingPods, 'add' | 'ended' | 'delete'>;
+  /** Of each pod that has been admitted, when its answer is known. */
+  readonly timed?: ((uid: PodUid, times: StartTimes) => void) | undefined;
 }
 
 /** What nobody announces (a link that comes up, a source that is asked again) is looked for this often. */
@@ -32,21 +35,27 @@ export class Admissions {
     this.#options = options;
   }
 
-  /** For a pod that has no process yet. `uidOf` is asked again and again: its UID may become known while it waits. */
-  async admit(uidOf: () => PodUid, timeoutMs: number): Promise<Admission> {
-    const { starting } = this.#options;
+  /**
+   * For a pod that has no process yet. `uidOf` is asked again and again: its UID may become known while it waits.
+   * `sinceMs`, of performance.now: since when it does.
+   */
+  async admit(uidOf: () => PodUid, timeoutMs: number, sinceMs = performance.now()): Promise<Admission> {
+    const { starting, timed } = this.#options;
     const uids = new Set<PodUid>();
     const uidOfStarting = () => {
       const uid = uidOf();
       uids.add(uid);
-      starting.add(uid);
+      starting.add(uid, sinceMs);
+      starting.ended(uid, 'writing');
       return uid;
     };
     try {
       return await this.check(uidOfStarting, timeoutMs);
     } finally {
       for (const uid of uids) {
-        starting.delete(uid);
+        starting.ended(uid, 'proving');
+        const times = starting.delete(uid);
+        timed?.(uid, times);
       }
     }
   }
@@ -61,6 +70,7 @@ export class Admissions {
         continue;
       }
       if (reason === undefined) {
+        this.#options.starting.ended(uid, 'confirming');
         const { status, failure } = await this.#look(uid, deadline);
         const decision = status === undefined ? undefined : decide(status);
         if (decision !== undefined) {

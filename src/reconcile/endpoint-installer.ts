@@ -12,6 +12,7 @@ import type { Pod, PodUid } from '../pods/pod.js';
 import type { InterceptDecision } from './decision.js';
 import type { PlannedEndpoint } from './planned-endpoint.js';
 import type { RepairKind, Repairs } from './repairs.js';
+import type { StartingPods } from './starting-pods.js';
 
 export interface InstallerOptions {
   readonly programs: Pick<DatapathPrograms, 'programs'>;
@@ -27,7 +28,7 @@ export interface InstallerOptions {
   /** How many live pods claim an address. */
   readonly claimants: (ip: string) => number;
   /** Pods whose CNI ADD has not been answered yet: they have no process. */
-  readonly starting: ReadonlySet<PodUid>;
+  readonly starting: Pick<StartingPods, 'has' | 'ended'>;
   readonly log: Pick<Log, 'info' | 'warn' | 'error'>;
 }
 
@@ -146,6 +147,7 @@ export class EndpointInstaller {
         log.error({ pod: nameOf(decision), err: error }, 'the pod could not be programmed');
       }
     }
+    this.#options.starting.ended(pod.uid, 'installing');
     const result: Installed = { decision, row, missing, changed };
     this.#versions.set(pod.uid, tables.version);
     this.#installed.set(pod.uid, result);

@@ -20,6 +20,7 @@ import type { NodeState } from './node-state.js';
 import type { PlannedEndpoint } from './planned-endpoint.js';
 import type { Proofs } from './proofs.js';
 import { Removal, type RemovalOptions } from './removal.js';
+import type { StartPart } from './starting-pods.js';
 import { type EndpointStatus, statusOf } from './status.js';
 
 /**
@@ -188,10 +189,20 @@ export class Reconciler {
   }
 
   async #few(uids: ReadonlySet<PodUid>): Promise<void> {
+    this.#ended(uids, 'queueing');
     const touched = await this.#decisions.update(uids);
+    this.#ended(uids, 'deciding');
     await this.#options.node.addresses(this.#addresses());
+    this.#ended(uids, 'addressing');
     await this.#apply(touched, false);
     await this.#dropAddresses();
+  }
+
+  /** For those that wait to start. */
+  #ended(uids: ReadonlySet<PodUid>, part: StartPart): void {
+    for (const uid of uids) {
+      this.#options.starting.ended(uid, part);
+    }
   }
 
   async #whole(): Promise<void> {

@@ -5,6 +5,7 @@
 
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
 import { afterAll, beforeAll, describe, expect, it, onTestFinished } from 'vitest';
 import type { UpgradeBody } from '../../src/api/client.js';
 import type { InstanceMessage } from '../../src/api/messages.js';
@@ -370,5 +371,35 @@ describe('an instance that hangs', () => {
     await waitFor('it to be well', async () => (await instance()).health.state === 'ACCEPTING', 20_000);
     expect(JSON.parse((await web.app(['dial', REMOTE[4], '80'])).stdout)).toMatchObject({ ok: true });
     await expectNoneFailed(undisturbed);
+  });
+
+  it('is no instance that has accepted while the agent was stopped', async () => {
+    agent.writeConfig({
+      instances: [
+        {
+          name: 'web',
+          apps: ['web'],
+          outbound: '127.0.0.1:17006',
+          health: { checkSeconds: 1, failSeconds: 4 },
+        },
+        { name: 'default', outbound: '127.0.0.1:17002' },
+      ],
+    });
+    await waitFor('it to be asked', async () => (await instance()).health.state === 'ACCEPTING', 20_000);
+    const pid = (await instance()).listeners[0]?.pid ?? 0;
+    const hung = () => agent.log().split('instance hangs').length;
+    const before = hung();
+    onTestFinished(() => void process.kill(agent.pid, 'SIGCONT'));
+    onTestFinished(() => void process.kill(pid, 'SIGCONT'));
+    process.kill(pid, 'SIGSTOP');
+    await delay(2_600); // the agent asks at least every 2 s: its connection waits by now
+    process.kill(agent.pid, 'SIGSTOP');
+    process.kill(pid, 'SIGCONT');
+    await delay(6_000); // longer than failSeconds, in which the connection is accepted
+    process.kill(agent.pid, 'SIGCONT');
+    expect(JSON.parse((await web.app(['dial', REMOTE[4], '80'])).stdout)).toMatchObject({ ok: true });
+    await delay(2_500);
+    expect((await instance()).health.state).toBe('ACCEPTING');
+    expect(hung()).toBe(before);
   });
 });

@@ -9,7 +9,7 @@ import { join } from 'node:path';
 import { run } from './exec.js';
 import type { Lab } from './lab.js';
 
-const PLUGIN = join(import.meta.dirname, '../../build/cni/nodesentry-cni');
+export const PLUGIN = join(import.meta.dirname, '../../build/cni/nodesentry-cni');
 const GATEWAY = '169.254.1.1';
 
 export interface NamespacePod {

@@ -6,6 +6,7 @@ import type { Pod, PodUid } from '../../src/pods/pod.js';
 import { PodStore } from '../../src/pods/pod-store.js';
 import { KubernetesSource } from '../../src/pods/sources/kubernetes.js';
 import { Admissions } from '../../src/reconcile/admission.js';
+import { StartingPods } from '../../src/reconcile/starting-pods.js';
 import type { EndpointStatus } from '../../src/reconcile/status.js';
 import { endpoint, pod, uid } from './api-fixture.js';
 
@@ -40,7 +41,7 @@ class ReconcilerStandIn {
   }
 }
 
-const starting = new Set<PodUid>();
+const starting = new StartingPods();
 let reconciler: ReconcilerStandIn;
 beforeEach(() => {
   reconciler = new ReconcilerStandIn();
@@ -186,12 +187,12 @@ describe('who confirms a pod', () => {
 test('a pod counts as starting until it is answered, a pod that is only checked does not', async () => {
   const asked: PodUid[][] = [];
   const both = admissions(async () => {
-    asked.push([...starting]);
+    asked.push([...starting.list()]);
     return undefined;
   });
   reconciler.status = { state: 'INTERCEPTED' };
   await both.admit(() => WEB, LONG_MS);
   await both.check(() => WEB, LONG_MS);
   expect(asked).toEqual([[WEB], []]);
-  expect(starting.size).toBe(0);
+  expect(starting.list()).toEqual([]);
 });

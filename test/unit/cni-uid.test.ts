@@ -10,6 +10,7 @@ import { confirmation } from '../../src/pods/confirmation.js';
 import type { Pod, PodUid } from '../../src/pods/pod.js';
 import { KubernetesSource } from '../../src/pods/sources/kubernetes.js';
 import { Admissions } from '../../src/reconcile/admission.js';
+import { StartingPods } from '../../src/reconcile/starting-pods.js';
 import { endpoint, pod, uid } from './api-fixture.js';
 import { ADD, type Answer, attachment, CniFixture, NETNS } from './cni-fixture.js';
 import { callPlugin, POD } from './cni-plugin-lab.js';
@@ -85,7 +86,7 @@ async function withKubernetes(): Promise<void> {
       },
     },
     unknown: confirmation(node.store, [kubernetes, node.source]),
-    starting: new Set(),
+    starting: new StartingPods(),
   });
   await node.start({ admissions });
 }

@@ -2,8 +2,8 @@
 
 import { beforeEach, describe, expect, test } from 'vitest';
 import type { BpfProgram } from '../../src/native/bpf.js';
-import type { PodUid } from '../../src/pods/pod.js';
 import { EndpointInstaller } from '../../src/reconcile/endpoint-installer.js';
+import { StartingPods } from '../../src/reconcile/starting-pods.js';
 import {
   bridged,
   decision,
@@ -25,14 +25,14 @@ const ANOTHER = { id: 99 } as unknown as BpfProgram;
 let kernel: KernelStandIn;
 let log: ReturnType<typeof recordingLog>;
 let installer: EndpointInstaller;
-let starting: Set<PodUid>;
+let starting: StartingPods;
 
 beforeEach(() => {
   kernel = new KernelStandIn();
   log = recordingLog();
   const { tables, attachments, sysctls } = kernel;
   const programs = { programs: PROGRAMS };
-  starting = new Set();
+  starting = new StartingPods();
   installer = new EndpointInstaller({
     programs,
     tables,
@@ -47,7 +47,7 @@ beforeEach(() => {
 });
 
 test('a pod is enrolled since its birth where it has no process yet', async () => {
-  starting.add(WEB.pod.uid);
+  starting.add(WEB.pod.uid, 0);
   expect(await installer.install(WEB)).toMatchObject({ row: { sinceBirth: true } });
 });
 

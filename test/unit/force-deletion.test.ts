@@ -12,6 +12,7 @@ import { PodStore } from '../../src/pods/pod-store.js';
 import { KubernetesSource } from '../../src/pods/sources/kubernetes.js';
 import { Proofs } from '../../src/reconcile/proofs.js';
 import { Reconciler } from '../../src/reconcile/reconciler.js';
+import { StartingPods } from '../../src/reconcile/starting-pods.js';
 import { ApiServerStandIn, apiNamespace, apiPod } from './kubernetes-stand-in.js';
 import {
   CanariesStandIn,
@@ -87,7 +88,7 @@ async function startAgent() {
       addresses: async () => undefined,
     },
     synced: () => true,
-    starting: new Set(),
+    starting: new StartingPods(),
     nowMs: () => nowMs,
     log,
   });

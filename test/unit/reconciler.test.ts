@@ -9,6 +9,7 @@ import { PodStore } from '../../src/pods/pod-store.js';
 import { Proofs } from '../../src/reconcile/proofs.js';
 import { Reconciler } from '../../src/reconcile/reconciler.js';
 import { UNNAMED_MS } from '../../src/reconcile/removal.js';
+import { StartingPods } from '../../src/reconcile/starting-pods.js';
 import {
   CanariesStandIn,
   gate,
@@ -86,7 +87,7 @@ function world(count: number) {
     programs: { programs: PROGRAMS, removeStalePrograms },
     node,
     synced: () => state.synced,
-    starting: new Set(),
+    starting: new StartingPods(),
     nowMs,
     log,
   });
