@@ -10,7 +10,7 @@
 #include <linux/errno.h>
 
 #define MAX_SPLICED 131072 /* sockets */
-#define SPLICE_MAX_WAITING (1 << 20)
+#define SPLICE_MAX_WAITING (4 << 20)
 
 /* A leg of a flow: two sockets on this node. */
 enum splice_leg {

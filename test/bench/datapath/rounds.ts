@@ -17,7 +17,7 @@ export interface Run {
   readonly told: Told;
 }
 
-/** For what the run before has left to be done: ended connections, buffers, an agent that has just been woken. */
+/** For what the run before has left to be done: ended connections, buffers. */
 const SETTLE_MS = 150;
 
 async function measure(
@@ -27,7 +27,7 @@ async function measure(
 ): Promise<Pick<Run, 'metrics' | 'cpuSeconds' | 'told'>> {
   variant.wake();
   try {
-    await delay(SETTLE_MS);
+    await delay(SETTLE_MS + variant.catchUpMs);
     const worked = startWork();
     const words = wordsOf(workload, variant.target, seconds);
     const { stdout, stderr } = await variant.client.load(words);

@@ -40,6 +40,8 @@ export interface Standing {
   readonly client: BenchClient;
   /** What the pod dials. */
   readonly target: { readonly ip: string; readonly ports: readonly number[] };
+  /** What an agent needs for what was due while it was stopped, and never is at once while it runs. */
+  readonly catchUpMs: number;
   /** Before it is measured. */
   wake(): void;
   /** After that. */
@@ -65,7 +67,8 @@ export async function furnish(lab: Lab, runtime: LabRuntime): Promise<Node> {
   return { lab, client };
 }
 
-const awake = { wake: () => undefined, sleep: () => undefined, log: () => '' };
+const CATCH_UP_MS = 1_500;
+const awake = { catchUpMs: 0, wake: () => undefined, sleep: () => undefined, log: () => '' };
 
 /** Both of them: nothing of the node's is in the way of either. */
 export async function standPlain({ lab, client }: Node, proxy: ProxyName): Promise<Standing[]> {
@@ -119,6 +122,7 @@ export async function standOurs(
     lab,
     client,
     target: SERVER,
+    catchUpMs: CATCH_UP_MS,
     wake: () => process.kill(agent.pid, 'SIGCONT'),
     sleep: () => process.kill(agent.pid, 'SIGSTOP'),
     log: () => agent.log().slice(-3_000),
