@@ -147,7 +147,7 @@ async function start(
     rememberMs: config.identity.rememberSeconds * 1_000,
     nowMs: steadyUnixMs,
   });
-  const sources = openSources(config, options.runDir, store, log);
+  const sources = await openSources(config, options.runDir, store, log);
   const expected = new Set(sources.map((source) => source.name));
   const synced = () => [...expected].every((name) => store.syncedSources().has(name));
 
