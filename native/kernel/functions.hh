@@ -16,6 +16,7 @@ void define_redirects(Napi::Env env, Napi::Object exports);
 void define_bridge_fdb(Napi::Env env, Napi::Object exports);
 void define_packets(Napi::Env env, Napi::Object exports);
 void define_locks(Napi::Env env, Napi::Object exports);
+void define_memory(Napi::Env env, Napi::Object exports);
 void define_announcements(Napi::Env env, Napi::Object exports);
 
 } // namespace ns

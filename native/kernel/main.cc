@@ -17,6 +17,7 @@ static Napi::Object init(Napi::Env env, Napi::Object exports) {
     ns::define_bridge_fdb(env, exports);
     ns::define_packets(env, exports);
     ns::define_locks(env, exports);
+    ns::define_memory(env, exports);
     ns::define_announcements(env, exports);
     return exports;
 }

@@ -35,6 +35,7 @@ import { openPrograms } from '../kernel/programs.js';
 import { openAnnounceDoor, sendMessage } from '../native/announce-door.js';
 import { isBpffs, tcxSupported } from '../native/bpf.js';
 import { type LinkEvent, openLinkEvents } from '../native/link-events.js';
+import { trimMemory } from '../native/memory.js';
 import { Netfilter } from '../native/netfilter.js';
 import {
   endTcpConnections,
@@ -77,6 +78,8 @@ const CONFIG_LOOK_MS = 1_000;
 /** The whole of the kernel's state is looked at this often, whether anything has happened or not. */
 const RECONCILE_MS = 1_000;
 const PROVE_MS = 1_000;
+/** What a start, or a burst of pods, has left free goes back to the kernel within so long: a millisecond or so each time. */
+const TRIM_MS = 10_000;
 
 export class StartError extends Error {
   override readonly name = 'StartError';
@@ -148,7 +151,7 @@ async function start(
     rememberMs: config.identity.rememberSeconds * 1_000,
     nowMs: steadyUnixMs,
   });
-  const sources = openSources(config, options.runDir, store, log);
+  const sources = await openSources(config, options.runDir, store, log);
   const expected = new Set(sources.map((source) => source.name));
   const synced = () => [...expected].every((name) => store.syncedSources().has(name));
 
@@ -387,6 +390,8 @@ async function start(
     setInterval(() => guarded(log, 'asking for proof', () => reconciler.prove()), PROVE_MS),
     clearInterval,
   );
+
+  opened.add(setInterval(trimMemory, TRIM_MS), clearInterval);
 
   const blockers = () => [
     ...[...expected]

@@ -6,13 +6,17 @@ import type { Config } from '../config/config.js';
 import type { PodStore } from '../pods/pod-store.js';
 import type { PodSource } from '../pods/source.js';
 import { CniSource } from '../pods/sources/cni.js';
-import { CriSource } from '../pods/sources/cri.js';
 import { KubernetesSource } from '../pods/sources/kubernetes.js';
 import { KubernetesMemory } from '../pods/sources/kubernetes-memory.js';
 import { StaticSource } from '../pods/sources/static.js';
 
 /** In the order of the configuration file; none of them has started. */
-export function openSources(config: Config, runDir: string, store: PodStore, log: Logger): PodSource[] {
+export async function openSources(
+  config: Config,
+  runDir: string,
+  store: PodStore,
+  log: Logger,
+): Promise<PodSource[]> {
   const sources: PodSource[] = [];
   if (config.sources.static !== undefined) {
     sources.push(
@@ -20,6 +24,8 @@ export function openSources(config: Config, runDir: string, store: PodStore, log
     );
   }
   if (config.sources.cri !== undefined) {
+    // Brings gRPC with it, which nothing else needs before somebody asks by it.
+    const { CriSource } = await import('../pods/sources/cri.js');
     sources.push(
       new CriSource({
         endpoint: config.sources.cri.endpoint,

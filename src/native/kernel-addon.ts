@@ -132,6 +132,7 @@ interface KernelAddon {
   openTcpConnections(addresses: Uint8Array, any: boolean): TcpConnection[];
   endTcpConnections(ids: Uint8Array): number;
   tryLock(fd: number): boolean;
+  trimMemory(): boolean;
   openRoutes(): number;
   tableRoutes(fd: number, sequence: number, family: 4 | 6, table: number): TableRoute[];
   redirects(fd: number, sequence: number): Redirect[];
