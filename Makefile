@@ -13,6 +13,7 @@
 #   make test-kernels    what depends on the kernel, on Linux 6.1, 6.12 and this machine's own (emulated: hours)
 #   make bench   what interception costs, beside other ways to do it; QUICK=1: in two minutes
 #   make bench-enrolment   how long a starting pod waits for us, at 10 and at 1,000 pods
+#   make bench-start       how long the agent takes to be ready, with 10 and with 1,000 pods that are in place
 #   make bench-identity    what asking who it is costs, by each door
 #   make bench-resolves    whether 5,000 questions a second hold up pods that start
 #   make bench-idle        what the agent costs while nothing happens: CPU and memory, with 10 and with 1,000 pods
@@ -24,7 +25,7 @@
 #   make build | lint | format | clean
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: bench bench-enrolment bench-identity bench-idle bench-loop bench-resolves bench-run-times bench-sharing build chart-schema check cluster cluster-down image demo test test-kernels test-long test-full test-image test-k8s lint format packages-build packages-lab packages-k8s go-tools envoy helm schemathesis native typescript proto clean
+.PHONY: bench bench-enrolment bench-identity bench-idle bench-loop bench-resolves bench-run-times bench-sharing bench-start build chart-schema check cluster cluster-down image demo test test-kernels test-long test-full test-image test-k8s lint format packages-build packages-lab packages-k8s go-tools envoy helm schemathesis native typescript proto clean
 
 # Said on make's own command line only: npm leaves the path of its node in an environment variable of that name.
 ifeq ($(origin NODE),command line)
@@ -96,6 +97,9 @@ bench: packages-lab go-tools envoy build
 
 bench-enrolment: packages-lab build
 	@npx --no-install tsx test/bench/enrolment.ts
+
+bench-start: packages-lab build
+	@npx --no-install tsx test/bench/start.ts
 
 bench-idle: packages-lab build
 	@npx --no-install tsx test/bench/idle.ts

@@ -46,6 +46,8 @@ export class EndpointTables {
   readonly #rows: WorkloadRows;
   /** What the kernel holds by ifindex, as of the last `refresh` and of what was written since. */
   #sources = new Map<number, Set<string>>();
+  /** The addresses in those, as text: putting one into words costs more than all else that is done with it. */
+  readonly #texts = new Map<string, string>();
   #endpoints = new Map<number, Buffer>();
   /** Addresses by ifindex, of endpoints that are intercepted inbound. */
   #inbound = new Map<number, Set<string>>();
@@ -86,6 +88,7 @@ export class EndpointTables {
     const inbound = this.#looks.inbound.changed();
     if (sources !== undefined) {
       this.#sources = new Map();
+      this.#texts.clear();
       for (const [key] of sources) {
         this.#sourcesOf(sourceKey.number(key, 'ifindex')).add(key.toString('latin1'));
       }
@@ -184,6 +187,7 @@ export class EndpointTables {
         this.#maps.sources.delete(Buffer.from(key, 'latin1'));
         present.delete(key);
         changes.push(`the source address ${this.#addressIn(key)} did not belong there`);
+        this.#texts.delete(key);
       }
     }
     return changes;
@@ -206,7 +210,11 @@ export class EndpointTables {
     this.#writing('endpoints');
     this.#writing('sources');
     this.#maps.endpoints.delete(u32(ifindex));
-    this.#maps.sources.deleteMany([...this.#sourcesOf(ifindex)].map((key) => Buffer.from(key, 'latin1')));
+    const keys = [...this.#sourcesOf(ifindex)];
+    this.#maps.sources.deleteMany(keys.map((key) => Buffer.from(key, 'latin1')));
+    for (const key of keys) {
+      this.#texts.delete(key);
+    }
     this.#endpoints.delete(ifindex);
     this.#sources.delete(ifindex);
     this.#writeInbound(ifindex, []);
@@ -280,11 +288,13 @@ export class EndpointTables {
 
   /** The addresses of every endpoint in the kernel, whoever decides on it. */
   addresses(): Set<string> {
-    return new Set(
-      [...this.#endpoints.keys()].flatMap((ifindex) =>
-        [...this.#sourcesOf(ifindex)].map((key) => this.#addressIn(key)),
-      ),
-    );
+    const addresses = new Set<string>();
+    for (const ifindex of this.#endpoints.keys()) {
+      for (const key of this.#sourcesOf(ifindex)) {
+        addresses.add(this.#addressIn(key));
+      }
+    }
+    return addresses;
   }
 
   /** Numbers of the instances that endpoints refer to. */
@@ -375,7 +385,13 @@ export class EndpointTables {
   }
 
   #addressIn(key: string): string {
-    return bytesToIp(this.#layouts.sourceKey.bytes(Buffer.from(key, 'latin1'), 'address'));
+    const known = this.#texts.get(key);
+    if (known !== undefined) {
+      return known;
+    }
+    const text = bytesToIp(this.#layouts.sourceKey.bytes(Buffer.from(key, 'latin1'), 'address'));
+    this.#texts.set(key, text);
+    return text;
   }
 
   #encode(row: EndpointRow, plan: EndpointPlan): Buffer {

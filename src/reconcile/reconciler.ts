@@ -249,8 +249,18 @@ export class Reconciler {
     if (seen?.wanted === wanted && seen.version === version) {
       return seen.addresses;
     }
-    const ips = wanted.flatMap(({ endpoints }) => endpoints.flatMap(({ plan }) => plan.ips));
-    const addresses = new Set([...ips, ...this.#options.tables.addresses()]);
+    // For each pod that comes or goes over all that are there: nothing is built that is not needed.
+    const addresses = new Set<string>();
+    for (const { endpoints } of wanted) {
+      for (const { plan } of endpoints) {
+        for (const ip of plan.ips) {
+          addresses.add(ip);
+        }
+      }
+    }
+    for (const ip of this.#options.tables.addresses()) {
+      addresses.add(ip);
+    }
     this.#addressesSeen = { wanted, version, addresses };
     return addresses;
   }

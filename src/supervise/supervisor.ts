@@ -55,11 +55,13 @@ export class Supervisor {
 
   /** Once at all of them; one that is in trouble is no reason to leave out the others. */
   look(instances = this.#options.instances()): void {
-    const wanted = this.#options.wanted(instances);
     const declared = new Map(
       instances.flatMap((instance) => (instance.run === undefined ? [] : [[instance.name, instance]])),
     );
-    for (const name of new Set([...declared.keys(), ...this.#processes.keys()])) {
+    const names = new Set([...declared.keys(), ...this.#processes.keys()]);
+    // Who is wanted takes a look at every pod, and most nodes have no such instance.
+    const wanted = names.size > 0 ? this.#options.wanted(instances) : undefined;
+    for (const name of names) {
       try {
         this.#lookAt(name, declared.get(name), wanted);
         this.#troubled.delete(name);
