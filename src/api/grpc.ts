@@ -1,6 +1,6 @@
 /**
  * The gRPC API's Unix socket. Each connection's credentials are read before gRPC gets to see it, and gRPC is loaded for the
- * first of them: on many nodes there is none, and what it needs is a tenth of the agent's memory.
+ * first of them: on many nodes there is none, and what it needs is a tenth of what lives in the heap.
  */
 
 import { mkdirSync } from 'node:fs';
