@@ -11,6 +11,7 @@ import { builtPlugin } from '../cni/plugin.js';
 import type { Config } from '../config/config.js';
 import { peerCredentials } from '../native/sockets.js';
 import { authoritiesAmong, isConfirmed } from '../pods/confirmation.js';
+import type { Pod } from '../pods/pod.js';
 import type { PodStore } from '../pods/pod-store.js';
 import type { PodSource } from '../pods/source.js';
 import type { CniSource } from '../pods/sources/cni.js';
@@ -68,11 +69,19 @@ function keepRule(parts: Parameters<typeof startCni>[0], log: Logger): void {
   const { enrol, failure, other } = config.interception;
   const authorities = authoritiesAmong(sources);
   const kubernetes = sources.find((source) => source instanceof KubernetesSource);
+  let listed: { readonly revision: number; readonly pods: readonly Pod[] } | undefined;
+  const pods = () => {
+    if (listed?.revision !== store.revision) {
+      const confirmed = store.list().filter((pod) => !pod.hostNetwork && isConfirmed(pod, authorities));
+      listed = { revision: store.revision, pods: confirmed };
+    }
+    return listed.pods;
+  };
   const known = () => ({
     enrol,
     failure,
     other,
-    pods: store.list().filter((pod) => !pod.hostNetwork && isConfirmed(pod, authorities)),
+    pods: pods(),
     namespaces: kubernetes?.namespaces && wordsOf(kubernetes.namespaces),
   });
   const rule = new CniRuleFile({

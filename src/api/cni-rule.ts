@@ -4,6 +4,7 @@
  */
 
 import { readFileSync, rmSync } from 'node:fs';
+import { isDeepStrictEqual } from 'node:util';
 import { z } from 'zod';
 import { KeptText } from '../base/kept-text.js';
 import type { Log } from '../base/log.js';
@@ -89,7 +90,10 @@ export interface CniRuleFileOptions {
   /** Such as /run/nodesentry/cni-rule.json; the same in each. */
   readonly paths: readonly string[];
   readonly enrol: InterceptionDefaults['enrol'];
-  /** Undefined as long as the sources have not all told what they know: what was left before still holds. */
+  /**
+   * Undefined as long as the sources have not all told what they know: what was left before still holds. The same `pods`
+   * again as long as none of them has changed.
+   */
   readonly known: () => Omit<KnownToAgent, 'selfEnrolling'> | undefined;
   readonly log: Pick<Log, 'warn'>;
 }
@@ -98,6 +102,7 @@ export class CniRuleFile {
   readonly #known: CniRuleFileOptions['known'];
   readonly #texts: readonly KeptText[];
   #selfEnrolling: ReadonlySet<string>;
+  #written: (Pick<KnownToAgent, 'pods' | 'namespaces'> & { readonly text: string }) | undefined;
 
   /** A rule that was made for another configuration, or cannot be read, is taken away: every pod waits then. */
   constructor({ paths, enrol, known, log }: CniRuleFileOptions) {
@@ -116,10 +121,16 @@ export class CniRuleFile {
     if (known === undefined) {
       return;
     }
-    const rule = cniRule({ ...known, selfEnrolling: this.#selfEnrolling });
-    this.#selfEnrolling = new Set(rule.selfEnrolling);
+    if (
+      this.#written?.pods !== known.pods ||
+      !isDeepStrictEqual(this.#written.namespaces, known.namespaces)
+    ) {
+      const rule = cniRule({ ...known, selfEnrolling: this.#selfEnrolling });
+      this.#selfEnrolling = new Set(rule.selfEnrolling);
+      this.#written = { ...known, text: JSON.stringify(rule) };
+    }
     for (const text of this.#texts) {
-      text.write(JSON.stringify(rule));
+      text.write(this.#written.text);
     }
   }
 }
