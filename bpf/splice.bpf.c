@@ -288,10 +288,8 @@ int splice_ulp(struct bpf_sockopt *option) {
 struct bpf_map;
 
 static long look(struct bpf_map *map, const struct splice_key *key, struct splice_sock *row, void *context) {
-    int bytes = waiting(row);
-
     (void)map, (void)key, (void)context;
-    row->waiting = bytes > 0 ? bytes : 0;
+    row->waiting = has_spliced((struct tcp_sock *)row->at);
     return 0;
 }
 

@@ -35,7 +35,7 @@ struct splice_end {
 /* splice_socks */
 struct splice_sock {
     __u64 at;      /* where the kernel has it: to look at how far it has been read */
-    __u64 waiting; /* bytes of its queues, as of the last run of splice_look */
+    __u64 waiting; /* spliced bytes are still to be read, as of the last run of splice_look */
 };
 
 struct splice_settings {
