@@ -7,6 +7,7 @@
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
 /* Of the kernel's states of TCP, include/net/tcp_states.h. */
+#define TCP_CLOSE 7
 #define TCP_LISTEN 10
 /* The smallest that a ring can be on pages of 64 KiB as well. */
 #define RING_BYTES 65536
@@ -55,7 +56,8 @@ int listening(__u64 *arguments) {
     __u32 row = 0;
     __u32 *netns;
 
-    if ((before == TCP_LISTEN) == (after == TCP_LISTEN))
+    /* What a listener accepts is its copy, and goes from its state to another: no event for each connection. */
+    if (after != TCP_LISTEN && !(before == TCP_LISTEN && after == TCP_CLOSE))
         return 0;
     netns = bpf_map_lookup_elem(&listen_netns, &row);
     if (!netns || sk->__sk_common.skc_net.net->ns.inum != *netns)

@@ -1,6 +1,6 @@
 /** The kernel tells of sockets that begin and stop to listen in our own network namespace, and of no others. */
 
-import { createServer, type Server } from 'node:net';
+import { type AddressInfo, connect, createServer, type Server } from 'node:net';
 import { afterEach, expect, it, vi } from 'vitest';
 import { watchListening } from '../../src/datapath/listening.js';
 import { Cleanup, Netns } from '../unit/native-lab.js';
@@ -32,4 +32,29 @@ it('begins and stops are told, of this namespace alone, until it is closed', asy
   listenIn(own).close();
   await new Promise((resolve) => setTimeout(resolve, 100));
   expect(changed).toHaveBeenCalledTimes(2);
+});
+
+it('connections that a listener accepts are not told', async () => {
+  const own = cleanup.owned(new Netns());
+  own.exec('ip', 'link', 'set', 'lo', 'up');
+  const changed = vi.fn();
+  const watch = own.run(() => watchListening({ objects: OBJECTS, changed }));
+  if (!('close' in watch)) {
+    throw new Error(watch.problem);
+  }
+  cleanup.owned(watch);
+  const server = listenIn(own);
+  let accepted = 0;
+  server.on('connection', (socket) => {
+    accepted += 1;
+    socket.destroy();
+  });
+  await vi.waitFor(() => expect(changed).toHaveBeenCalledTimes(1));
+  const { port } = server.address() as AddressInfo;
+  for (let i = 0; i < 10; i++) {
+    own.run(() => connect(port, '127.0.0.1').on('error', () => undefined));
+  }
+  await vi.waitFor(() => expect(accepted).toBe(10));
+  await new Promise((resolve) => setTimeout(resolve, 100));
+  expect(changed).toHaveBeenCalledTimes(1);
 });
