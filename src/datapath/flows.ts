@@ -1,7 +1,7 @@
 /** The kernel's record of who sent each flow: looked up, listed, and delivered as events. */
 
-import { Allowance } from '../base/allowance.js';
 import { inTurns } from '../base/in-turns.js';
+import { TokenBucket } from '../base/token-bucket.js';
 import { u32 } from '../kernel/struct.js';
 import { type BpfMap, openRingBuffer, type RingBuffer } from '../native/bpf.js';
 import { OPEN_BYTES, tcpOpen } from '../native/sockets.js';
@@ -45,7 +45,6 @@ export interface FlowsOptions {
   readonly settings: BpfMap;
   /** Name of an instance by its number in the kernel. */
   readonly instanceName: (number: number) => string;
-  readonly eventsPerSecond?: number;
 }
 
 /** Who follows is told of so many, and of how many more there were: each costs time in JavaScript that enrolment needs. */
@@ -64,13 +63,12 @@ export class Flows {
   readonly #options: FlowsOptions;
   readonly #listeners = new Set<FlowListener>();
   #ring: RingBuffer | undefined;
-  readonly #allowance: Allowance;
+  readonly #told = new TokenBucket({ perSecond: EVENTS_PER_SECOND, burst: EVENTS_PER_SECOND });
   /** By rings that are closed. */
   #lost = 0;
 
   constructor(options: FlowsOptions) {
     this.#options = options;
-    this.#allowance = new Allowance(options.eventsPerSecond ?? EVENTS_PER_SECOND);
     this.#setFollowed(false); // an agent before us may have died while somebody followed
   }
 
@@ -172,7 +170,7 @@ export class Flows {
         const fresh = records.filter(
           (record) => record.length >= layouts.event.size && layouts.event.number(record, 'time_ns') >= since,
         );
-        const told = this.#allowance.take(fresh.length);
+        const told = this.#told.take(fresh.length);
         for (const record of fresh.slice(0, told)) {
           const decoded = this.#decodeEvent(record);
           for (const listener of this.#listeners) {

@@ -3,7 +3,7 @@
  * several instances have listeners tells nothing, and neither does the root, where everybody is who is nowhere else.
  */
 
-import { u32 } from '../kernel/struct.js';
+import { u32, u64 } from '../kernel/struct.js';
 import type { BpfMap } from '../native/bpf.js';
 
 const ROOT = 1;
@@ -38,10 +38,4 @@ export class ProxyCgroups {
       this.#map.delete(u64(cgroup));
     }
   }
-}
-
-function u64(value: number): Buffer {
-  const bytes = Buffer.alloc(8);
-  bytes.writeBigUInt64LE(BigInt(value));
-  return bytes;
 }

@@ -4,14 +4,15 @@
  * map goes only when no socket is in it any more.
  */
 
-import { closeSync, existsSync, mkdirSync, openSync, rmdirSync, rmSync } from 'node:fs';
+import { existsSync, mkdirSync, rmdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { Opened } from '../base/opened.js';
+import { attachAt } from '../kernel/cgroup-links.js';
 import type { CgroupTree } from '../kernel/cgroups.js';
 import { PinnedLink } from '../kernel/pinned-link.js';
 import { detachPinned, openObjectFile, pinsIn } from '../kernel/pins.js';
-import { Struct, u32 } from '../kernel/struct.js';
-import { attachCgroup, attachSkMsg, BpfMap, type BpfProgram, type CgroupHook } from '../native/bpf.js';
+import { Struct, u32, u64 } from '../kernel/struct.js';
+import { attachSkMsg, BpfMap, type BpfProgram, type CgroupHook } from '../native/bpf.js';
 import { isKernelError } from '../native/errors.js';
 
 /** Of what is pinned here: a new one for every change of a map or a key in bpf/include/splice.h. */
@@ -201,14 +202,7 @@ export class Splice {
 
   #attach(opened: Opened, name: keyof typeof LINKS, program: BpfProgram, cgroup: string): void {
     const link = opened.own(
-      new PinnedLink(join(this.#folder, name), (attached) => {
-        const fd = openSync(cgroup, 'r');
-        try {
-          return attachCgroup(attached, fd, LINKS[name]);
-        } finally {
-          closeSync(fd);
-        }
-      }),
+      new PinnedLink(join(this.#folder, name), (attached) => attachAt(cgroup, attached, LINKS[name])),
     );
     link.attach(program);
   }
@@ -317,10 +311,4 @@ function pinAgain(program: BpfProgram, path: string): void {
 
 function hex(bytes: Uint8Array): string {
   return Buffer.from(bytes).toString('hex');
-}
-
-function u64(value: bigint): Buffer {
-  const bytes = Buffer.alloc(8);
-  bytes.writeBigUInt64LE(value);
-  return bytes;
 }

@@ -5,7 +5,7 @@
 
 import { closeSync, openSync } from 'node:fs';
 import { join } from 'node:path';
-import { attachCgroup, type BpfProgram } from '../native/bpf.js';
+import { attachCgroup, type BpfLink, type BpfProgram, type CgroupHook } from '../native/bpf.js';
 import type { CgroupTree } from './cgroups.js';
 import { linkPin, type ObjectSet, parseLinkPin } from './object-set.js';
 import { PinnedLink } from './pinned-link.js';
@@ -76,16 +76,21 @@ export class CgroupLinks {
     return link;
   }
 
-  #attach(program: BpfProgram, cgroup: number) {
+  #attach(program: BpfProgram, cgroup: number): BpfLink {
     const path = this.#tree.find(cgroup);
     if (path === undefined) {
       throw new Error(`no cgroup of version 2 has the number ${cgroup} in what this agent sees of them`);
     }
-    const fd = openSync(path, 'r');
-    try {
-      return attachCgroup(program, fd, 'getsockopt');
-    } finally {
-      closeSync(fd);
-    }
+    return attachAt(path, program, 'getsockopt');
+  }
+}
+
+/** `path`: of a cgroup's folder. KernelError where the kernel refuses. */
+export function attachAt(path: string, program: BpfProgram, hook: CgroupHook): BpfLink {
+  const fd = openSync(path, 'r');
+  try {
+    return attachCgroup(program, fd, hook);
+  } finally {
+    closeSync(fd);
   }
 }

@@ -86,3 +86,9 @@ export function u32(value: number): Buffer {
   buffer.writeUInt32LE(value);
   return buffer;
 }
+
+export function u64(value: number | bigint): Buffer {
+  const buffer = Buffer.alloc(8);
+  buffer.writeBigUInt64LE(BigInt(value));
+  return buffer;
+}

@@ -144,7 +144,11 @@ export class BpfMap extends Handle {
 
   /** Key and value of every entry; in batches where the map type has them. Entries may come and go meanwhile. */
   entries(): [Buffer, Buffer][] {
-    const { count, keys, values } = this.packed();
+    return this.unpacked(this.packed());
+  }
+
+  /** What `packed` has read, taken apart. */
+  unpacked({ count, keys, values }: PackedEntries): [Buffer, Buffer][] {
     return Array.from({ length: count }, (_, i) => [
       keys.subarray(i * this.keySize, (i + 1) * this.keySize),
       values.subarray(i * this.valueSize, (i + 1) * this.valueSize),

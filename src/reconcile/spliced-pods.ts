@@ -56,16 +56,16 @@ export class SplicedPods {
     const { splice, store, log } = this.#options;
     const rows = new Map<PodUid, SplicedPod>();
     let isComplete = true;
-    for (const pod of this.#isDue ? store.list() : []) {
-      if (this.#wants(pod).used) {
-        const row = this.#rowOf(pod);
-        isComplete &&= row !== undefined;
-        if (row !== undefined) {
-          rows.set(pod.uid, row);
+    try {
+      for (const pod of this.#isDue ? store.list() : []) {
+        if (this.#wants(pod).used) {
+          const row = this.#rowOf(pod);
+          isComplete &&= row !== undefined;
+          if (row !== undefined) {
+            rows.set(pod.uid, row);
+          }
         }
       }
-    }
-    try {
       if (splice.ensure([...rows.values()])) {
         log.info({ pods: rows.size }, 'the splice is loaded');
       }
