@@ -49,7 +49,8 @@ static __always_inline int deliver(struct __sk_buff *skb, const struct packet *p
         count(endpoint->id, verdict);
         return bpf_redirect(endpoint->bridge_ifindex, BPF_F_INGRESS);
     }
-    if (is_left_to_lookup(endpoint)) {
+    /* An established one the stack finds by itself, and with it the route that it has at hand (ip_early_demux). */
+    if (is_left_to_lookup(endpoint) || sk->state == BPF_TCP_ESTABLISHED) {
         bpf_sk_release(sk);
         leave_to_lookup(skb);
         return pass(endpoint, verdict);

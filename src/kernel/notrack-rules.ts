@@ -36,6 +36,7 @@ export const CHAINS: readonly Chain[] = [
   { name: 'to_pod' },
   { name: 'local_marked' },
   { name: 'local_left' },
+  { name: 'local_taken' },
   { name: 'prerouting', hook: 'prerouting', prio: -310 },
   { name: 'after_conntrack', hook: 'prerouting', prio: -190 },
   { name: 'before_routing', hook: 'prerouting', prio: 1000 },
@@ -71,6 +72,7 @@ export function notrackRules(mark: Mark): readonly Rule[] {
     expr: parts.flatMap(({ expr }) => expr),
   });
   return [
+    rule('prerouting', 'left to look-up', [IS_LEFT_TO_LOOKUP, NOTRACK, clearMark, ACCEPT]),
     ...FAMILIES.map(({ family, isFromPod }) =>
       rule('prerouting', `from a pod ${family}`, [isFromPod, IS_TCP, jump('from_pod')]),
     ),
@@ -83,14 +85,14 @@ export function notrackRules(mark: Mark): readonly Rule[] {
     rule('from_pod', 'intercepted', [isMarked, IS_TRANSPARENT, NOTRACK, clearMark, ACCEPT]),
     // What is for an inbound listener was given its socket at our own interface. The reset of a redirect has taken its
     // connection tracking away, which goes on for the packets that come after it.
-    rule('prerouting', 'steered', [IS_STEERED, isMarked, NOTRACK, clearMark]),
+    rule('prerouting', 'steered', [isMarked, IS_STEERED, NOTRACK, clearMark]),
     // The same without a socket: the program could not or must not assign one, and says so by the priority.
-    rule('prerouting', 'left to look-up', [IS_LEFT_TO_LOOKUP, NOTRACK, clearMark]),
     rule('after_conntrack', 'left to conntrack', [IS_LEFT_TO_CONNTRACK, jump('answer')]),
     // A pod's segment that belongs to no flow of its own, where it can have no older one: it answers somebody who dialled
     // the pod, or is not let through.
     rule('answer', 'nobody', [IS_TCP, ANSWERS_NOBODY, REJECT]),
     rule('answer', 'somebody', [FORGET_PRIORITY]),
+    rule('before_routing', 'left to look-up', [IS_LEFT_TO_LOOKUP, setMark, ACCEPT]),
     // Now everybody has seen the mark of a packet that is not ours, and our policy rule would deliver it on this node.
     rule('before_routing', 'foreign', [isMarked, clearMark]),
     // Ours gets its mark back by the socket that it was given. One that did not would be dropped by the stack, which
@@ -98,8 +100,7 @@ export function notrackRules(mark: Mark): readonly Rule[] {
     ...FAMILIES.map(({ family, isFromPod }) =>
       rule('before_routing', `intercepted ${family}`, [UNTRACKED, isFromPod, IS_TAKEN, setMark, ACCEPT]),
     ),
-    rule('before_routing', 'left to look-up', [IS_LEFT_TO_LOOKUP, setMark]),
-    rule('before_routing', 'steered', [IS_STEERED, UNTRACKED, IS_TAKEN, setMark]),
+    rule('before_routing', 'steered', [UNTRACKED, IS_STEERED, IS_TAKEN, setMark]),
     ...FAMILIES.map(({ family, isToPod }) =>
       rule('before_routing', `to a pod ${family}`, [isToPod, jump('to_pod')]),
     ),
@@ -115,13 +116,13 @@ export function notrackRules(mark: Mark): readonly Rule[] {
     ...ERRORS.map(({ name, isError }) => rule('to_pod', name, [isError, IS_TRANSPARENT, setMark])),
     rule('input', 'left to look-up', [IS_LEFT_TO_LOOKUP, jump('local_left')]),
     // Delivered without a socket it reaches a transparent one, by its connection or by what socket_lookup names, or none.
-    rule('local_left', 'found', [IS_TAKEN, FORGET_PRIORITY]),
+    rule('local_left', 'found', [IS_TAKEN, FORGET_PRIORITY, RETURN]),
     rule('local_left', 'lost', [IS_LEFT_TO_LOOKUP, DROP]),
     rule('input', 'marked', [isMarked, jump('local_marked')]),
     // kube-proxy's IPVS would take an intercepted packet to a service whatever its socket, but for a service of ours that
     // it knows by the whole mark (ipvs-bypass.ts).
     ...FAMILIES.map(({ family, isFromPod }) =>
-      rule('local_marked', `past IPVS ${family}`, [isFromPod, IS_TCP, UNTRACKED, setWholeMark]),
+      rule('local_marked', `past IPVS ${family}`, [isFromPod, IS_TCP, UNTRACKED, setWholeMark, ACCEPT]),
     ),
     // But not what is for a pod: routed by now, it needs its mark no more, and IPVS would take the proxy's answer out of
     // connection tracking, which has to translate it where the client dialled a port of the node.
@@ -129,8 +130,9 @@ export function notrackRules(mark: Mark): readonly Rule[] {
       rule('local_marked', `inbound past IPVS ${family}`, [isToPod, IS_TCP, clearMark]),
     ),
     // Should IPVS take one all the same, it goes nowhere.
+    rule('output', 'marked', [isMarked, jump('local_taken')]),
     ...FAMILIES.map(({ family, isFromPod }) =>
-      rule('output', `taken by IPVS ${family}`, [isMarked, isFromPod, IS_TCP, DROP]),
+      rule('local_taken', `by IPVS ${family}`, [isFromPod, IS_TCP, DROP]),
     ),
     // The proxy's replies: to an enrolled pod, from a transparent socket of this node (ADR 2).
     ...FAMILIES.map(({ family, isToPod }) =>

@@ -71,10 +71,10 @@ describe('the table', () => {
     expect(text).toContain('elements = { fd00:66::3 }');
     expect(rulesOf('prerouting')).toEqual([
       'type filter hook prerouting priority raw - 10; policy accept;',
+      `${LEFT} notrack ${UNMARK} accept`,
       'ip saddr @pods4 meta l4proto tcp jump from_pod',
       'ip6 saddr @pods6 meta l4proto tcp jump from_pod',
-      `iifname "nodesentry0" ${MARKED} notrack ${UNMARK}`,
-      `${LEFT} notrack ${UNMARK}`,
+      `${MARKED} iifname "nodesentry0" notrack ${UNMARK}`,
     ]);
     expect(rulesOf('from_pod')).toEqual([
       `socket transparent 1 socket wildcard 0 notrack ${UNMARK} accept`,
@@ -82,8 +82,7 @@ describe('the table', () => {
     ]);
     expect(rulesOf('output')).toEqual([
       'type filter hook output priority raw; policy accept;',
-      `${MARKED} ip saddr @pods4 meta l4proto tcp drop`,
-      `${MARKED} ip6 saddr @pods6 meta l4proto tcp drop`,
+      `${MARKED} jump local_taken`,
       'meta l4proto tcp ip daddr @pods4 socket transparent 1 notrack',
       'meta l4proto tcp ip6 daddr @pods6 socket transparent 1 notrack',
     ]);
@@ -105,11 +104,11 @@ describe('the table', () => {
     await inside.ensure(SETTINGS);
     expect(rulesOf('before_routing')).toEqual([
       'type filter hook prerouting priority 1000; policy accept;',
+      `${LEFT} ${MARK} accept`,
       `${MARKED} ${UNMARK}`,
       `ct state untracked ip saddr @pods4 ${TAKEN} ${MARK} accept`,
       `ct state untracked ip6 saddr @pods6 ${TAKEN} ${MARK} accept`,
-      `${LEFT} ${MARK}`,
-      `iifname "nodesentry0" ct state untracked ${TAKEN} ${MARK}`,
+      `ct state untracked iifname "nodesentry0" ${TAKEN} ${MARK}`,
       'ip daddr @pods4 jump to_pod',
       'ip6 daddr @pods6 jump to_pod',
     ]);
@@ -130,7 +129,7 @@ describe('the table', () => {
       `${LEFT} jump local_left`,
       `${MARKED} jump local_marked`,
     ]);
-    expect(rulesOf('local_left')).toEqual([`${TAKEN} meta priority set none`, `${LEFT} drop`]);
+    expect(rulesOf('local_left')).toEqual([`${TAKEN} meta priority set none return`, `${LEFT} drop`]);
   });
 
   it('has rules that keep IPVS from what is intercepted', async () => {
@@ -138,15 +137,16 @@ describe('the table', () => {
     const marked = 'meta mark & 0x000000f0 == 0x00000040';
     expect(rulesOf('input').at(-1)).toBe(`${marked} jump local_marked`);
     expect(rulesOf('local_marked')).toEqual([
-      'ip saddr @pods4 meta l4proto tcp ct state untracked meta mark set 0x00000040',
-      'ip6 saddr @pods6 meta l4proto tcp ct state untracked meta mark set 0x00000040',
+      'ip saddr @pods4 meta l4proto tcp ct state untracked meta mark set 0x00000040 accept',
+      'ip6 saddr @pods6 meta l4proto tcp ct state untracked meta mark set 0x00000040 accept',
       // What is for a pod, IPVS must not know by its mark.
       'ip daddr @pods4 meta l4proto tcp meta mark set meta mark & 0xffffff0f',
       'ip6 daddr @pods6 meta l4proto tcp meta mark set meta mark & 0xffffff0f',
     ]);
-    expect(rulesOf('output').slice(1, 3)).toEqual([
-      `${marked} ip saddr @pods4 meta l4proto tcp drop`,
-      `${marked} ip6 saddr @pods6 meta l4proto tcp drop`,
+    expect(rulesOf('output')[1]).toBe(`${marked} jump local_taken`);
+    expect(rulesOf('local_taken')).toEqual([
+      'ip saddr @pods4 meta l4proto tcp drop',
+      'ip6 saddr @pods6 meta l4proto tcp drop',
     ]);
   });
 
