@@ -1,4 +1,7 @@
 // Attaching by links: tcx, sk_lookup, tracepoints.
+#include <algorithm>
+#include <vector>
+
 #include <bpf/bpf.h>
 
 #include "bpf_syscall.hh"
@@ -119,6 +122,35 @@ Napi::Value query_tcx(const Napi::CallbackInfo &info) {
     return result;
 }
 
+// For each interface how many programs run there, and their ids: nothing at one that is gone.
+Napi::Value tcx_programs(const Napi::CallbackInfo &info) {
+    auto env = info.Env();
+    auto interfaces = info[0].As<Napi::Uint32Array>();
+    std::vector<uint32_t> found;
+
+    found.reserve(interfaces.ElementLength() * 2);
+    for (size_t i = 0; i < interfaces.ElementLength(); i++) {
+        uint32_t programs[kMaxPrograms] = {};
+        QueryAttr attr = {};
+
+        attr.target_ifindex = interfaces[i];
+        attr.attach_type = info[1].As<Napi::Number>().Uint32Value();
+        attr.prog_ids = reinterpret_cast<uint64_t>(programs);
+        attr.count = kMaxPrograms;
+        if (query_programs(&attr)) {
+            if (errno != ENOENT && errno != ENODEV)
+                throw kernel_error(env, errno, "bpf", "asking what is attached to interfaces");
+            attr.count = 0;
+        }
+        auto count = std::min(attr.count, kMaxPrograms);
+        found.push_back(count);
+        found.insert(found.end(), programs, programs + count);
+    }
+    auto result = Napi::Uint32Array::New(env, found.size());
+    std::copy(found.begin(), found.end(), result.Data());
+    return result;
+}
+
 } // namespace
 
 void define_links(Napi::Env env, Napi::Object exports) {
@@ -129,6 +161,7 @@ void define_links(Napi::Env env, Napi::Object exports) {
     exports.Set("linkUpdate", Napi::Function::New(env, link_update));
     exports.Set("linkDetach", Napi::Function::New(env, link_detach));
     exports.Set("queryTcx", Napi::Function::New(env, query_tcx));
+    exports.Set("tcxPrograms", Napi::Function::New(env, tcx_programs));
 }
 
 } // namespace ns

@@ -7,6 +7,9 @@
 
 #include <linux/nsfs.h>
 
+#include <memory>
+#include <string>
+
 #include "common/errors.hh"
 #include "common/visit.hh"
 #include "functions.hh"
@@ -62,6 +65,19 @@ Napi::Value interface_index(const Napi::CallbackInfo &info) {
     throw kernel_error(env, errno, "ioctl", "looking for the interface " + name);
 }
 
+// Index and name of each, in the kernel's order: two such texts are the same as long as no interface comes or goes.
+Napi::Value interfaces(const Napi::CallbackInfo &info) {
+    auto env = info.Env();
+    std::unique_ptr<struct if_nameindex[], decltype(&if_freenameindex)> all(if_nameindex(), &if_freenameindex);
+
+    if (!all)
+        throw kernel_error(env, errno, "netlink", "listing interfaces");
+    std::string text;
+    for (auto *each = all.get(); each->if_index; each++)
+        text += std::to_string(each->if_index) + " " + each->if_name + "\n";
+    return Napi::String::New(env, text);
+}
+
 void close_fd(const Napi::CallbackInfo &info) {
     if (close(fd_argument(info, 0)))
         throw kernel_error(info.Env(), errno, "close", "closing a descriptor");
@@ -74,6 +90,7 @@ void define_namespaces(Napi::Env env, Napi::Object exports) {
     exports.Set("withNetns", Napi::Function::New(env, with_netns));
     exports.Set("netnsIdentity", Napi::Function::New(env, netns_identity));
     exports.Set("interfaceIndex", Napi::Function::New(env, interface_index));
+    exports.Set("interfaces", Napi::Function::New(env, interfaces));
     exports.Set("closeFd", Napi::Function::New(env, close_fd));
 }
 

@@ -19,7 +19,7 @@ interface SysctlRecord {
 
 /** How long what was read of the node, and of a single interface, is taken to hold. */
 const NODE_WIDE_MS = 500;
-const OWN_MS = 10_000;
+const OWN_MS = 30_000;
 
 interface NodeWide {
   readonly srcValidMark: boolean;

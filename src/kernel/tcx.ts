@@ -4,8 +4,8 @@
  */
 
 import { existsSync, rmSync } from 'node:fs';
-import { basename, join } from 'node:path';
-import { attachTcx, attachTcxAsync, BpfLink, type BpfProgram, queryTcx } from '../native/bpf.js';
+import { basename } from 'node:path';
+import { attachTcx, attachTcxAsync, BpfLink, type BpfProgram, queryTcx, tcxPrograms } from '../native/bpf.js';
 import { unlessGone } from '../native/errors.js';
 import type { Attachment, Attachments, AttachResult } from './attachment.js';
 import { hookOf, linkPin, type ObjectSet, parseLinkPin } from './object-set.js';
@@ -19,6 +19,10 @@ export class TcxLinks<R extends string = string> implements Attachments<R> {
   readonly #held = new Map<string, BpfLink>();
   /** Names, as of the last look: one reading of the folder is less than asking for each. */
   #pins: ReadonlySet<string> = new Set();
+  /** The interfaces that those name. */
+  #interfaces: ReadonlyMap<R, readonly number[]> = new Map();
+  /** The programs at them, as of the last look. */
+  #running: ReadonlyMap<R, ReadonlyMap<number, readonly number[]>> = new Map();
 
   constructor(set: ObjectSet, linksPath: string) {
     this.#set = set;
@@ -33,15 +37,37 @@ export class TcxLinks<R extends string = string> implements Attachments<R> {
   look(): boolean {
     const before = this.#pins;
     this.#pins = new Set(pinsIn(this.#linksPath));
-    return this.#pins.size !== before.size || [...this.#pins].some((name) => !before.has(name));
+    const isAnother = this.#pins.size !== before.size || [...this.#pins].some((name) => !before.has(name));
+    if (isAnother) {
+      this.#interfaces = this.#named();
+    }
+    this.#running = new Map(
+      [...this.#interfaces].map(([role, ifindexes]) => [
+        role,
+        tcxPrograms(ifindexes, hookOf(this.#set, role)),
+      ]),
+    );
+    return isAnother;
+  }
+
+  #named(): Map<R, number[]> {
+    const named = new Map<R, number[]>();
+    for (const { role, ifindex } of [...this.#pins].flatMap((name) => this.#parse(name))) {
+      const others = named.get(role);
+      if (others === undefined) {
+        named.set(role, [ifindex]);
+      } else {
+        others.push(ifindex);
+      }
+    }
+    return named;
   }
 
   isInPlace(attachment: Attachment<R>, program: BpfProgram): boolean {
-    const name = linkPin(attachment.role, attachment.ifindex);
+    const { role, ifindex } = attachment;
     return (
-      this.#pins.has(name) &&
-      this.#held.has(join(this.#linksPath, name)) &&
-      this.isAttached(attachment, program)
+      this.#running.get(role)?.get(ifindex)?.includes(program.id) === true &&
+      this.#held.has(this.#path(attachment))
     );
   }
 
@@ -97,10 +123,12 @@ export class TcxLinks<R extends string = string> implements Attachments<R> {
   /** Pins, and what we hold without one. */
   list(): Attachment<R>[] {
     const held = [...this.#held.keys()].map((path) => basename(path));
-    return [...new Set([...pinsIn(this.#linksPath), ...held])].flatMap((name) => {
-      const { role, ifindex } = parseLinkPin(this.#set, name) ?? {};
-      return ifindex === undefined ? [] : [{ role: role as R, ifindex }];
-    });
+    return [...new Set([...pinsIn(this.#linksPath), ...held])].flatMap((name) => this.#parse(name));
+  }
+
+  #parse(name: string): Attachment<R>[] {
+    const { role, ifindex } = parseLinkPin(this.#set, name) ?? {};
+    return ifindex === undefined ? [] : [{ role: role as R, ifindex }];
   }
 
   /** What can be done with the link that is there; undefined: one has to be made. */
@@ -171,6 +199,6 @@ export class TcxLinks<R extends string = string> implements Attachments<R> {
   }
 
   #path({ role, ifindex }: Attachment<R>): string {
-    return join(this.#linksPath, linkPin(role, ifindex));
+    return `${this.#linksPath}/${linkPin(role, ifindex)}`;
   }
 }

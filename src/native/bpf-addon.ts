@@ -107,6 +107,7 @@ interface BpfAddon {
   attachSkMsg(programFd: number, mapFd: number, doing: string): void;
   spliceFlaws(programFd: number, mapFd: number): string[];
   queryTcx(ifindex: number, attachType: number): TcxEntry[];
+  tcxPrograms(ifindexes: Uint32Array, attachType: number): Uint32Array;
   attachClsact(
     programFd: number,
     ifindex: number,

@@ -60,6 +60,29 @@ export function queryTcx(ifindex: number, direction: TcxDirection): TcxEntry[] {
   return addon.queryTcx(ifindex, TCX[direction]);
 }
 
+/**
+ * The ids of the programs at each of these interfaces, in the order in which they run, by ifindex; none at one that is
+ * gone. One call for a thousand interfaces: asked for one by one, the answers cost more than the questions.
+ */
+export function tcxPrograms(
+  ifindexes: readonly number[],
+  direction: TcxDirection,
+): Map<number, readonly number[]> {
+  for (const ifindex of ifindexes) {
+    checkPositive(ifindex, 'ifindex');
+  }
+  checkDirection(direction);
+  const flat = addon.tcxPrograms(Uint32Array.from(ifindexes), TCX[direction]);
+  const found = new Map<number, readonly number[]>();
+  let at = 0;
+  for (const ifindex of ifindexes) {
+    const count = flat[at] ?? 0;
+    found.set(ifindex, [...flat.subarray(at + 1, at + 1 + count)]);
+    at += 1 + count;
+  }
+  return found;
+}
+
 /** Where among the filters of a clsact hook: nobody else's filter is touched. */
 export interface ClsactPlace {
   readonly priority: number;

@@ -26,6 +26,7 @@ export {
   queryTcx,
   spliceFlaws,
   type TcxDirection,
+  tcxPrograms,
   tcxSupported,
 } from './bpf-attach.js';
 export { BpfLink, BpfMap, BpfProgram } from './bpf-handles.js';

@@ -111,6 +111,7 @@ interface KernelAddon {
   sendMessage(connection: number, text: string): boolean;
   openNamespace(path: string): number;
   withNetns<T>(fd: number, body: () => T): T;
+  interfaces(): string;
   netnsIdentity(fd: number): { dev: bigint; inode: bigint };
   interfaceIndex(name: string): number | undefined;
   closeFd(fd: number): void;

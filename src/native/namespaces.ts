@@ -37,3 +37,8 @@ export function interfaceIndex(name: string): number | undefined {
   checkText(name, 'name');
   return addon.interfaceIndex(name);
 }
+
+/** Index and name of each interface of the current network namespace, a line each: another text once one comes or goes. */
+export function interfacesText(): string {
+  return addon.interfaces();
+}

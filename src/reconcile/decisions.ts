@@ -80,6 +80,8 @@ export class Decisions {
   readonly #decisions = new Map<PodUid, Decision>();
   /** The pods decided on, the one whose namespace was looked into longest ago first. */
   readonly #lookedInto = new Set<PodUid>();
+  /** The interfaces in their namespaces, as of right before each was last located. */
+  readonly #inside = new Map<PodUid, string>();
   readonly #claims = new InterfaceClaims();
   /** Pods that may have another interface than those we know of. */
   readonly #doubtful = new Set<PodUid>();
@@ -109,7 +111,10 @@ export class Decisions {
     for (const uid of [...touched]) {
       const pod = store.get(uid);
       const before = this.#decisions.get(uid);
-      const holds = before !== undefined && before.pod === pod && (await this.#holds(before));
+      const holds =
+        before !== undefined &&
+        before.pod === pod &&
+        (this.#holdsAnyway(before) ?? (before.kind === 'intercept' && (await this.#holds(before))));
       const doubtful = this.#doubtful.delete(uid);
       if (holds && !doubtful) {
         continue;
@@ -118,6 +123,7 @@ export class Decisions {
       if (pod === undefined) {
         this.#lastWords.forget(uid);
         this.#drains.delete(uid);
+        this.#inside.delete(uid);
       }
       // One whose interfaces are all there stays what it was where it cannot be located just now.
       const isLost = before?.kind === 'intercept' && found?.kind === 'leave' && found.retry;
@@ -180,6 +186,11 @@ export class Decisions {
     const changed: PodUid[] = [];
     for (const before of oldest) {
       const { uid } = before.pod;
+      if (this.#inside.has(uid) && this.#textInside(before.pod) === this.#inside.get(uid)) {
+        this.#lookedInto.delete(uid);
+        this.#lookedInto.add(uid);
+        continue;
+      }
       const found = await this.#decide(before.pod);
       if (this.#decisions.get(uid) !== before) {
         continue; // a round has just looked at it
@@ -192,6 +203,15 @@ export class Decisions {
       }
     }
     return changed;
+  }
+
+  /** Undefined where nobody can look into the pod's namespace; why not, the look in full tells. */
+  #textInside({ netns }: Pod): string | undefined {
+    try {
+      return netns === undefined ? undefined : this.#options.links.podLinksText(netns);
+    } catch {
+      return undefined;
+    }
   }
 
   /**
@@ -286,21 +306,24 @@ export class Decisions {
     return before === undefined ? [] : this.#claims.remove(uid, ifindexesOf(before));
   }
 
-  /** A decision holds until the pod changes or one of its interfaces does; that to hold a pod, until the next look. */
-  async #holds(decision: Decision): Promise<boolean> {
+  /** Whether it holds, as far as that can be told without asking for links; undefined where it cannot. */
+  #holdsAnyway(decision: Decision): boolean | undefined {
     if (decision.kind === 'leave') {
       return !decision.retry;
     }
-    if (decision.held !== undefined) {
+    const { shapers, links } = this.#options;
+    if (
+      decision.held !== undefined ||
+      decision.endpoints.some(({ at, shaper }) => shapers.of(at.link.index) !== shaper)
+    ) {
       return false;
     }
-    for (const { at, shaper } of decision.endpoints) {
-      if (this.#options.shapers.of(at.link.index) !== shaper) {
-        return false;
-      }
-      if (this.#options.links.version === this.#comparedWith) {
-        continue;
-      }
+    return links.version === this.#comparedWith ? true : undefined;
+  }
+
+  /** A decision holds until the pod changes or one of its interfaces does; that to hold a pod, until the next look. */
+  async #holds({ endpoints }: InterceptDecision): Promise<boolean> {
+    for (const { at } of endpoints) {
       const now = await this.#options.links.hostLink(at.link.index);
       if (now === undefined || now.name !== at.link.name || now.master !== at.link.master) {
         return false;
@@ -441,6 +464,12 @@ export class Decisions {
   }
 
   async #locate(pod: Pod): Promise<Location> {
+    const inside = this.#textInside(pod);
+    if (inside === undefined) {
+      this.#inside.delete(pod.uid);
+    } else {
+      this.#inside.set(pod.uid, inside);
+    }
     try {
       return await locate(pod, this.#options.links);
     } catch (error) {

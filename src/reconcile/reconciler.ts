@@ -278,23 +278,28 @@ export class Reconciler {
    */
   async #apply(uids: Iterable<PodUid>, isQuick: boolean): Promise<void> {
     const fresh: PodUid[] = [];
-    await Promise.all(
-      [...uids].map(async (uid) => {
-        const decision = this.#decisions.of(uid);
-        if (decision?.kind === 'intercept') {
-          if (!isQuick || !this.#isUntouched(decision)) {
-            await this.#install(decision);
-          }
-          if (!this.#options.proofs.has(uid)) {
-            fresh.push(uid);
-          }
-        } else {
-          this.#leave(uid, decision);
-        }
+    const ended = (uid: PodUid) => {
+      if (!this.#options.proofs.has(uid)) {
+        fresh.push(uid);
+      }
+      this.#publish(uid);
+    };
+    const installing: Promise<void>[] = [];
+    for (const uid of uids) {
+      const decision = this.#decisions.of(uid);
+      if (decision?.kind !== 'intercept') {
+        this.#leave(uid, decision);
         this.#publish(uid);
-      }),
-    );
-    void this.#proveFresh(fresh);
+      } else if (isQuick && this.#isUntouched(decision)) {
+        ended(uid);
+      } else {
+        installing.push(this.#install(decision).then(() => ended(uid)));
+      }
+    }
+    await Promise.all(installing);
+    if (fresh.length > 0) {
+      void this.#proveFresh(fresh);
+    }
   }
 
   #isUntouched(decision: InterceptDecision): boolean {
@@ -394,7 +399,8 @@ export class Reconciler {
         familiesOff: this.#options.node.familiesOff(),
         proof: this.#options.proofs.get(uid),
       };
-      const inputs = [decision, ...Object.values(observed)];
+      // The same answer, only later, tells nothing new.
+      const inputs = [decision, ...Object.values({ ...observed, proof: observed.proof?.result })];
       if (isSame(inputs, this.#inputs.get(uid))) {
         return; // then the status is the same as well
       }

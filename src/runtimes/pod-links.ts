@@ -3,7 +3,7 @@
 import type { Clock } from '../base/clock.js';
 import { RouteSocket } from '../kernel/netlink.js';
 import { closeFd } from '../native/descriptors.js';
-import { netnsIdentity, openNamespace, withNetns } from '../native/namespaces.js';
+import { interfacesText, netnsIdentity, openNamespace, withNetns } from '../native/namespaces.js';
 import type { Link } from '../net/link.js';
 import type { LinkReader } from './location.js';
 
@@ -78,6 +78,20 @@ export class PodLinks implements LinkReader {
       return await socket.links();
     } finally {
       socket.close();
+    }
+  }
+
+  /**
+   * Another text once the network namespace at `netns` is another, or an interface has come to it or gone from it. Much
+   * cheaper than `podLinks`. Throws where it cannot be entered.
+   */
+  podLinksText(netns: string): string {
+    const fd = openNamespace(netns);
+    try {
+      const { dev, inode } = netnsIdentity(fd);
+      return `${dev} ${inode}\n${withNetns(fd, interfacesText)}`;
+    } finally {
+      closeFd(fd);
     }
   }
 

@@ -13,6 +13,7 @@ import {
   mountBpffs,
   queryClsact,
   queryTcx,
+  tcxPrograms,
   tcxSupported,
 } from '../../src/native/bpf.js';
 import { Cleanup, loadProbe, Netns, temporaryBpffs, temporaryFolder, u32 } from './native-lab.js';
@@ -88,6 +89,12 @@ describe('a tcx link', () => {
         expect(queryTcx(ifindex, way)).toEqual([
           { programId: other.id, linkId: first.id },
           { programId: stamp.id, linkId: second.id },
+        ]);
+        // Several at once: one with none, and one that is not there.
+        expect([...tcxPrograms([1, ifindex, 999], way)]).toEqual([
+          [1, []],
+          [ifindex, [other.id, stamp.id]],
+          [999, []],
         ]);
       });
       traffic();

@@ -5,7 +5,13 @@ import { createConnection, createServer, Socket } from 'node:net';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { closeFd } from '../../src/native/descriptors.js';
-import { interfaceIndex, netnsIdentity, openNamespace, withNetns } from '../../src/native/namespaces.js';
+import {
+  interfaceIndex,
+  interfacesText,
+  netnsIdentity,
+  openNamespace,
+  withNetns,
+} from '../../src/native/namespaces.js';
 import {
   endTcpConnections,
   openTcpConnections,
@@ -128,6 +134,12 @@ describe('a network namespace', () => {
     expect(ifindex).toBeGreaterThan(1);
     expect(netns.run(() => interfaceIndex('lo'))).toBe(1);
     expect(netns.run(() => interfaceIndex('none'))).toBeUndefined();
+    const before = netns.run(interfacesText);
+    expect(before).toContain('1 lo\n');
+    netns.exec('ip', 'link', 'add', 'other0', 'type', 'bridge');
+    expect(netns.run(interfacesText)).toMatch(/^\d+ other0$/m);
+    netns.exec('ip', 'link', 'del', 'other0');
+    expect(netns.run(interfacesText)).toBe(before);
   });
 });
 

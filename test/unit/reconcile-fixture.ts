@@ -38,6 +38,8 @@ export class LinksStandIn {
   /** Namespaces that cannot be entered any more. */
   readonly gone = new Set<string>();
   readonly looked: string[] = [];
+  /** Whose namespaces were asked for the names in them alone. */
+  readonly glimpsed: string[] = [];
   readonly forgotten: (number | undefined)[] = [];
 
   constructor(count: number) {
@@ -50,7 +52,7 @@ export class LinksStandIn {
 
   asPodLinks(): PodLinks {
     let version = 0;
-    const answers: LinkReader & Pick<PodLinks, 'forget' | 'version'> = {
+    const answers: LinkReader & Pick<PodLinks, 'forget' | 'version' | 'podLinksText'> = {
       // Whatever a test changes in `host`, nobody is told of.
       get version() {
         return version++;
@@ -63,6 +65,13 @@ export class LinksStandIn {
           throw Object.assign(new Error('gone'), { code: 'ENOENT' });
         }
         return this.inside[numberOf(netns)] ?? [];
+      },
+      podLinksText: (netns) => {
+        this.glimpsed.push(netns);
+        if (this.gone.has(netns)) {
+          throw Object.assign(new Error('gone'), { code: 'ENOENT' });
+        }
+        return JSON.stringify(this.inside[numberOf(netns)]);
       },
       namespaceId: async (netns) => numberOf(netns),
       isHost: async () => false,
