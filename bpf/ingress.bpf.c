@@ -3,7 +3,7 @@
  * before it, whatever its runtime. A socket cannot be assigned here, so what is for the proxy goes to the agent's own
  * interface, where inbound_steer does it (docs/ingress.md). */
 #define DIRECTION DIRECTION_INGRESS
-#include "endings.h"
+#include "select.h"
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
@@ -20,12 +20,17 @@ static __always_inline bool is_from_node(const struct __sk_buff *skb) {
 }
 
 /* What another instance's proxy of this node sends to the pod, be it on behalf of a pod of its own, is for the pod's
- * proxy to judge; of the pod's own proxy it is the leg that the pod is to have. */
-static __always_inline bool is_from_another_proxy(struct __sk_buff *skb, const struct endpoint *endpoint) {
+ * proxy to judge; of the pod's own proxy for that port it is the leg that the pod is to have. */
+static __always_inline bool is_from_another_proxy(struct __sk_buff *skb, const struct packet *packet,
+                                                  const struct endpoint *endpoint) {
     __u64 cgroup = bpf_skb_cgroup_id(skb);
     __u32 *instance = bpf_map_lookup_elem(&proxy_cgroups, &cgroup);
+    __u32 own;
 
-    return instance && *instance != endpoint->instance;
+    if (!instance || *instance == endpoint->instance)
+        return false;
+    is_selected(packet, endpoint, &own);
+    return *instance != own;
 }
 
 static __always_inline int send_to_proxy(struct __sk_buff *skb, const struct endpoint *endpoint, enum verdict verdict) {
@@ -40,20 +45,22 @@ static __always_inline int send_to_proxy(struct __sk_buff *skb, const struct end
 }
 
 static __always_inline int start(struct __sk_buff *skb, const struct packet *packet, const struct endpoint *endpoint) {
-    __u32 instance = endpoint->instance, own;
+    __u32 instance, own;
     int action;
 
     /* Only the node asks in a pod's name: what the proxy passed on of it would come from the node. */
     if (is_lifecycle(packet->key.dport, &own)) {
-        report(packet, endpoint, instance, packet->ifindex, VERDICT_PROXY_PORT);
+        report(packet, endpoint, endpoint->instance, packet->ifindex, VERDICT_PROXY_PORT);
         return reset(skb, packet, endpoint, VERDICT_PROXY_PORT);
     }
+    if (!is_selected(packet, endpoint, &instance))
+        return exclude(packet, endpoint, true);
     if (endpoint->flags & ENDPOINT_CLOSING) {
         report(packet, endpoint, instance, packet->ifindex, VERDICT_CLOSING);
         return reset(skb, packet, endpoint, VERDICT_CLOSING);
     }
     if (!has_listener(&instance, packet->family))
-        return no_listener(skb, packet, endpoint);
+        return no_listener(skb, packet, endpoint, instance);
     action = send_to_proxy(skb, endpoint, VERDICT_FLOW_STARTED);
     if (action != TC_ACT_SHOT)
         record(skb, packet, endpoint, instance);
@@ -61,12 +68,13 @@ static __always_inline int start(struct __sk_buff *skb, const struct packet *pac
 }
 
 /* What the kubelet asks of a pod at the port that the agent answers: to the agent, whatever the pod has there. */
-static __always_inline int from_node(struct __sk_buff *skb, struct packet *packet, const struct endpoint *endpoint) {
+static __always_inline int from_node(struct __sk_buff *skb, const struct packet *packet,
+                                     const struct endpoint *endpoint, int parsed) {
     __u32 instance = 0;
     struct bpf_sock *listener;
     int action;
 
-    if (parse(skb, packet) != PARSED_TCP || !is_lifecycle(packet->key.dport, &instance) ||
+    if (parsed != PARSED_TCP || !is_lifecycle(packet->key.dport, &instance) ||
         !destination_belongs(packet->ifindex, packet))
         return pass(endpoint, VERDICT_FROM_NODE);
     listener = listener_socket(instance, DIRECTION, packet->family);
@@ -150,9 +158,9 @@ int pod_ingress(struct __sk_buff *skb) {
     endpoint = bpf_map_lookup_elem(&endpoints, &ifindex);
     if (!endpoint || !(endpoint->flags & ENDPOINT_INBOUND))
         return TC_ACT_UNSPEC;
-    if (is_from_node(skb) && !is_from_another_proxy(skb, endpoint))
-        return from_node(skb, &packet, endpoint);
     parsed = parse(skb, &packet);
+    if (is_from_node(skb) && !is_from_another_proxy(skb, &packet, endpoint))
+        return from_node(skb, &packet, endpoint, parsed);
     if (endpoint->flags & ENDPOINT_LEAVING)
         return leave(skb, &packet, endpoint, parsed);
     if (parsed != PARSED_TCP)

@@ -6,6 +6,7 @@
 #include "endings.h"
 #include "other.h"
 #include "records.h"
+#include "select.h"
 #include "sockets.h"
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
@@ -106,15 +107,16 @@ static __always_inline int start(struct __sk_buff *skb, const struct packet *pac
         bool is_proxy_port = bpf_map_lookup_elem(&proxy_ports, &port) && is_local_destination(skb, packet);
         bool asks_for_another = is_lifecycle(port, &instance) && bpf_map_lookup_elem(&inbound, &packet->key.dst);
 
-        instance = endpoint->instance;
         if (is_proxy_port || asks_for_another) {
-            report(packet, endpoint, instance, packet->ifindex, VERDICT_PROXY_PORT);
+            report(packet, endpoint, endpoint->instance, packet->ifindex, VERDICT_PROXY_PORT);
             return reset(skb, packet, endpoint, VERDICT_PROXY_PORT);
         }
+        if (!is_selected(packet, endpoint, &instance))
+            return exclude(packet, endpoint, true);
         listener = serving_socket(&instance, DIRECTION, packet->family);
     }
     if (!listener)
-        return no_listener(skb, packet, endpoint);
+        return no_listener(skb, packet, endpoint, instance);
     action = deliver(skb, packet, endpoint, listener, verdict);
     if (action != TC_ACT_SHOT)
         record(skb, packet, endpoint, instance);
@@ -127,8 +129,11 @@ static __always_inline int without_socket(struct __sk_buff *skb, const struct pa
                                           const struct endpoint *endpoint) {
     const struct flow *flow = known_flow(packet, endpoint);
     struct bpf_sock *listener;
+    __u32 instance;
 
     if (!flow) {
+        if (!is_selected(packet, endpoint, &instance))
+            return exclude(packet, endpoint, false);
         if (!(endpoint->flags & ENDPOINT_SINCE_BIRTH))
             return pass(endpoint, VERDICT_OLDER_CONNECTION);
         skb->priority = PRIORITY_LEFT_TO_CONNTRACK;
@@ -228,9 +233,13 @@ int pod_egress(struct __sk_buff *skb) {
     /* A SYN for a socket in TIME_WAIT is a new connection on an old tuple. */
     again = starts && sk->state == BPF_TCP_TIME_WAIT;
     instance = endpoint->instance;
-    if (again && !has_listener(&instance, packet.family)) {
-        bpf_sk_release(sk);
-        return no_listener(skb, &packet, endpoint);
+    if (again) {
+        /* Were it not selected by now, it would be intercepted all the same: the stack lets none past the old socket. */
+        is_selected(&packet, endpoint, &instance);
+        if (!has_listener(&instance, packet.family)) {
+            bpf_sk_release(sk);
+            return no_listener(skb, &packet, endpoint, instance);
+        }
     }
     parsed = deliver(skb, &packet, endpoint, sk, again ? VERDICT_FLOW_STARTED : VERDICT_FLOW_PACKET);
     if (again && parsed != TC_ACT_SHOT)

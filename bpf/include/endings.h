@@ -99,14 +99,15 @@ static __always_inline bool has_listener(__u32 *instance, __u8 family) {
     return true;
 }
 
+/* `instance`: whose listener it is that lacks. */
 static __always_inline int no_listener(struct __sk_buff *skb, const struct packet *packet,
-                                       const struct endpoint *endpoint) {
+                                       const struct endpoint *endpoint, __u32 instance) {
     if (endpoint->flags & ENDPOINT_FAILURE_OPEN) {
         /* From here on this tuple is an ordinary connection: an old record would make an orphan of it. */
         bpf_map_delete_elem(&flows, &packet->key);
-        report(packet, endpoint, endpoint->instance, packet->ifindex, VERDICT_NO_LISTENER_OPEN);
+        report(packet, endpoint, instance, packet->ifindex, VERDICT_NO_LISTENER_OPEN);
         return pass(endpoint, VERDICT_NO_LISTENER_OPEN);
     }
-    report(packet, endpoint, endpoint->instance, packet->ifindex, VERDICT_NO_LISTENER_RESET);
+    report(packet, endpoint, instance, packet->ifindex, VERDICT_NO_LISTENER_RESET);
     return reset(skb, packet, endpoint, VERDICT_NO_LISTENER_RESET);
 }

@@ -34,6 +34,12 @@
 #define MAX_LISTENERS (MAX_INSTANCES * SLOTS_PER_INSTANCE)
 #define MAX_FLOWS 262144
 #define MAX_UDP_PORTS 1024
+#define MAX_SELECTIONS 4096
+#define MAX_PORT_PAGES 16384
+#define MAX_CIDRS 131072
+#define PORT_PAGES 256
+#define PORTS_OF_PAGE 256
+#define CIDR_SETS 2 /* the node's and the pod's */
 #define MAX_VERDICTS 32
 #define EVENT_BYTES (1 << 20)
 
@@ -61,6 +67,7 @@ enum endpoint_flag {
     ENDPOINT_INBOUND = 1 << 5,      /* what the pod receives is intercepted as well */
     ENDPOINT_LEAVING = 1 << 6,      /* taken out: its open connections go on by the proxy, nothing else is touched */
     ENDPOINT_CLOSING = 1 << 7,      /* about to end: new connections to it are refused, open ones go on */
+    ENDPOINT_SELECTIVE = 1 << 8,    /* `selected` says which of its flows are intercepted, and by whose listeners */
 };
 
 /* endpoints: host-side ifindex -> struct endpoint */
@@ -80,6 +87,44 @@ struct source_key {
 };
 
 /* inbound: an address of a pod that is intercepted inbound -> the ifindex of its endpoint */
+
+/* selected: the ifindex of an endpoint -> the number of its selection */
+
+/* selections: number -> which new flows are intercepted. A row does not change while an endpoint has it: another choice
+ * is another row, so that all of it changes over at once. What refers to a row that is missing selects. */
+struct choice {
+    __u16 pages[PORT_PAGES]; /* by the upper half of the destination port: a number of `port_pages` */
+    __u32 cidrs[CIDR_SETS];  /* sets of `cidrs` that the far address has to pass, each; 0: none */
+    __u32 included;          /* bit n: what cidrs[n] does not include is left alone */
+};
+
+struct selection {
+    struct choice by_direction[2]; /* enum direction */
+};
+
+/* port_pages: number -> what becomes of flows to 256 ports that follow each other */
+struct port_page {
+    __u16 ports[PORTS_OF_PAGE]; /* enum selected, or that and the number of an instance */
+};
+
+enum selected {
+    SELECTED_NOT = 0,
+    SELECTED = 1,          /* by the endpoint's own instance */
+    SELECTED_INSTANCE = 2, /* and the number of another one */
+};
+
+/* cidrs (LPM trie): a set's number and a prefix -> enum cidr_flag of that prefix and of all around it in the set. The
+ * far address: the destination of what a pod sends, the source of what it is sent. */
+struct cidr_key {
+    __u32 prefix_length; /* in bits of what follows */
+    __u32 set;
+    struct address address;
+};
+
+enum cidr_flag {
+    CIDR_EXCLUDED = 1,
+    CIDR_INCLUDED = 2,
+};
 
 /* workloads: endpoint id -> the pod it stands for, so that a restarted agent finds its ids again */
 struct workload {
@@ -277,6 +322,7 @@ enum verdict {
     VERDICT_CANARY,            /* the agent's own packet, to try the way to the listener */
     VERDICT_LIFECYCLE,         /* of a pod, or for it from the kubelet: to the agent's own port for that */
     VERDICT_CLOSING,           /* reset: to a pod that is about to end */
+    VERDICT_EXCLUDED,          /* passed: not among the flows that are intercepted */
     VERDICT_COUNT,
 };
 

@@ -38,6 +38,38 @@ struct {
     __uint(max_entries, MAX_ENDPOINTS);
     __uint(map_flags, BPF_F_NO_PREALLOC);
     __type(key, __u32);
+    __type(value, __u32);
+} selected SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_HASH);
+    __uint(max_entries, MAX_SELECTIONS);
+    __uint(map_flags, BPF_F_NO_PREALLOC);
+    __type(key, __u32);
+    __type(value, struct selection);
+} selections SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_HASH);
+    __uint(max_entries, MAX_PORT_PAGES);
+    __uint(map_flags, BPF_F_NO_PREALLOC);
+    __type(key, __u32);
+    __type(value, struct port_page);
+} port_pages SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_LPM_TRIE);
+    __uint(max_entries, MAX_CIDRS);
+    __uint(map_flags, BPF_F_NO_PREALLOC);
+    __type(key, struct cidr_key);
+    __type(value, __u32);
+} cidrs SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_HASH);
+    __uint(max_entries, MAX_ENDPOINTS);
+    __uint(map_flags, BPF_F_NO_PREALLOC);
+    __type(key, __u32);
     __type(value, struct workload);
 } workloads SEC(".maps");
 
@@ -235,6 +267,8 @@ struct layouts {
     enum identity_version identity_version;
     enum nodesentry_runtime runtime;
     enum layout layout;
+    enum selected selected;
+    enum cidr_flag cidr_flag;
 };
 const struct layouts *const volatile layouts_in_btf = NULL;
 

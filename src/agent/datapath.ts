@@ -3,7 +3,7 @@
 import type { Logger } from 'pino';
 import { steadyUnixMs } from '../base/clock.js';
 import type { Opened } from '../base/opened.js';
-import { type Config, type Instance, instanceFor } from '../config/config.js';
+import { type Config, type Instance, instanceFor, portInstancesFor } from '../config/config.js';
 import { Canaries } from '../datapath/canary.js';
 import type { EndpointTables } from '../datapath/endpoints.js';
 import type { Generations } from '../datapath/generations.js';
@@ -177,6 +177,15 @@ export function createReconciler(parts: {
     repairs,
     defaults: { enrol, failure, other },
     instanceFor: (app) => serving(instanceFor({ instances: instances() }, app)),
+    portInstancesFor: (app) =>
+      portInstancesFor({ instances: instances() }, app).map((instance) => ({
+        name: instance.name,
+        number: slots.numberOf(instance.name),
+        inbound: receives(instance),
+        outbound: sends(instance),
+        ports: instance.ports ?? [],
+      })),
+    selection: config.interception.selection,
     instanceNamed: (name) => serving(instances().find((instance) => instance.name === name)),
     isClosing: (uid) => parts.closing.has(uid),
     drainOf: (uid, app) => parts.drains.of(uid, app),
@@ -203,6 +212,11 @@ export function createReconciler(parts: {
 /** Whether what its pods are sent goes through it. */
 function receives({ inbound, announced }: Instance): boolean {
   return inbound.length > 0 || announced?.includes('inbound') === true;
+}
+
+/** Whether what its pods send goes through it. */
+function sends({ outbound, announced }: Instance): boolean {
+  return outbound.length > 0 || announced?.includes('outbound') === true;
 }
 
 /** Writes nothing yet: the first round does. */

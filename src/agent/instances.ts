@@ -122,6 +122,7 @@ export function openInstances(parts: {
       return live.current;
     },
     servedBy: (app: string) => live.servedBy(app),
+    allServing: (app: string) => live.allServing(app),
     status: () => live.status(),
     states: async () => {
       const open = await flows.openByInstance();

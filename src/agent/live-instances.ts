@@ -6,7 +6,7 @@
 import { readFileSync } from 'node:fs';
 import { isDeepStrictEqual } from 'node:util';
 import type { Log } from '../base/log.js';
-import { type Config, type Instance, instanceFor } from '../config/config.js';
+import { type Config, type Instance, instanceFor, instancesFor } from '../config/config.js';
 import { ConfigError } from '../config/errors.js';
 import { parseConfig } from '../config/load.js';
 import { DatapathError } from '../kernel/errors.js';
@@ -44,6 +44,11 @@ export class LiveInstances {
 
   servedBy(app: string): Instance | undefined {
     return instanceFor({ instances: this.#current }, app);
+  }
+
+  /** That and those that take certain ports. */
+  allServing(app: string): readonly Instance[] {
+    return instancesFor({ instances: this.#current }, app);
   }
 
   /** How often the list has changed since the start, and why what the file says now does not hold, if so. */

@@ -1,7 +1,7 @@
 /** Instances that have a command: started by the agent itself, or by `nodesentry supervise` in another process. */
 
 import type { Log } from '../base/log.js';
-import { type Config, type Instance, instanceFor } from '../config/config.js';
+import { type Config, type Instance, instancesFor } from '../config/config.js';
 import { interceptionOf } from '../pods/annotations.js';
 import { appOf } from '../pods/pod.js';
 import type { PodStore } from '../pods/pod-store.js';
@@ -95,8 +95,8 @@ function servedInstances(
       const names = store
         .list()
         .filter((pod) => !pod.hostNetwork && interceptionOf(pod, interception).enrolled)
-        .map((pod) => instanceFor({ instances }, appOf(pod))?.name)
-        .filter((name) => name !== undefined);
+        .flatMap((pod) => instancesFor({ instances }, appOf(pod)))
+        .map(({ name }) => name);
       known = { revision, instances, names: new Set(names) };
     }
     return known.names;

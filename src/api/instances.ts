@@ -13,6 +13,8 @@ export type InstanceState = Omit<
 export interface InstancesView {
   readonly current: readonly Instance[];
   servedBy(app: string): Instance | undefined;
+  /** That and those that take certain ports. */
+  allServing(app: string): readonly Instance[];
   status(): { readonly applied: number; readonly problem: string | undefined };
   /** Of each, by its name. */
   states(): Promise<ReadonlyMap<string, InstanceState>>;
@@ -29,7 +31,7 @@ export async function instancesOf(
   const served = workloads.filter(({ interception }) => interception.state !== 'NOT_ENROLLED');
   const instances = view.current.flatMap((instance): InstanceMessage[] => {
     const state = states.get(instance.name);
-    const pods = served.filter(({ app }) => view.servedBy(app) === instance);
+    const pods = served.filter(({ app }) => view.allServing(app).includes(instance));
     // One that was added meanwhile is told the next time.
     return state === undefined
       ? []

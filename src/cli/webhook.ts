@@ -1,6 +1,6 @@
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { steadyUnixMs } from '../base/clock.js';
-import { instanceFor, LOG_LEVELS } from '../config/config.js';
+import { instancesFor, LOG_LEVELS } from '../config/config.js';
 import { loadConfig } from '../config/load.js';
 import { KubernetesClient } from '../pods/sources/kubernetes-client.js';
 import { openApiServerAccess } from '../pods/sources/kubernetes-config.js';
@@ -73,7 +73,7 @@ async function run(options: WebhookCommandOptions): Promise<void> {
       host: options.address,
       port: options.port,
       proxy: { port: options.proxyPort, noProxy: options.direct },
-      isServed: (app) => config === undefined || instanceFor(config, app) !== undefined,
+      isServed: (app) => config === undefined || instancesFor(config, app).length > 0,
       terms: TERMS,
       nowMs: steadyUnixMs,
       log,

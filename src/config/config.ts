@@ -2,9 +2,11 @@
 
 import type { Family } from '../net/family.js';
 import type { Mark } from '../net/mark.js';
+import type { PortRange } from '../net/ports.js';
 import type { EnrolMode, OtherProtocols } from '../pods/annotations.js';
 import type { FailurePolicy, RuntimeKind } from '../pods/pod.js';
 import type { Resources } from '../pods/quantity.js';
+import type { SelectionRules } from '../pods/selection.js';
 
 export interface Config {
   readonly node: string;
@@ -19,6 +21,8 @@ export interface Config {
     /** That stay open where other protocols are dropped. */
     readonly udpPorts: readonly number[];
     readonly splice: SpliceMode;
+    /** Which flows of any pod, at most: what it does not select, no pod's annotation does. */
+    readonly selection: SelectionRules;
   };
   readonly sources: {
     /** Absolute path. */
@@ -108,6 +112,8 @@ export interface Instance {
   readonly name: string;
   /** Undefined: every app. */
   readonly apps: readonly string[] | undefined;
+  /** Undefined: what no other instance takes. Else the flows to these ports alone, of every app that it serves. */
+  readonly ports?: readonly PortRange[] | undefined;
   /** At most one address per family; no address of a family: the failure policy applies to it. */
   readonly outbound: readonly ListenerAddress[];
   readonly inbound: readonly ListenerAddress[];
@@ -198,12 +204,37 @@ export interface RateLimit {
 export const LOG_LEVELS = ['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent'] as const;
 export type LogLevel = (typeof LOG_LEVELS)[number];
 
-/** The proxy instance that serves an app: the first of the list that matches. */
+/** The proxy instance that serves an app: the first of the list that matches, but for those of certain ports alone. */
 export function instanceFor(
   config: Pick<Config, 'instances'>,
   app: string | undefined,
 ): Instance | undefined {
-  return config.instances.find(({ apps }) => apps === undefined || (app !== undefined && apps.includes(app)));
+  return config.instances.find((instance) => instance.ports === undefined && serves(instance, app));
+}
+
+/**
+ * The instances that take the app's flows to certain ports, the one that takes a port first where several name it: those of
+ * the app before those of every app, and then in the order of the list.
+ */
+export function portInstancesFor(
+  config: Pick<Config, 'instances'>,
+  app: string | undefined,
+): readonly Instance[] {
+  const all = config.instances.filter((instance) => instance.ports !== undefined && serves(instance, app));
+  return [...all.filter(({ apps }) => apps !== undefined), ...all.filter(({ apps }) => apps === undefined)];
+}
+
+/** All of both. */
+export function instancesFor(
+  config: Pick<Config, 'instances'>,
+  app: string | undefined,
+): readonly Instance[] {
+  const main = instanceFor(config, app);
+  return [...portInstancesFor(config, app), ...(main === undefined ? [] : [main])];
+}
+
+function serves({ apps }: Instance, app: string | undefined): boolean {
+  return apps === undefined || (app !== undefined && apps.includes(app));
 }
 
 /** Whether an address without a family of its own also takes IPv4: `[::]`, alone in its list. */

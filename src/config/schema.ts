@@ -1,7 +1,9 @@
 /** The configuration file: every key, its default, and what a wrong value is told. */
 
 import { z } from 'zod';
+import { type Prefix, parsePrefix } from '../net/ip.js';
 import { MASKED_MARK, type Mark, parseMark } from '../net/mark.js';
+import { PORTS_EXPECTED, type PortRange, parsePortList, parsePorts } from '../net/ports.js';
 import { REMEMBERED_MS } from '../pods/gone-pods.js';
 import { RUNTIME_KINDS, SERVICE_ACCOUNT_NAME } from '../pods/pod.js';
 import { capacity } from './capacity-schema.js';
@@ -79,6 +81,32 @@ const listeners = z
     });
   });
 
+const ports = (whatIs: string) =>
+  z.union([z.string(), z.number()], { error: whatIs }).transform((given, context): readonly PortRange[] => {
+    const parsed = (whatIs === PORTS_EXPECTED ? parsePorts : parsePortList)(String(given));
+    if (parsed === undefined) {
+      context.addIssue({ code: 'custom', message: whatIs });
+      return z.NEVER;
+    }
+    return parsed;
+  });
+
+const CIDR_EXPECTED = 'a CIDR such as 10.0.0.0/8 or fd00::/8';
+const MAX_CIDRS = 65_536;
+const cidrs = z
+  .array(
+    z.string({ error: CIDR_EXPECTED }).transform((given, context): Prefix => {
+      const parsed = parsePrefix(given);
+      if (parsed === undefined) {
+        context.addIssue({ code: 'custom', message: CIDR_EXPECTED });
+        return z.NEVER;
+      }
+      return parsed;
+    }),
+    { error: 'a list of CIDRs' },
+  )
+  .max(MAX_CIDRS, { error: `at most ${MAX_CIDRS} CIDRs` });
+
 const METRICS_EXPECTED = 'an address and a port such as 0.0.0.0:9464 or [::]:9464';
 const metricsAddress = z.string({ error: METRICS_EXPECTED }).transform((text, context): ListenerAddress => {
   const address = parseListenerAddress(text);
@@ -101,6 +129,8 @@ const owner = section({
   cgroup: path('a control group as in /proc/<pid>/cgroup, such as /system.slice/envoy.service').optional(),
 }).refine((given) => Object.values(given).some((value) => value !== undefined), { error: OWNER_EXPECTED });
 
+const INSTANCE_PORTS_EXPECTED = 'ports from 1 to 65535 such as 6379,7000-7010';
+
 const ANNOUNCED_EXPECTED = 'a list of outbound, inbound or both';
 
 const instance = section({
@@ -109,6 +139,11 @@ const instance = section({
     .array(name('the name of an app'), { error: 'a list of app names' })
     .min(1, { error: 'at least one app (leave apps out to serve every app)' })
     .optional(),
+  ports: ports(INSTANCE_PORTS_EXPECTED)
+    .optional()
+    .describe(
+      'It takes the flows of its apps to these ports alone, before any instance that has none; left out: all that no other takes.',
+    ),
   outbound: listeners.optional(),
   inbound: listeners.optional(),
   announced: z
@@ -145,6 +180,7 @@ const instance = section({
   return {
     name: given.name,
     apps: given.apps,
+    ...(given.ports === undefined ? {} : { ports: given.ports }),
     outbound: given.outbound ?? [],
     inbound: given.inbound ?? [],
     ...(given.announced === undefined ? {} : { announced: given.announced }),
@@ -249,7 +285,37 @@ export function configSchema(hostname: string) {
         .describe(
           'Bytes of runc pods past the TCP stack. auto: where the kernel does all of it right, and for pods that ask for it by their annotation; disabled: for none.',
         ),
-    }).prefault({}),
+      outbound: ports(PORTS_EXPECTED)
+        .prefault('all')
+        .describe('Ports that pods dial and that are intercepted, at most: a pod can only narrow it down.'),
+      inbound: ports(PORTS_EXPECTED).prefault('all').describe('The same of ports at which pods are dialled.'),
+      includeOutboundCidrs: cidrs
+        .optional()
+        .describe('Only what goes to these is intercepted; left out: whatever the destination.'),
+      excludeOutboundCidrs: cidrs.prefault([]).describe('What goes to these is not.'),
+      includeInboundCidrs: cidrs
+        .optional()
+        .describe('Only what comes from these is intercepted; left out: whatever the source.'),
+      excludeInboundCidrs: cidrs.prefault([]).describe('What comes from these is not.'),
+    })
+      .transform(
+        ({
+          outbound,
+          inbound,
+          includeOutboundCidrs,
+          excludeOutboundCidrs,
+          includeInboundCidrs,
+          excludeInboundCidrs,
+          ...given
+        }) => ({
+          ...given,
+          selection: {
+            outbound: { ports: outbound, include: includeOutboundCidrs, exclude: excludeOutboundCidrs },
+            inbound: { ports: inbound, include: includeInboundCidrs, exclude: excludeInboundCidrs },
+          },
+        }),
+      )
+      .prefault({}),
     sources: sources.prefault({}),
     instances: z
       .array(instance, { error: 'a list of instances' })

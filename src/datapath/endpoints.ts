@@ -8,6 +8,8 @@ import { type EndpointIdentity, Identities, type IdentityMaps } from './identiti
 import type { Layouts } from './layouts.js';
 import { MapLook } from './map-look.js';
 import { type Counted, type CounterMaps, PacketCounters } from './packet-counters.js';
+import type { SelectionInForce } from './selection.js';
+import { type SelectionMaps, Selections } from './selections.js';
 import { type ShareMaps, Shares } from './shares.js';
 import { type EndpointRow, ID_ROW, WorkloadRows } from './workload-rows.js';
 
@@ -26,10 +28,12 @@ export interface EndpointPlan {
   readonly inbound?: boolean;
   /** The pod is about to end: what others open to it is refused, what is open goes on. Default false. */
   readonly closing?: boolean;
+  /** Which new flows are intercepted, and by whom. Undefined: all, by `instance`. */
+  readonly selection?: SelectionInForce | undefined;
   readonly ips: readonly string[];
 }
 
-export interface EndpointMaps extends ShareMaps, CounterMaps, IdentityMaps {
+export interface EndpointMaps extends ShareMaps, CounterMaps, IdentityMaps, SelectionMaps {
   readonly endpoints: BpfMap;
   readonly sources: BpfMap;
   readonly workloads: BpfMap;
@@ -56,6 +60,7 @@ export class EndpointTables {
   readonly #counters: PacketCounters;
   readonly #shares: Shares;
   readonly #identities: Identities;
+  readonly #selections: Selections;
 
   constructor(maps: EndpointMaps, layouts: Layouts) {
     this.#maps = maps;
@@ -67,6 +72,7 @@ export class EndpointTables {
     };
     this.#counters = new PacketCounters(maps, layouts);
     this.#shares = new Shares(maps, layouts);
+    this.#selections = new Selections(maps, layouts);
     this.#rows = new WorkloadRows(maps.workloads, layouts);
     this.#counters.ensure(ID_ROW);
     this.#shares.forgetAllBut((id) => this.#rows.byId(id) !== undefined);
@@ -106,7 +112,7 @@ export class EndpointTables {
       this.#version += 1;
     }
     this.#shares.drop();
-    return [...this.#rows.repair(), ...this.#identities.ensure()];
+    return [...this.#rows.repair(), ...this.#identities.ensure(), ...this.#selections.ensure()];
   }
 
   /** Another number whenever endpoints or addresses in the kernel are others, or may be: ours or somebody else's doing. */
@@ -173,6 +179,10 @@ export class EndpointTables {
       }
     }
     changes.push(...this.#writeInbound(ifindex, plan.inbound === true ? plan.ips : []));
+    if (plan.selection !== undefined && this.#selections.put(ifindex, plan.selection)) {
+      this.#version += 1;
+      changes.push('the selection of flows was not as written');
+    }
     const value = this.#encode(row, plan);
     const before = this.#endpoints.get(ifindex);
     if (before === undefined || !before.equals(value)) {
@@ -180,6 +190,11 @@ export class EndpointTables {
       this.#maps.endpoints.set(u32(ifindex), value);
       this.#endpoints.set(ifindex, value);
       changes.push(before === undefined ? 'the endpoint was missing' : 'the endpoint was not as written');
+    }
+    // Only now does nothing refer to it.
+    if (plan.selection === undefined && this.#selections.remove(ifindex)) {
+      this.#version += 1;
+      changes.push('a selection of flows did not belong there');
     }
     for (const key of present) {
       if (!wanted.has(key)) {
@@ -197,6 +212,9 @@ export class EndpointTables {
   verify(row: EndpointRow, plan: EndpointPlan): string | undefined {
     if (this.#maps.endpoints.get(u32(plan.ifindex))?.equals(this.#encode(row, plan)) !== true) {
       return `the endpoint of ifindex ${plan.ifindex} is not in the kernel as programmed`;
+    }
+    if (plan.selection !== undefined && !this.#selections.isInKernel(plan.ifindex, plan.selection)) {
+      return `the selection of flows of ifindex ${plan.ifindex} is not in the kernel as programmed`;
     }
     const missing = plan.ips.find(
       (ip) => this.#maps.sources.get(this.#sourceKey(plan.ifindex, ip)) === undefined,
@@ -216,6 +234,7 @@ export class EndpointTables {
       this.#texts.delete(key);
     }
     this.#endpoints.delete(ifindex);
+    this.#selections.remove(ifindex);
     this.#sources.delete(ifindex);
     this.#writeInbound(ifindex, []);
   }
@@ -251,7 +270,9 @@ export class EndpointTables {
 
   /** Interfaces that the kernel holds an endpoint or a source address for. */
   liveInterfaces(): number[] {
-    return [...new Set([...this.#endpoints.keys(), ...this.#sources.keys()])];
+    return [
+      ...new Set([...this.#endpoints.keys(), ...this.#sources.keys(), ...this.#selections.interfaces()]),
+    ];
   }
 
   /** What the kernel holds of a pod that is not leaving, an entry per interface, as it would be written again. */
@@ -275,6 +296,10 @@ export class EndpointTables {
         inbound: (endpoint.number(value, 'flags') & flags.inbound) !== 0,
         closing: (endpoint.number(value, 'flags') & flags.closing) !== 0,
         bridgeIndex: endpoint.number(value, 'bridge_ifindex'),
+        selection:
+          (endpoint.number(value, 'flags') & flags.selective) === 0
+            ? undefined
+            : this.#selections.at(ifindex),
         ips: [...this.#sourcesOf(ifindex)].map((key) => this.#addressIn(key)).sort(),
       }
     );
@@ -300,7 +325,10 @@ export class EndpointTables {
   /** Numbers of the instances that endpoints refer to. */
   instances(): Set<number> {
     const { endpoint } = this.#layouts;
-    return new Set([...this.#endpoints.values()].map((value) => endpoint.number(value, 'instance')));
+    return new Set([
+      ...[...this.#endpoints.values()].map((value) => endpoint.number(value, 'instance')),
+      ...this.#selections.instances(),
+    ]);
   }
 
   /** Whether any endpoint in the kernel is intercepted inbound. */
@@ -407,7 +435,8 @@ export class EndpointTables {
         (plan.dropOther ? flags.dropOther : 0) |
         (plan.shaped === true ? flags.shaped : 0) |
         (plan.inbound === true ? flags.inbound : 0) |
-        (plan.closing === true ? flags.closing : 0),
+        (plan.closing === true ? flags.closing : 0) |
+        (plan.selection === undefined ? 0 : flags.selective),
       bridge_ifindex: plan.bridgeIndex,
     });
   }

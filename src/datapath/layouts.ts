@@ -14,6 +14,11 @@ export interface SlotLayout {
 export interface Layouts {
   readonly endpoint: Struct;
   readonly sourceKey: Struct;
+  readonly selection: Struct;
+  /** `struct choice`: of one direction. */
+  readonly choice: Struct;
+  readonly portPage: Struct;
+  readonly cidrKey: Struct;
   readonly workload: Struct;
   readonly identity: Struct;
   /** `struct nodesentry_end`, which proxies read. */
@@ -46,7 +51,12 @@ export interface Layouts {
     readonly inbound: number;
     readonly leaving: number;
     readonly closing: number;
+    readonly selective: number;
   };
+  /** `enum selected`: the first number that is an instance's. */
+  readonly selected: { readonly instance: number };
+  /** `enum cidr_flag`. */
+  readonly cidrFlags: Readonly<Record<'excluded' | 'included', number>>;
   /** `enum delivery`. */
   readonly deliveries: Readonly<
     Record<'noListener' | 'assigned' | 'lookedUp' | 'misled' | 'refused', number>
@@ -70,6 +80,7 @@ export function readLayouts(object: BpfObject): Layouts {
     }
   }
   const flags = object.enumValues('endpoint_flag');
+  const cidrFlags = object.enumValues('cidr_flag');
   const slots = object.enumValues('slot');
   const limits = object.enumValues('limit');
   const deliveries = object.enumValues('delivery');
@@ -77,6 +88,10 @@ export function readLayouts(object: BpfObject): Layouts {
   return {
     endpoint: struct('endpoint', ['id', 'generation', 'instance', 'flags', 'bridge_ifindex']),
     sourceKey: struct('source_key', ['ifindex', 'address']),
+    selection: struct('selection', ['by_direction']),
+    choice: struct('choice', ['pages', 'cidrs', 'included']),
+    portPage: struct('port_page', ['ports']),
+    cidrKey: struct('cidr_key', ['prefix_length', 'set', 'address']),
     workload: struct('workload', ['uid', 'generation', 'ifindex']),
     identity: struct('identity', ['end', 'id', 'id_length']),
     identityEnd: struct('nodesentry_end', [
@@ -131,6 +146,12 @@ export function readLayouts(object: BpfObject): Layouts {
       inbound: enumValue(flags, 'ENDPOINT_INBOUND'),
       leaving: enumValue(flags, 'ENDPOINT_LEAVING'),
       closing: enumValue(flags, 'ENDPOINT_CLOSING'),
+      selective: enumValue(flags, 'ENDPOINT_SELECTIVE'),
+    },
+    selected: { instance: enumValue(object.enumValues('selected'), 'SELECTED_INSTANCE') },
+    cidrFlags: {
+      excluded: enumValue(cidrFlags, 'CIDR_EXCLUDED'),
+      included: enumValue(cidrFlags, 'CIDR_INCLUDED'),
     },
     deliveries: {
       noListener: enumValue(deliveries, 'DELIVERY_NO_LISTENER'),

@@ -39,15 +39,19 @@ export interface Prefix {
   readonly length: number;
 }
 
-/** `10.66.0.3/24` or `fd00::/8`; undefined for anything else, an address without a length among it. */
+/**
+ * `10.66.0.3/24` or `fd00::/8`; undefined for anything else, an address without a length among it. A mapped one comes out as
+ * IPv4, as its address does.
+ */
 export function parsePrefix(text: string): Prefix | undefined {
   const [address = '', bits = '', ...rest] = text.split('/');
   const ip = parseIp(address);
-  const length = Number(bits);
-  const most = familyOf(address) === 6 ? 128 : 32;
-  return ip === undefined || rest.length > 0 || !/^\d{1,3}$/.test(bits) || length > most
-    ? undefined
-    : { ip, length };
+  if (ip === undefined || rest.length > 0 || !/^\d{1,3}$/.test(bits)) {
+    return undefined;
+  }
+  const most = familyOf(ip) === 6 ? 128 : 32;
+  const length = Number(bits) - (familyOf(address) === 6 ? 128 - most : 0);
+  return length < 0 || length > most ? undefined : { ip, length };
 }
 
 /**

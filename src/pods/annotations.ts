@@ -1,6 +1,5 @@
 /** What a pod's own labels and annotations ask of us. */
 
-import { parsePrefix } from '../net/ip.js';
 import {
   MESH_RESOURCES,
   MESH_RESOURCES_EXPECTED,
@@ -8,6 +7,7 @@ import {
   parseMeshResources,
 } from './mesh-resources.js';
 import type { FailurePolicy, Pod } from './pod.js';
+import { readSelection, type SelectionRules } from './selection.js';
 
 /** labelled: pods that say `enabled`. all: every pod that does not say `disabled`. */
 export type EnrolMode = 'labelled' | 'all';
@@ -30,6 +30,8 @@ export interface Interception {
   readonly other: OtherProtocols;
   /** What the pod says; undefined where it says nothing. */
   readonly splice: SpliceChoice | undefined;
+  /** Which of its flows, as far as the pod says. */
+  readonly selection: SelectionRules;
   /** Undefined where nothing is said, or nothing that can be followed. */
   readonly meshResources: MeshResources | undefined;
   /** One sentence per key whose value could not be followed; the default of that key applies. */
@@ -39,15 +41,6 @@ export interface Interception {
 const QUOTED_CHARACTERS = 80;
 
 const PREFIX = 'nodesentry.io/';
-
-const PORTS = 'all, none or ports from 1 to 65535 such as 80,8000-8080';
-
-/** Key, what is expected of its value, and whether a value is that. */
-const SELECTIONS = [
-  ['outbound', PORTS, arePorts],
-  ['inbound', PORTS, arePorts],
-  ['exclude-outbound-cidrs', 'CIDRs such as 10.0.0.0/8,fd00::/8', areCidrs],
-] as const;
 
 /** Keys that a pod cannot have from its namespace: those that say what it is, and what the webhook reads of the pod alone. */
 const OWN_KEYS: readonly string[] = [
@@ -75,16 +68,10 @@ export function interceptionOf(
   const splice = choice(pod, 'splice', ['enabled', 'disabled'], problems);
   choice(pod, 'explicit-proxy', ['enabled', 'disabled'], problems);
   choice(pod, 'mesh-requests', ['enabled', 'disabled'], problems);
-  for (const [key, expected, isRight] of SELECTIONS) {
-    const value = given(pod, key);
-    if (value === undefined || (value === 'all' && key !== 'exclude-outbound-cidrs')) {
-      continue;
-    }
-    const wrong = isRight(value)
-      ? `${quoted(value)} is not available in this version and has no effect`
-      : `expected ${expected}, got ${quoted(value)}`;
-    problems.push(`${PREFIX}${key}: ${wrong}`);
-  }
+  const selection = readSelection(
+    (key) => given(pod, key),
+    (key, expected, value) => problems.push(`${PREFIX}${key}: expected ${expected}, got ${quoted(value)}`),
+  );
   const meshResources = meshResourcesOf(pod, problems);
   return {
     enrolled: defaults.enrol === 'all' ? intercept !== 'disabled' : intercept === 'enabled',
@@ -92,6 +79,7 @@ export function interceptionOf(
     // The stricter of the two: a pod cannot open what the node has closed.
     other: defaults.other === 'drop' ? 'drop' : (other ?? 'pass'),
     splice,
+    selection,
     meshResources,
     problems,
   };
@@ -143,19 +131,4 @@ function quoted(value: string): string {
 
 function given(pod: Pick<Pod, 'labels' | 'annotations'>, key: string): string | undefined {
   return pod.annotations[PREFIX + key] ?? pod.labels[PREFIX + key];
-}
-
-function arePorts(value: string): boolean {
-  if (value === 'all' || value === 'none') {
-    return true;
-  }
-  return value.split(',').every((part) => {
-    const [from = '', to = from, ...rest] = part.trim().split('-');
-    const isPort = (text: string) => /^\d{1,5}$/.test(text) && Number(text) >= 1 && Number(text) <= 65_535;
-    return rest.length === 0 && isPort(from) && isPort(to) && Number(from) <= Number(to);
-  });
-}
-
-function areCidrs(value: string): boolean {
-  return value.split(',').every((part) => parsePrefix(part.trim()) !== undefined);
 }

@@ -6,9 +6,12 @@
 
 import type { Log } from '../base/log.js';
 import type { EndpointTables } from '../datapath/endpoints.js';
+import { type FlowSelection, selectionOf } from '../datapath/selection.js';
+import type { PortRange } from '../net/ports.js';
 import { type InterceptionDefaults, interceptionOf } from '../pods/annotations.js';
 import { appOf, ipsOf, type Pod, type PodUid } from '../pods/pod.js';
 import type { PodStore } from '../pods/pod-store.js';
+import { SELECT_ALL, type SelectionRules } from '../pods/selection.js';
 import type { PodSource } from '../pods/source.js';
 import { locate } from '../runtimes/locate.js';
 import type { HostAttachment, Location } from '../runtimes/location.js';
@@ -46,6 +49,12 @@ export interface ServingInstance {
   readonly inbound: boolean;
 }
 
+/** One that takes flows to certain ports alone. */
+export interface PortInstance extends ServingInstance {
+  readonly outbound: boolean;
+  readonly ports: readonly PortRange[];
+}
+
 /** New flows go to another instance, or, without one, past every proxy. */
 export interface DrainOrder {
   readonly to?: string | undefined;
@@ -62,6 +71,10 @@ export interface DecisionsOptions {
   readonly defaults: InterceptionDefaults;
   /** Which instance serves an app; undefined where the configuration has none for it. */
   readonly instanceFor: (app: string | undefined) => ServingInstance | undefined;
+  /** Those that take an app's flows to certain ports, in order of precedence. Default: none. */
+  readonly portInstancesFor?: (app: string | undefined) => readonly PortInstance[];
+  /** Which flows of any pod, at most. Default: all. */
+  readonly selection?: SelectionRules;
   readonly instanceNamed: (name: string) => ServingInstance | undefined;
   /** Whether a pod is drained; the same object until it is another. */
   readonly drainOf: (uid: PodUid, app: string | undefined) => DrainOrder | undefined;
@@ -73,6 +86,19 @@ export interface DecisionsOptions {
   /** The sources without whose word a pod is not un-enrolled. */
   readonly authorities: readonly Pick<PodSource, 'name'>[];
   readonly log: Pick<Log, 'error'>;
+}
+
+/** Who a pod's new flows go to. */
+interface Served {
+  readonly drain: DrainOrder | undefined;
+  /** What takes the flows that no port is named for; undefined: nobody does. */
+  readonly main: ServingInstance | undefined;
+  /** The endpoint's own; undefined: nobody serves the pod. */
+  readonly instance: ServingInstance | undefined;
+  readonly shares: readonly PortInstance[];
+  /** Any of them takes what the pod is sent. */
+  readonly inbound: boolean;
+  readonly problem: string | undefined;
 }
 
 export class Decisions {
@@ -144,11 +170,16 @@ export class Decisions {
   /** The list of instances has changed: who is served by another one now, or had none, is decided anew by the next round. */
   instancesChanged(): void {
     for (const [uid, decision] of this.#decisions) {
-      const { instance } = this.#serving(uid, appOf(this.#lastWords.of(decision.pod)));
+      const said = this.#lastWords.of(decision.pod);
+      const served = this.#serving(uid, appOf(said));
+      const selection = this.#selection(interceptionOf(said, this.#options.defaults).selection, served);
       const isAnother =
         decision.kind === 'intercept'
           ? decision.endpoints.some(
-              ({ plan }) => plan.instance !== instance?.number || plan.inbound !== instance.inbound,
+              ({ plan }) =>
+                plan.instance !== served.instance?.number ||
+                plan.inbound !== served.inbound ||
+                plan.selection?.key !== selection?.key,
             )
           : decision.state === 'REFUSED';
       if (isAnother) {
@@ -375,7 +406,7 @@ export class Decisions {
   async #find(pod: Pod): Promise<Decision> {
     const { defaults } = this.#options;
     const said = this.#lastWords.of(pod);
-    const { enrolled, failure, other, problems: misunderstood } = interceptionOf(said, defaults);
+    const { enrolled, failure, other, selection, problems: misunderstood } = interceptionOf(said, defaults);
     const problems = [...misunderstood, ...(said.note === undefined ? [] : [said.note])];
     const leave = (
       state: LeaveDecision['state'],
@@ -390,7 +421,8 @@ export class Decisions {
       retry,
     });
     const app = appOf(said);
-    const { drain, instance, problem } = this.#serving(pod.uid, app);
+    const served = this.#serving(pod.uid, app);
+    const { drain, instance, problem } = served;
     this.#rememberDrain(pod.uid, drain);
     if (!enrolled) {
       return leave('NOT_ENROLLED', problemsText(problems));
@@ -407,6 +439,7 @@ export class Decisions {
       return leave('REFUSED', noInstanceText(app));
     }
     const { shapers, comesFirst } = this.#options;
+    const selected = this.#selection(selection, served);
     const endpoint = (at: HostAttachment, ips: readonly string[]): PlannedEndpoint => ({
       at,
       shaper: shapers.of(at.link.index),
@@ -416,7 +449,8 @@ export class Decisions {
         failureOpen: failure === 'open',
         dropOther: other === 'drop',
         bridgeIndex: at.kind === 'bridge' ? at.bridge.index : 0,
-        inbound: instance.inbound,
+        inbound: served.inbound,
+        selection: selected,
         closing: this.#options.isClosing?.(pod.uid) === true,
         shaped: comesFirst && at.kind === 'routed' && shapers.of(at.link.index) !== undefined,
         ips,
@@ -443,16 +477,35 @@ export class Decisions {
   }
 
   /** Whose the pod's new flows are: where it is drained to another instance, that one's while it is configured. */
-  #serving(uid: PodUid, app: string | undefined) {
-    const { instanceFor, instanceNamed, drainOf } = this.#options;
-    const own = instanceFor(app);
+  #serving(uid: PodUid, app: string | undefined): Served {
+    const { instanceFor, instanceNamed, portInstancesFor, drainOf } = this.#options;
+    const main = instanceFor(app);
+    const shares = portInstancesFor?.(app) ?? [];
+    const own = main ?? shares[0];
     const drain = drainOf(uid, app);
+    const inbound = own?.inbound === true || shares.some((share) => share.inbound);
     if (drain?.to === undefined) {
-      return { drain, instance: own, problem: undefined };
+      return { drain, main, instance: own, shares, inbound, problem: undefined };
     }
     const other = instanceNamed(drain.to);
     const problem = unfitText(drain.to, other, own);
-    return { drain, instance: problem === undefined ? other : own, problem };
+    // All of its flows go there, whatever their port.
+    return problem === undefined && other !== undefined
+      ? { drain, main: other, instance: other, shares: [], inbound: other.inbound, problem }
+      : { drain, main, instance: own, shares, inbound, problem };
+  }
+
+  /** Of a pod that is served like this. Where no instance takes what no port is named for, that is left alone. */
+  #selection(pod: SelectionRules, { main, shares }: Served): FlowSelection | undefined {
+    const sharesOf = (direction: 'outbound' | 'inbound') =>
+      shares.filter((share) => share[direction]).map(({ ports, number, name }) => ({ ports, number, name }));
+    const inbound = sharesOf('inbound');
+    return selectionOf(
+      this.#options.selection ?? SELECT_ALL,
+      pod,
+      { outbound: sharesOf('outbound'), inbound },
+      { outbound: main !== undefined, inbound: main?.inbound === true || inbound.length === 0 },
+    );
   }
 
   #rememberDrain(uid: PodUid, drain: DrainOrder | undefined): void {

@@ -175,6 +175,10 @@ describe('an agent of a newer layout', () => {
       shared: [
         'sources',
         'inbound',
+        'selected',
+        'selections',
+        'port_pages',
+        'cidrs',
         'identities',
         'addresses',
         'node',

@@ -253,6 +253,7 @@ it('the layouts are those of the objects', () => {
     inbound: 32,
     leaving: 64,
     closing: 128,
+    selective: 256,
   });
   expect(layouts.endpoint.size).toBe(20);
   expect(layouts.slots).toEqual({ perInstance: 4, inbound: 2, ipv6: 1 });

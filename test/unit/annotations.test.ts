@@ -1,5 +1,6 @@
 import { describe, expect, it } from 'vitest';
 import { interceptionOf } from '../../src/pods/annotations.js';
+import { SELECT_ALL } from '../../src/pods/selection.js';
 
 const DEFAULTS = { enrol: 'labelled', failure: 'closed', other: 'pass' } as const;
 
@@ -39,20 +40,21 @@ describe('a bad annotation is told in one line, and disables nothing else', () =
   });
 });
 
-describe('an annotation that is right but comes with a later version', () => {
+describe('which flows are intercepted', () => {
   it.each([
     ['outbound', '80,8000-8080'],
     ['inbound', 'none'],
+    ['inbound', 'all'],
     ['exclude-outbound-cidrs', '10.0.0.0/8, fd00::/8'],
+    ['include-inbound-cidrs', '10.0.0.0/8'],
   ])('%s: %j', (key, value) => {
-    expect(annotated({ [`nodesentry.io/${key}`]: value }).problems).toEqual([
-      `nodesentry.io/${key}: ${JSON.stringify(value)} is not available in this version and has no effect`,
-    ]);
+    expect(annotated({ [`nodesentry.io/${key}`]: value }).problems).toEqual([]);
   });
 
-  it('all is what happens anyway', () => {
-    expect(annotated({ 'nodesentry.io/outbound': 'all', 'nodesentry.io/inbound': 'all' }).problems).toEqual(
-      [],
-    );
+  it('is everything where the pod says nothing, and what it says otherwise', () => {
+    expect(annotated({}).selection).toBe(SELECT_ALL);
+    expect(annotated({ 'nodesentry.io/outbound': '80' }).selection.outbound.ports).toEqual([
+      { from: 80, to: 80 },
+    ]);
   });
 });

@@ -298,6 +298,7 @@ export async function startFixture(options: FixtureOptions = {}): Promise<Fixtur
     instances: options.instances ?? {
       current: config.instances,
       servedBy: () => config.instances[0],
+      allServing: () => config.instances,
       status: () => ({ applied: 0, problem: undefined }),
       states: async () =>
         new Map(config.instances.map(({ name }) => [name, { ...NOTHING_OF_IT, flowsStarted: 7 }])),

@@ -6,6 +6,7 @@ import { instanceFor } from '../../src/config/config.js';
 import { ConfigError } from '../../src/config/errors.js';
 import { loadConfig, parseConfig } from '../../src/config/load.js';
 import { configJsonSchema } from '../../src/config/schema.js';
+import { SELECT_ALL } from '../../src/pods/selection.js';
 
 const FILE = '/etc/nodesentry/config.yaml';
 
@@ -61,6 +62,7 @@ describe('a configuration', () => {
         other: 'pass',
         udpPorts: [],
         splice: 'auto',
+        selection: SELECT_ALL,
       },
       supervision: { by: 'agent' },
       sources: {

@@ -96,6 +96,7 @@ export async function start({
     instances: {
       current: [],
       servedBy: () => undefined,
+      allServing: () => [],
       status: () => ({ applied: 0, problem: undefined }),
       states: async () => new Map(),
     },

@@ -3,6 +3,7 @@ import { interceptionOf } from '../../src/pods/annotations.js';
 import { ipsOf, type Pod, type PodUid, type SourceName } from '../../src/pods/pod.js';
 import { type PodChange, PodStore } from '../../src/pods/pod-store.js';
 import { runtimeKindOf } from '../../src/pods/runtime-kind.js';
+import { SELECT_ALL } from '../../src/pods/selection.js';
 
 function pod(uid: string, fields: Partial<Pod> = {}, source: SourceName = 'static'): Pod {
   return {
@@ -270,6 +271,7 @@ describe('interceptionOf', () => {
       enrolled,
       failure: 'closed',
       other: 'pass',
+      selection: SELECT_ALL,
       problems: [],
     });
   });
@@ -282,6 +284,7 @@ describe('interceptionOf', () => {
       enrolled: true,
       failure: 'open',
       other: 'pass',
+      selection: SELECT_ALL,
       problems: ['nodesentry.io/failure: expected closed or open, got "ajar"'],
     });
     expect(
@@ -293,6 +296,7 @@ describe('interceptionOf', () => {
       enrolled: true,
       failure: 'open',
       other: 'pass',
+      selection: SELECT_ALL,
       problems: ['nodesentry.io/intercept: expected enabled or disabled, got "yes"'],
     });
   });
@@ -309,21 +313,6 @@ describe('interceptionOf', () => {
       { enrol: 'all', failure: 'closed', other },
     );
     expect(found).toBe(expected);
-  });
-
-  it('says which wishes this version cannot fulfil', () => {
-    const annotations = {
-      'nodesentry.io/outbound': '80,443',
-      'nodesentry.io/inbound': 'all',
-      'nodesentry.io/exclude-outbound-cidrs': '10.0.0.0/8',
-    };
-    expect(
-      interceptionOf({ labels: {}, annotations }, { enrol: 'all', failure: 'closed', other: 'pass' })
-        .problems,
-    ).toEqual([
-      'nodesentry.io/outbound: "80,443" is not available in this version and has no effect',
-      'nodesentry.io/exclude-outbound-cidrs: "10.0.0.0/8" is not available in this version and has no effect',
-    ]);
   });
 });
 

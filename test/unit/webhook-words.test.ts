@@ -25,12 +25,9 @@ const wrongValues: readonly (readonly [string, readonly string[]])[] = [
   ['failure', ['', 'ajar', 'Closed', 'open ', 'fail', 'closed,open']],
   ['other-protocols', ['', 'deny', 'Drop', 'drop;', 'none', 'pass\n']],
   ['explicit-proxy', ['', 'true', 'yes', 'Enabled', 'http://10.0.0.1:15001']],
-  [
-    'outbound',
-    ['', '0', '99999', '80,', '90-80', 'http', '1-2-3', '-1', '80;81', '80', '80,8000-8080', 'none'],
-  ],
-  ['inbound', ['', '0', '65536', ',80', '8080-', 'ssh', '443', 'x'.repeat(200)]],
-  ['exclude-outbound-cidrs', ['', '10.0.0.0', '10.0.0.0/33', 'fd00::/129', 'all', '10.0.0.0/8, fd00::/8']],
+  ['outbound', ['', '0', '99999', '80,', '90-80', 'http', '1-2-3', '-1', '80;81']],
+  ['inbound', ['', '0', '65536', ',80', '8080-', 'ssh', 'x'.repeat(200)]],
+  ['exclude-outbound-cidrs', ['', '10.0.0.0', '10.0.0.0/33', 'fd00::/129', 'all']],
 ];
 
 const WRONG: readonly Written[] = [
@@ -46,7 +43,7 @@ const WRONG: readonly Written[] = [
     labels: { ...ON, app: 'web' },
     annotations: { 'nodesentry.io/failure': 'x', 'nodesentry.io/outbound': 'y' },
   },
-  { labels: { ...ON, app: 'web' }, annotations: { 'nodesentry.io/inbound': '80' } },
+  { labels: { ...ON, app: 'web' }, annotations: { 'nodesentry.io/inbound': '80-' } },
   { labels: { ...ON, app: 'web' }, annotations: { 'nodesentry.io/explicit-proxy': 'on' } },
   { labels: { ...ON, app: 'web' }, hostNetwork: true },
   { labels: ON, hostNetwork: true, annotations: { 'nodesentry.io/failure': 'ajar' } },
