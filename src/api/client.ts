@@ -7,11 +7,12 @@ import type { CapacityReport } from '../capacity/report.js';
 import type { FlowQuery, Resolution } from '../identity/resolve.js';
 import type { UpgradeStatus } from '../instances/upgrade.js';
 import { parseIp } from '../net/ip.js';
-import { formatSocketAddress } from '../net/socket-address.js';
+import { formatSocketAddress, type SocketAddress } from '../net/socket-address.js';
 import type {
   BatchMessage,
   DrainMessage,
   DrainsMessage,
+  ExplanationMessage,
   FlowMessage,
   FlowsMessage,
   IdentityLine,
@@ -124,6 +125,16 @@ export class ApiClient {
 
   workloads(): Promise<WorkloadsMessage> {
     return this.#json('/v1/workloads');
+  }
+
+  /** `pod`: a UID, `namespace/name`, or a name that one pod alone has. Of what it dials, or who dials it at that port. */
+  explain(
+    pod: string,
+    flow: { readonly dst: SocketAddress } | { readonly src: SocketAddress },
+  ): Promise<ExplanationMessage> {
+    const query =
+      'dst' in flow ? { dst: formatSocketAddress(flow.dst) } : { src: formatSocketAddress(flow.src) };
+    return this.#json(`/v1/explain?${new URLSearchParams({ pod, ...query })}`);
   }
 
   instances(): Promise<InstancesMessage> {

@@ -25,6 +25,7 @@ import type { Metrics } from '../telemetry/metrics.js';
 import { Answers } from './answers.js';
 import { Callers, type PeerCredentials } from './callers.js';
 import { DrainsApi, type DrainsView } from './drains.js';
+import { parseExplain } from './explain.js';
 import { FlowWatch } from './flow-watch.js';
 import { IdentityStreams } from './identity-streams.js';
 import type { InstancesView } from './instances.js';
@@ -254,6 +255,7 @@ function identityRoutes(app: FastifyInstance, answers: Answers, views: Views, ca
     refuseKeys(request.query);
     return views.workload(request.params.uid as PodUid);
   });
+  app.get('/v1/explain', async ({ query }) => views.explain(parseExplain(query)));
   app.get('/v1/services', async ({ query }) => views.services(parseApp(query)));
 }
 

@@ -10,6 +10,7 @@ import type { Health } from '../instances/health.js';
 import type { UpgradeStatus } from '../instances/upgrade.js';
 import type { Family } from '../net/family.js';
 import type { FailurePolicy, SourceName } from '../pods/pod.js';
+import type { Explanation } from '../reconcile/explanation.js';
 import type { RepairKind } from '../reconcile/repairs.js';
 import type { SpliceReport } from '../reconcile/spliced-pods.js';
 import type { EndpointState } from '../reconcile/status.js';
@@ -113,6 +114,20 @@ export type BatchItem = { readonly resolution: Answer } | { readonly problem: Pr
 
 export interface BatchMessage {
   readonly results: readonly BatchItem[];
+}
+
+/** What would become of a new flow of a pod. */
+export interface ExplanationMessage extends Explanation {
+  readonly uid: string;
+  readonly namespace: string;
+  readonly podName: string;
+  /** How far the pod's interception has come; empty where nothing is known of it yet. */
+  readonly state: string;
+  readonly direction: 'EGRESS' | 'INGRESS';
+  /** The address at the far end. */
+  readonly far: string;
+  /** That is dialled. */
+  readonly port: number;
 }
 
 /** A flow, or a first packet that was refused. Names are empty where the pod is not known (any more). */

@@ -4,6 +4,7 @@ import { STATUS_OF_REASON } from '../identity/errors.js';
 import { ASSURANCES } from '../identity/resolve.js';
 import { STATUS_OF_INSTANCE_CODE } from '../instances/errors.js';
 import { MAX_DEADLINE_SECONDS } from './drains.js';
+import { MAX_POD } from './explain.js';
 import type { ShapeName } from './openapi-shapes.js';
 import type { ApiReason } from './problem.js';
 import { MAX_APP, MAX_BATCH, MAX_FLOWS } from './query.js';
@@ -219,6 +220,26 @@ export const OPERATIONS: readonly Operation[] = [
     ],
     answer: { json: 'WorkloadReport' },
     reasons: ['KEY_INVALID', ['KEY_INVALID', 414], 'WORKLOAD_NOT_FOUND', 'NOT_SYNCED'],
+  },
+  {
+    method: 'get',
+    path: '/v1/explain',
+    id: 'explain',
+    summary: 'What would become of a new flow of a pod, and by which rule.',
+    parameters: [
+      {
+        ...query(
+          'pod',
+          { type: 'string', minLength: 1, maxLength: MAX_POD },
+          'A UID, namespace/name, or a name that one pod alone has.',
+        ),
+        required: true,
+      },
+      query('dst', SOCKET_ADDRESS, 'What the pod dials. Exactly one of this and src.'),
+      query('src', SOCKET_ADDRESS, 'Who dials the pod, and the port of the pod that is dialled.'),
+    ],
+    answer: { json: 'Explanation' },
+    reasons: ['KEY_INVALID', 'WORKLOAD_NOT_FOUND'],
   },
   {
     method: 'get',

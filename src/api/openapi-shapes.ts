@@ -67,6 +67,20 @@ export const Workloads = z.object({
   workloads: z.array(WorkloadReport),
 });
 
+export const Explanation = z.object({
+  uid: z.string(),
+  namespace: z.string(),
+  podName: z.string(),
+  state: text('How far its interception has come; empty where nothing is known of it yet.'),
+  direction: z.enum(['EGRESS', 'INGRESS']),
+  far: text('The address at the far end.'),
+  port: count().meta({ description: 'That is dialled.' }),
+  outcome: z.enum(['INTERCEPTED', 'EXCLUDED', 'PASSED', 'RESET', 'DROPPED', 'UNKNOWN']),
+  rule: z.string(),
+  instance: text('Whose listeners it is for; empty where it is for none.'),
+  inForce: z.boolean().meta({ description: 'The kernel holds what this rests on.' }),
+});
+
 const inbound = () => socketAddress().nullable().meta({ description: 'Null: nobody who may listens there.' });
 
 export const Services = z.object({
@@ -412,6 +426,7 @@ export const SHAPES = {
   Workload,
   WorkloadReport,
   Workloads,
+  Explanation,
   Services,
   Instances,
   InstanceUpgrade,

@@ -15,8 +15,10 @@ import type { DatapathView } from '../reconcile/datapath-view.js';
 import type { EndpointState } from '../reconcile/status.js';
 import type { ProcessMessage } from '../supervise/state.js';
 import type { DrainsView } from './drains.js';
+import { type ExplainQuestion, podNamed } from './explain.js';
 import { type InstancesView, instancesOf } from './instances.js';
 import type {
+  ExplanationMessage,
   FlowMessage,
   InstancesMessage,
   ListenerMessage,
@@ -77,6 +79,26 @@ export class Views {
     // One that is forgotten meanwhile is left out.
     const workloads = await inTurns(pods, (pod) => this.#workloadOrNone(pod.uid, open));
     return { epoch, revision, workloads: workloads.filter((workload) => workload !== undefined) };
+  }
+
+  /** Throws IdentityError. */
+  explain(question: ExplainQuestion): ExplanationMessage {
+    const { store, datapath } = this.#options;
+    const { flow } = question;
+    const pod = podNamed(question.pod, store);
+    if (pod === undefined) {
+      throw new IdentityError('WORKLOAD_NOT_FOUND', `there is no pod ${question.pod} on this node`);
+    }
+    return {
+      uid: pod.uid,
+      namespace: pod.namespace,
+      podName: pod.name,
+      state: datapath.endpointOf(pod.uid)?.state ?? '',
+      direction: flow.direction === 'outbound' ? 'EGRESS' : 'INGRESS',
+      far: flow.ip,
+      port: flow.port,
+      ...datapath.explain(pod.uid, flow),
+    };
   }
 
   async services(app: string | undefined): Promise<ServicesMessage> {

@@ -16,6 +16,7 @@ const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   capacity: async () => (await import('./capacity.js')).capacityCommand(),
   flows: async () => (await import('./flows.js')).flowsCommand(),
   resolve: async () => (await import('./resolve.js')).resolveCommand(),
+  explain: async () => (await import('./explain.js')).explainCommand(),
   'api-check': async () => (await import('./api-check.js')).apiCheckCommand(),
   status: async () => (await import('./status.js')).statusCommand(),
   'bug-report': async () => (await import('./bug-report.js')).bugReportCommand(),

@@ -8,6 +8,7 @@ import type { SpliceStatus } from '../datapath/splice-choice.js';
 import type { FamilyOff } from '../kernel/families.js';
 import type { SocketAddress } from '../net/socket-address.js';
 import type { PodUid } from '../pods/pod.js';
+import type { Explanation, SupposedFlow } from './explanation.js';
 import type { LatePods } from './late-pods.js';
 import type { Reconciler } from './reconciler.js';
 import type { RepairKind, Repairs } from './repairs.js';
@@ -25,6 +26,8 @@ export interface DatapathView {
   podOfEndpoint(endpointId: number, generation: number): PodUid | undefined;
   /** Whether the kernel has an endpoint of this generation now, so that no other pod sends from its interface. */
   isLiveEndpoint(endpointId: number, generation: number): boolean;
+  /** What would become of a flow of the pod, and by which rule. */
+  explain(uid: PodUid, flow: SupposedFlow): Explanation;
   listeners(): readonly ListenerStatus[];
   /** Address families that the node does not have. */
   familiesOff(): readonly FamilyOff[];
@@ -95,6 +98,19 @@ export class Datapath implements DatapathView {
     const { tables } = this.#parts;
     const row = tables.rowById(endpointId);
     return row !== undefined && row.generation === generation && tables.isLive(row);
+  }
+
+  explain(uid: PodUid, flow: SupposedFlow): Explanation {
+    const listeners = this.listeners();
+    return this.#parts.reconciler.explain(uid, flow, (name, direction, family) =>
+      listeners.some(
+        (listener) =>
+          listener.adopted &&
+          listener.instance === name &&
+          listener.direction === direction &&
+          listener.family === family,
+      ),
+    );
   }
 
   listeners(): readonly ListenerStatus[] {

@@ -16,6 +16,7 @@ import type { BridgeMemory } from './bridge-memory.js';
 import type { Decision, InterceptDecision } from './decision.js';
 import { Decisions, type DecisionsOptions } from './decisions.js';
 import { EndpointInstaller, type InstallerOptions } from './endpoint-installer.js';
+import { type Explanation, type ExplanationParts, explain, type SupposedFlow } from './explanation.js';
 import type { NodeState } from './node-state.js';
 import type { PlannedEndpoint } from './planned-endpoint.js';
 import type { Proofs } from './proofs.js';
@@ -82,6 +83,17 @@ export class Reconciler {
 
   statusOf(uid: PodUid): EndpointStatus | undefined {
     return this.#statuses.get(uid);
+  }
+
+  /** What would become of a flow of the pod. */
+  explain(uid: PodUid, flow: SupposedFlow, hasListener: ExplanationParts['hasListener']): Explanation {
+    const { tables } = this.#options;
+    return explain(flow, {
+      decision: this.#decisions.of(uid),
+      status: this.#statuses.get(uid),
+      isInKernel: (ifindex, selection) => tables.planAt(ifindex)?.selection?.key === selection?.key,
+      hasListener,
+    });
   }
 
   nodeProblem(): string | undefined {

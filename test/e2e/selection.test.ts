@@ -47,6 +47,13 @@ async function sent(name: string, family: 4 | 6, port = 80): Promise<'direct' | 
   return (dialled.server as { peer: string }).peer === own ? 'direct' : 'intercepted';
 }
 
+/** What the agent says of it. */
+async function said(name: string, family: 4 | 6, port = 80): Promise<string> {
+  const dst = { ip: REMOTE[family], port };
+  const { outcome, inForce } = await scene.agent.client.explain(name, { dst });
+  return `${outcome === 'INTERCEPTED' ? 'intercepted' : 'direct'}${inForce ? '' : ', not in force'}`;
+}
+
 /** The same of what a client far away dials at the pod's port 80. */
 async function received(name: string, family: 4 | 6): Promise<'direct' | 'intercepted'> {
   const words = ['dial', scene.pod(name).ips[family], '80'];
@@ -73,7 +80,9 @@ afterEach(() => {
 
 describe.each(PODS)('a %s pod', (name) => {
   const becomes = (wanted: 'direct' | 'intercepted', family: 4 | 6, port?: number) =>
-    waitFor(`port ${port} to be ${wanted}`, async () => (await sent(name, family, port)) === wanted);
+    waitFor(`port ${port} to be ${wanted}`, async () => (await sent(name, family, port)) === wanted).then(
+      async () => expect(await said(name, family, port)).toBe(wanted),
+    );
 
   it.each(FAMILIES)('IPv%i: dials only the ports that it names through the proxy', async (family) => {
     say(name, { 'nodesentry.io/outbound': '80,8000-8080' });

@@ -165,6 +165,17 @@ export class FakeDatapath implements DatapathView {
     return { cgroups: 1, problem: '' };
   }
 
+  explain(_uid: PodUid, { port }: { port: number }) {
+    return port === 80
+      ? { outcome: 'INTERCEPTED' as const, rule: 'nothing excludes it', instance: 'default', inForce: true }
+      : {
+          outcome: 'EXCLUDED' as const,
+          rule: 'nodesentry.io/outbound 80 does not have it',
+          instance: '',
+          inForce: false,
+        };
+  }
+
   spliceOf() {
     return { used: false, reason: 'the node has it disabled' };
   }

@@ -8,6 +8,7 @@ import { agentCommand } from '../../src/cli/agent.js';
 import { cleanupCommand } from '../../src/cli/cleanup.js';
 import { configCommand } from '../../src/cli/config.js';
 import { drainCommand, resumeCommand } from '../../src/cli/drain.js';
+import { explainCommand } from '../../src/cli/explain.js';
 import { flowsCommand } from '../../src/cli/flows.js';
 import { clockTime, duration, table } from '../../src/cli/output.js';
 import { podsCommand } from '../../src/cli/pods.js';
@@ -42,6 +43,7 @@ function run(...args: string[]): Promise<0 | 1 | 2> {
     resumeCommand(print),
     flowsCommand(print),
     resolveCommand(print),
+    explainCommand(print),
     statusCommand(print),
     cleanupCommand(print),
     proxyCommand(),
@@ -156,6 +158,52 @@ describe('with an agent', () => {
     expect(JSON.parse(printed)).toMatchObject({ workload: { podName: 'web-0' }, ttlMs: 1000 });
   });
 
+  test('explain says what would become of a flow, and by which rule', async () => {
+    expect(await ask('explain', 'default/web-0', '--dst', '10.200.1.1:80')).toBe(0);
+    expect(printed).toBe(
+      [
+        'Pod:       default/web-0',
+        'Flow:      EGRESS to 10.200.1.1:80',
+        'Outcome:   INTERCEPTED',
+        'Instance:  default',
+        'Rule:      nothing excludes it',
+        '',
+      ].join('\n'),
+    );
+    printed = '';
+    expect(await ask('explain', 'web-0', '--src', '[fd00::1]:443')).toBe(0);
+    expect(printed).toContain('Flow:      INGRESS from fd00::1 to port 443\n');
+    expect(printed).toContain('Outcome:   EXCLUDED, once it is in place\nInstance:  -\n');
+    printed = '';
+    expect(await ask('explain', 'uid-web-0', '--dst', '10.200.1.1:80', '--json')).toBe(0);
+    expect(JSON.parse(printed)).toMatchObject({
+      outcome: 'INTERCEPTED',
+      podName: 'web-0',
+      state: 'INTERCEPTED',
+    });
+  });
+
+  test.each([
+    [['web-0'], 2, 'exactly one of --dst and --src'],
+    [['web-0', '--dst', '10.0.0.1:80', '--src', '10.0.0.1:80'], 2, 'exactly one of --dst and --src'],
+    [['web-0', '--dst', '10.0.0.1'], 2, 'expected an address and port'],
+    [['--dst', '10.0.0.1:80'], 2, "missing required argument 'pod'"],
+    [['other', '--dst', '10.0.0.1:80'], 1, 'there is no pod other on this node'],
+  ])('explain %j exits %i', async (words, code, said) => {
+    expect(await ask('explain', ...words)).toBe(code);
+    expect(errors).toContain(said);
+  });
+
+  test('explain takes no guess where two pods have the name', async () => {
+    fixture.store.replaceSource('static', [
+      pod('web-0'),
+      pod('web-0', { namespace: 'other', uid: uid('u2') }),
+    ]);
+    expect(await ask('explain', 'web-0', '--dst', '10.0.0.1:80')).toBe(1);
+    expect(errors).toContain('pod: several are meant: default/web-0 (uid-web-0), other/web-0 (u2)');
+    expect(await ask('explain', 'other/web-0', '--dst', '10.0.0.1:80')).toBe(0);
+  });
+
   test('resolve takes weak answers only when it is asked for them', async () => {
     const weak = ['--src', '10.66.0.3:1', '--dst', '10.200.1.1:80'];
     expect(await ask('resolve', ...weak)).toBe(1);
@@ -256,6 +304,7 @@ test('without an agent every question exits 1 with one line that says what to do
     ['flows', '--follow'],
     ['status'],
     ['resolve', '--src', '1.2.3.4:5', '--dst', '[::1]:6'],
+    ['explain', 'web-0', '--dst', '[::1]:6'],
   ]) {
     errors = '';
     expect(await run('--run-dir', folder, ...args)).toBe(1);

@@ -323,6 +323,11 @@ describe('what is answered is what the document says', () => {
       '/v1/instances/default/listeners',
       { method: 'DELETE' },
     ],
+    ['what would become of a flow', 200, '/v1/explain', '/v1/explain?pod=web-0&dst=10.0.0.1:80'],
+    ['that of one that comes', 200, '/v1/explain', '/v1/explain?pod=default/web-0&src=%5Bfd00::1%5D:443'],
+    ['that of two at once', 400, '/v1/explain', '/v1/explain?pod=web-0&src=10.0.0.1:1&dst=10.0.0.1:80'],
+    ['that of none', 400, '/v1/explain', '/v1/explain?pod=web-0'],
+    ['that of nobody', 404, '/v1/explain', '/v1/explain?pod=nobody&dst=10.0.0.1:80'],
     [
       'the services',
       200,

@@ -1,0 +1,56 @@
+import { Command, InvalidArgumentError } from 'commander';
+import type { ExplanationMessage } from '../api/messages.js';
+import { formatSocketAddress, parseSocketAddress, type SocketAddress } from '../net/socket-address.js';
+import { json, oneLine, type Print, printToStdout } from './output.js';
+import { withAgent } from './with-agent.js';
+
+interface ExplainOptions {
+  readonly dst?: SocketAddress;
+  readonly src?: SocketAddress;
+  readonly json?: true;
+}
+
+export function explainCommand(print: Print = printToStdout): Command {
+  return new Command('explain')
+    .description('what would become of a new flow of a pod, and by which rule')
+    .argument('<pod>', 'namespace/name, a name that one pod alone has, or a UID')
+    .option('--dst <address:port>', 'what the pod dials, such as 10.200.1.1:443', socketAddress)
+    .option(
+      '--src <address:port>',
+      'who dials the pod, and the port of the pod that is dialled',
+      socketAddress,
+    )
+    .option('--json', 'print JSON')
+    .action((pod: string, { dst, src, json: asJson }: ExplainOptions, command: Command) => {
+      if ((dst === undefined) === (src === undefined)) {
+        command.error('error: exactly one of --dst and --src is expected');
+      }
+      return withAgent(command, async (client) => {
+        const answer = await client.explain(pod, dst === undefined ? { src: src as SocketAddress } : { dst });
+        print(asJson ? json(answer) : describe(answer));
+      });
+    });
+}
+
+function socketAddress(text: string): SocketAddress {
+  const address = parseSocketAddress(text);
+  if (address === undefined || address.port === 0) {
+    throw new InvalidArgumentError('expected an address and port such as 10.200.1.1:443 or [fd00::1]:443.');
+  }
+  return address;
+}
+
+function describe(answer: ExplanationMessage): string {
+  const { namespace, podName, direction, far, port, outcome, instance, rule, inForce } = answer;
+  const address = formatSocketAddress({ ip: far, port });
+  const lines: readonly (readonly [string, string])[] = [
+    ['Pod', `${namespace}/${podName}`],
+    ['Flow', direction === 'EGRESS' ? `EGRESS to ${address}` : `INGRESS from ${far} to port ${port}`],
+    ['Outcome', inForce ? outcome : `${outcome}, once it is in place`],
+    ['Instance', instance],
+    ['Rule', rule],
+  ];
+  return lines
+    .map(([name, value]) => `${`${name}:`.padEnd(11)}${value === '' ? '-' : oneLine(value)}`)
+    .join('\n');
+}

@@ -1,0 +1,92 @@
+/** What would become of a flow of a pod, and by which rule: from what was decided of the pod, and what the kernel holds. */
+
+import { judge, type SelectionInForce } from '../datapath/selection.js';
+import type { Family } from '../net/family.js';
+import { familyOf } from '../net/family.js';
+import type { SelectedDirection } from '../pods/selection.js';
+import type { Decision } from './decision.js';
+import type { EndpointStatus } from './status.js';
+
+/** A flow that the pod opens (`outbound`), or that somebody opens to it. */
+export interface SupposedFlow {
+  readonly direction: SelectedDirection;
+  /** Of the far end. */
+  readonly ip: string;
+  /** That is dialled: of the far end outbound, of the pod inbound. */
+  readonly port: number;
+}
+
+/**
+ * INTERCEPTED: handed to the instance. EXCLUDED: passes, no rule selects it. PASSED: passes, for the pod is not intercepted
+ * (in that direction), or its failure policy is open. RESET: its instance has no listener. DROPPED: on no account. UNKNOWN:
+ * the pod is held as an agent before this one left it.
+ */
+export type Outcome = 'INTERCEPTED' | 'EXCLUDED' | 'PASSED' | 'RESET' | 'DROPPED' | 'UNKNOWN';
+
+export interface Explanation {
+  readonly outcome: Outcome;
+  /** In words. */
+  readonly rule: string;
+  /** Whose listeners it is for; empty where it is for none. */
+  readonly instance: string;
+  /** The kernel holds what this rests on. */
+  readonly inForce: boolean;
+}
+
+export interface ExplanationParts {
+  readonly decision: Decision | undefined;
+  readonly status: EndpointStatus | undefined;
+  /** Whether the kernel holds this at the interface. */
+  readonly isInKernel: (ifindex: number, selection: SelectionInForce | undefined) => boolean;
+  readonly hasListener: (instance: string, direction: SelectedDirection, family: Family) => boolean;
+}
+
+export function explain(flow: SupposedFlow, parts: ExplanationParts): Explanation {
+  const { decision, status } = parts;
+  if (decision?.kind !== 'intercept') {
+    const reason = status?.reason ?? decision?.reason;
+    const state = status?.state ?? decision?.state ?? 'PENDING';
+    return {
+      outcome: 'PASSED',
+      rule: `the pod is ${state}${reason === undefined || reason === '' ? '' : `: ${reason}`}`,
+      instance: '',
+      inForce: true,
+    };
+  }
+  const { plan } = decision.endpoints[0];
+  const inForce =
+    status?.programmed === true &&
+    decision.endpoints.every((endpoint) => parts.isInKernel(endpoint.plan.ifindex, endpoint.plan.selection));
+  const told = (outcome: Outcome, rule: string, instance = ''): Explanation => ({
+    outcome,
+    rule,
+    instance,
+    inForce,
+  });
+  if (flow.direction === 'outbound' && isLoopback(flow.ip)) {
+    return told('DROPPED', 'a connection to a loopback address would come to the node');
+  }
+  if (flow.direction === 'inbound' && plan.inbound !== true) {
+    return told(
+      'PASSED',
+      `instance ${decision.instance} has no inbound listener: only what the pod sends is intercepted`,
+    );
+  }
+  if (plan.selection !== undefined && !('outbound' in plan.selection)) {
+    return told('UNKNOWN', 'the pod is held as an earlier agent left it, and no source has told of it since');
+  }
+  const { intercepted, share, rule } = judge(plan.selection, flow.direction, flow.ip, flow.port);
+  if (!intercepted) {
+    return told('EXCLUDED', rule);
+  }
+  const instance = share?.name ?? decision.instance;
+  if (parts.hasListener(instance, flow.direction, familyOf(flow.ip) === 6 ? 6 : 4)) {
+    return told('INTERCEPTED', rule, instance);
+  }
+  const lacks = `${rule}, and instance ${instance} has no ${flow.direction} listener for it: failure ${decision.failure}`;
+  return told(decision.failure === 'open' ? 'PASSED' : 'RESET', lacks, instance);
+}
+
+function isLoopback(ip: string): boolean {
+  return ip === '::1' || ip.startsWith('127.');
+}
