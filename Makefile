@@ -19,13 +19,14 @@
 #   make bench-idle        what the agent costs while nothing happens: CPU and memory, with 10 and with 1,000 pods
 #   make bench-loop        for how long the agent's event loop is held, with 1,000 pods and a full flow table
 #   make bench-sharing     when pods are served, and what their proxies hold: one for all of an app, and one per pod
+#   make bench-selection   what a first packet costs with 10 and with 10,000 CIDRs on the node
 #   make bench-run-times   what a packet costs in the program, beside another build
 #   make proto   after a change under proto/: compiles what gRPC clients are told; refuses what would break them
 #   make chart-schema   after a change of src/config/schema.ts, by which the chart checks the configuration
 #   make build | lint | format | clean
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: bench bench-enrolment bench-identity bench-idle bench-loop bench-resolves bench-run-times bench-sharing bench-start build chart-schema check cluster cluster-down image demo test test-kernels test-long test-full test-image test-k8s lint format packages-build packages-lab packages-k8s go-tools envoy helm schemathesis native typescript proto clean
+.PHONY: bench bench-enrolment bench-identity bench-idle bench-loop bench-resolves bench-run-times bench-selection bench-sharing bench-start build chart-schema check cluster cluster-down image demo test test-kernels test-long test-full test-image test-k8s lint format packages-build packages-lab packages-k8s go-tools envoy helm schemathesis native typescript proto clean
 
 # Said on make's own command line only: npm leaves the path of its node in an environment variable of that name.
 ifeq ($(origin NODE),command line)
@@ -115,6 +116,9 @@ bench-resolves: packages-lab build
 
 bench-sharing: packages-lab build
 	@npx --no-install tsx test/bench/sharing.ts
+
+bench-selection: build
+	@npx --no-install tsx test/bench/selection.ts
 
 bench-run-times: build
 	@npx --no-install tsx test/bench/run-times.ts
