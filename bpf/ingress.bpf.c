@@ -3,7 +3,7 @@
  * before it, whatever its runtime. A socket cannot be assigned here, so what is for the proxy goes to the agent's own
  * interface, where inbound_steer does it (docs/ingress.md). */
 #define DIRECTION DIRECTION_INGRESS
-#include "select.h"
+#include "observe.h"
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
@@ -146,6 +146,27 @@ static __always_inline int leave(struct __sk_buff *skb, const struct packet *pac
     return send_to_proxy(skb, endpoint, VERDICT_FLOW_PACKET);
 }
 
+/* As in pod_egress. */
+static __always_inline int observe(struct __sk_buff *skb, const struct packet *packet, const struct endpoint *endpoint,
+                                   int parsed) {
+    struct bpf_sock *sk;
+    bool starts;
+
+    if (parsed != PARSED_TCP)
+        return pass(endpoint, VERDICT_OBSERVED);
+    starts = (packet->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
+    if (starts && packet->key.dport == 0 && answers_canary(skb, packet, endpoint))
+        return send_to_proxy(skb, endpoint, VERDICT_CANARY);
+    if (!destination_belongs(packet->ifindex, packet))
+        return pass(endpoint, VERDICT_NOT_OURS);
+    sk = connection_socket(skb, &packet->key, packet->family);
+    if (sk) {
+        bpf_sk_release(sk);
+        return send_to_proxy(skb, endpoint, VERDICT_FLOW_PACKET);
+    }
+    return starts ? observe_start(packet, endpoint) : observe_later(packet, endpoint);
+}
+
 SEC("tc")
 int pod_ingress(struct __sk_buff *skb) {
     struct packet packet = {.ifindex = skb->ifindex};
@@ -163,6 +184,8 @@ int pod_ingress(struct __sk_buff *skb) {
         return from_node(skb, &packet, endpoint, parsed);
     if (endpoint->flags & ENDPOINT_LEAVING)
         return leave(skb, &packet, endpoint, parsed);
+    if (endpoint->flags & ENDPOINT_OBSERVED)
+        return observe(skb, &packet, endpoint, parsed);
     if (parsed != PARSED_TCP)
         return not_tcp(&packet, endpoint, ifindex, parsed);
 

@@ -4,9 +4,9 @@
 #define DIRECTION DIRECTION_EGRESS
 #include "canary.h"
 #include "endings.h"
+#include "observe.h"
 #include "other.h"
 #include "records.h"
-#include "select.h"
 #include "sockets.h"
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
@@ -194,6 +194,39 @@ static __always_inline int leave(struct __sk_buff *skb, const struct endpoint *e
     return deliver(skb, &packet, endpoint, sk, VERDICT_FLOW_PACKET);
 }
 
+/* What it has open at the proxy, from before it was observed, goes on there. */
+static __always_inline int observe(struct __sk_buff *skb, const struct endpoint *endpoint, __u32 ifindex) {
+    struct packet packet = {.ifindex = ifindex};
+    __u32 instance = endpoint->instance;
+    struct bpf_sock *sk;
+    __u16 port;
+    bool starts;
+
+    if (parse(skb, &packet) != PARSED_TCP)
+        return pass(endpoint, VERDICT_OBSERVED);
+    starts = (packet.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
+    if (starts && packet.key.dport == 0 && answer_canary(skb, &packet, endpoint))
+        return TC_ACT_SHOT;
+    if (!source_belongs(ifindex, &packet))
+        return observe_first(&packet, endpoint, instance, VERDICT_WOULD_REFUSE);
+    sk = connection_socket(skb, &packet.key, packet.family);
+    if (sk) {
+        if (is_known_at(skb, sk, &packet, endpoint) || !is_local_destination(skb, &packet))
+            return deliver(skb, &packet, endpoint, sk, VERDICT_FLOW_PACKET);
+        bpf_sk_release(sk);
+        return pass(endpoint, VERDICT_OBSERVED);
+    }
+    if (!starts)
+        return observe_later(&packet, endpoint);
+    port = packet.key.dport;
+    /* The agent itself answers its hooks all the same. */
+    if (is_lifecycle(port, &instance) && is_local_destination(skb, &packet))
+        return start(skb, &packet, endpoint);
+    if (is_loopback(&packet) || (bpf_map_lookup_elem(&proxy_ports, &port) && is_local_destination(skb, &packet)))
+        return observe_first(&packet, endpoint, instance, VERDICT_WOULD_REFUSE);
+    return observe_start(&packet, endpoint);
+}
+
 SEC("tc")
 int pod_egress(struct __sk_buff *skb) {
     const struct endpoint nobody = {};
@@ -209,6 +242,8 @@ int pod_egress(struct __sk_buff *skb) {
         return pass(&nobody, VERDICT_NO_ENDPOINT);
     if (endpoint->flags & ENDPOINT_LEAVING)
         return leave(skb, endpoint, ifindex);
+    if (endpoint->flags & ENDPOINT_OBSERVED)
+        return observe(skb, endpoint, ifindex);
 
     parsed = parse(skb, &packet);
     if (parsed == VERDICT_NOT_IP)

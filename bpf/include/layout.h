@@ -34,6 +34,7 @@
 #define MAX_LISTENERS (MAX_INSTANCES * SLOTS_PER_INSTANCE)
 #define MAX_FLOWS 262144
 #define MAX_UDP_PORTS 1024
+#define MAX_OBSERVED 65536
 #define MAX_SELECTIONS 4096
 #define MAX_PORT_PAGES 16384
 #define MAX_CIDRS 131072
@@ -68,6 +69,7 @@ enum endpoint_flag {
     ENDPOINT_LEAVING = 1 << 6,      /* taken out: its open connections go on by the proxy, nothing else is touched */
     ENDPOINT_CLOSING = 1 << 7,      /* about to end: new connections to it are refused, open ones go on */
     ENDPOINT_SELECTIVE = 1 << 8,    /* `selected` says which of its flows are intercepted, and by whose listeners */
+    ENDPOINT_OBSERVED = 1 << 9,     /* nothing new is intercepted: what would become of it is counted and told */
 };
 
 /* endpoints: host-side ifindex -> struct endpoint */
@@ -257,6 +259,8 @@ struct settings {
     __u32 followed; /* somebody reads the events: otherwise none are sent */
 };
 
+/* observed: tuples of observed pods that somebody was told of -> 1 */
+
 /* canaries, ingress_canaries: what the agent asks of one interface and family, and what our programs answered. A canary
  * is a SYN to port 0 of the loopback address, which no real packet is, with the nonce as its sequence number. One of
  * ingress comes in by our own interface, and has the pod's as its acknowledgement number: it is sent there, and comes
@@ -323,6 +327,9 @@ enum verdict {
     VERDICT_LIFECYCLE,         /* of a pod, or for it from the kubelet: to the agent's own port for that */
     VERDICT_CLOSING,           /* reset: to a pod that is about to end */
     VERDICT_EXCLUDED,          /* passed: not among the flows that are intercepted */
+    VERDICT_OBSERVED,          /* passed: of a pod that is only observed, and nothing would become of it */
+    VERDICT_WOULD_INTERCEPT,   /* passed: the same, a first packet that would be assigned */
+    VERDICT_WOULD_REFUSE,      /* passed: the same, one that would be dropped or reset */
     VERDICT_COUNT,
 };
 

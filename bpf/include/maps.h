@@ -43,6 +43,14 @@ struct {
 
 struct {
     __uint(type, BPF_MAP_TYPE_HASH);
+    __uint(max_entries, MAX_OBSERVED);
+    __uint(map_flags, BPF_F_NO_PREALLOC);
+    __type(key, struct flow_key);
+    __type(value, __u8);
+} observed SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_HASH);
     __uint(max_entries, MAX_SELECTIONS);
     __uint(map_flags, BPF_F_NO_PREALLOC);
     __type(key, __u32);

@@ -167,6 +167,7 @@ async function start(
       flows: programs.maps.flows,
       events: programs.maps.events,
       settings: programs.maps.settings,
+      observed: programs.maps.observed,
       instanceName: (number) => slots.nameOf(number),
     }),
     (handle) => handle.close(),

@@ -97,7 +97,7 @@ export function createReconciler(parts: {
     repairs,
     synced,
   } = parts;
-  const { mark, table, rulePriority, enrol, failure, other } = config.interception;
+  const { mark, table, rulePriority, enrol, failure, other, mode } = config.interception;
   const log = parts.log.child({ part: 'datapath' });
   const authorities = authoritiesAmong(parts.sources);
   const attachments = tcxSupported()
@@ -175,7 +175,7 @@ export function createReconciler(parts: {
     sysctls,
     proofs: new Proofs(canaries, () => performance.now()),
     repairs,
-    defaults: { enrol, failure, other },
+    defaults: { enrol, failure, other, mode },
     instanceFor: (app) => serving(instanceFor({ instances: instances() }, app)),
     portInstancesFor: (app) =>
       portInstancesFor({ instances: instances() }, app).map((instance) => ({

@@ -35,7 +35,7 @@ const Interception = z.object({
   desired: z.boolean(),
   programmed: z.boolean(),
   verified: z.boolean(),
-  state: z.enum(['INTERCEPTED', 'PENDING', 'REFUSED', 'DEGRADED', 'DRAINED', 'NOT_ENROLLED']),
+  state: z.enum(['INTERCEPTED', 'OBSERVED', 'PENDING', 'REFUSED', 'DEGRADED', 'DRAINED', 'NOT_ENROLLED']),
   reason: z.string(),
   interface: z.string(),
   topology: z.enum(['routed', 'bridge', '']),

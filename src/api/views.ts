@@ -189,7 +189,15 @@ export class Views {
   }
 
   #endpointCounts(): Record<EndpointState, number> {
-    const counts = { INTERCEPTED: 0, PENDING: 0, REFUSED: 0, DEGRADED: 0, DRAINED: 0, NOT_ENROLLED: 0 };
+    const counts = {
+      INTERCEPTED: 0,
+      OBSERVED: 0,
+      PENDING: 0,
+      REFUSED: 0,
+      DEGRADED: 0,
+      DRAINED: 0,
+      NOT_ENROLLED: 0,
+    };
     for (const { state } of this.#options.datapath.endpoints()) {
       counts[state] += 1;
     }

@@ -1,8 +1,9 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { isDeepStrictEqual } from 'node:util';
-import { Command, InvalidArgumentError } from 'commander';
+import { Command } from 'commander';
 import type { ApiClient, DrainTarget } from '../api/client.js';
 import type { DrainMessage, DrainsMessage } from '../api/messages.js';
+import { seconds } from './options.js';
 import { json, oneLine, type Print, printToStdout } from './output.js';
 import { progress } from './progress.js';
 import { withAgent } from './with-agent.js';
@@ -160,12 +161,4 @@ function podsText({ pods }: DrainMessage): string {
 
 function counted(count: number, noun: string): string {
   return `${count} ${noun}${count === 1 ? '' : 's'}`;
-}
-
-function seconds(text: string): number {
-  const [, count, unit = 's'] = /^(\d{1,6})([smh])?$/.exec(text) ?? [];
-  if (count === undefined) {
-    throw new InvalidArgumentError('expected a time such as 30s, 5m or 1h.');
-  }
-  return Number(count) * { s: 1, m: 60, h: 3_600 }[unit as 's' | 'm' | 'h'];
 }

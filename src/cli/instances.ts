@@ -2,6 +2,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { Command, InvalidArgumentError } from 'commander';
 import type { ApiClient, UpgradeBody } from '../api/client.js';
 import type { InstanceMessage, ListenerMessage } from '../api/messages.js';
+import { seconds } from './options.js';
 import { json, oneLine, type Print, printToStdout, table } from './output.js';
 import { withAgent } from './with-agent.js';
 
@@ -157,15 +158,6 @@ function integer(text: string): number {
     throw new InvalidArgumentError('expected a whole number');
   }
   return Number(text);
-}
-
-/** Such as `30s`, `5m`, `1h`. */
-function seconds(text: string): number {
-  const [, count, unit] = /^(\d{1,6})(s|m|h)$/.exec(text) ?? [];
-  if (count === undefined) {
-    throw new InvalidArgumentError('expected a time such as 30s, 5m or 1h');
-  }
-  return Number(count) * (unit === 'h' ? 3_600 : unit === 'm' ? 60 : 1);
 }
 
 function row(instance: InstanceMessage): string[] {

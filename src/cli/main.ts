@@ -17,6 +17,7 @@ const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   flows: async () => (await import('./flows.js')).flowsCommand(),
   resolve: async () => (await import('./resolve.js')).resolveCommand(),
   explain: async () => (await import('./explain.js')).explainCommand(),
+  rehearse: async () => (await import('./rehearse.js')).rehearseCommand(),
   'api-check': async () => (await import('./api-check.js')).apiCheckCommand(),
   status: async () => (await import('./status.js')).statusCommand(),
   'bug-report': async () => (await import('./bug-report.js')).bugReportCommand(),

@@ -56,3 +56,12 @@ export function wholeNumber(min: number, max: number): (text: string) => number 
     return value;
   };
 }
+
+/** A parser for commander: `30s`, `5m`, `1h`, or seconds alone, as seconds. */
+export function seconds(text: string): number {
+  const [, count, unit = 's'] = /^(\d{1,6})([smh])?$/.exec(text) ?? [];
+  if (count === undefined) {
+    throw new InvalidArgumentError('expected a time such as 30s, 5m or 1h.');
+  }
+  return Number(count) * { s: 1, m: 60, h: 3_600 }[unit as 's' | 'm' | 'h'];
+}

@@ -3,7 +3,7 @@
 import type { Family } from '../net/family.js';
 import type { Mark } from '../net/mark.js';
 import type { PortRange } from '../net/ports.js';
-import type { EnrolMode, OtherProtocols } from '../pods/annotations.js';
+import type { EnrolMode, InterceptionMode, OtherProtocols } from '../pods/annotations.js';
 import type { FailurePolicy, RuntimeKind } from '../pods/pod.js';
 import type { Resources } from '../pods/quantity.js';
 import type { SelectionRules } from '../pods/selection.js';
@@ -18,6 +18,7 @@ export interface Config {
     readonly failure: FailurePolicy;
     readonly enrol: EnrolMode;
     readonly other: OtherProtocols;
+    readonly mode: InterceptionMode;
     /** That stay open where other protocols are dropped. */
     readonly udpPorts: readonly number[];
     readonly splice: SpliceMode;

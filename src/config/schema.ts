@@ -4,6 +4,7 @@ import { z } from 'zod';
 import { type Prefix, parsePrefix } from '../net/ip.js';
 import { MASKED_MARK, type Mark, parseMark } from '../net/mark.js';
 import { PORTS_EXPECTED, type PortRange, parsePortList, parsePorts } from '../net/ports.js';
+import { INTERCEPTION_MODES } from '../pods/annotations.js';
 import { REMEMBERED_MS } from '../pods/gone-pods.js';
 import { RUNTIME_KINDS, SERVICE_ACCOUNT_NAME } from '../pods/pod.js';
 import { capacity } from './capacity-schema.js';
@@ -276,6 +277,11 @@ export function configSchema(hostname: string) {
       failure: oneOf(['closed', 'open']).default('closed'),
       enrol: oneOf(['labelled', 'all']).default('labelled'),
       other: oneOf(['pass', 'drop']).default('pass'),
+      mode: oneOf(INTERCEPTION_MODES)
+        .default('intercept')
+        .describe(
+          'observe: everything is put in place and nothing new is intercepted; "nodesentry rehearse" tells what would be.',
+        ),
       udpPorts: z
         .array(integer(1, 65_535), { error: 'a list of ports' })
         .max(MAX_UDP_PORTS, { error: `at most ${MAX_UDP_PORTS} ports` })

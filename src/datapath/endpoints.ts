@@ -28,6 +28,8 @@ export interface EndpointPlan {
   readonly inbound?: boolean;
   /** The pod is about to end: what others open to it is refused, what is open goes on. Default false. */
   readonly closing?: boolean;
+  /** Nothing new is intercepted, only told of. Default false. */
+  readonly observed?: boolean;
   /** Which new flows are intercepted, and by whom. Undefined: all, by `instance`. */
   readonly selection?: SelectionInForce | undefined;
   readonly ips: readonly string[];
@@ -295,6 +297,7 @@ export class EndpointTables {
         shaped: (endpoint.number(value, 'flags') & flags.shaped) !== 0,
         inbound: (endpoint.number(value, 'flags') & flags.inbound) !== 0,
         closing: (endpoint.number(value, 'flags') & flags.closing) !== 0,
+        observed: (endpoint.number(value, 'flags') & flags.observed) !== 0,
         bridgeIndex: endpoint.number(value, 'bridge_ifindex'),
         selection:
           (endpoint.number(value, 'flags') & flags.selective) === 0
@@ -436,6 +439,7 @@ export class EndpointTables {
         (plan.shaped === true ? flags.shaped : 0) |
         (plan.inbound === true ? flags.inbound : 0) |
         (plan.closing === true ? flags.closing : 0) |
+        (plan.observed === true ? flags.observed : 0) |
         (plan.selection === undefined ? 0 : flags.selective),
       bridge_ifindex: plan.bridgeIndex,
     });

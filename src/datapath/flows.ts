@@ -43,6 +43,8 @@ export interface FlowsOptions {
   readonly flows: BpfMap;
   readonly events: BpfMap;
   readonly settings: BpfMap;
+  /** Tuples of observed pods that somebody was told of. */
+  readonly observed: BpfMap;
   /** Name of an instance by its number in the kernel. */
   readonly instanceName: (number: number) => string;
 }
@@ -202,8 +204,10 @@ export class Flows {
   }
 
   #setFollowed(followed: boolean): void {
-    const { settings, layouts } = this.#options;
+    const { settings, observed, layouts } = this.#options;
     settings.set(u32(SETTINGS_ROW), layouts.settings.encode({ followed: followed ? 1 : 0 }));
+    // Whoever follows next is told of all of them anew.
+    observed.deletePacked(observed.packed().keys);
   }
 
   #addresses(key: Buffer, flowKey: Layouts['flowKey']): [SocketAddress, SocketAddress] {

@@ -52,6 +52,7 @@ export interface Layouts {
     readonly leaving: number;
     readonly closing: number;
     readonly selective: number;
+    readonly observed: number;
   };
   /** `enum selected`: the first number that is an instance's. */
   readonly selected: { readonly instance: number };
@@ -147,6 +148,7 @@ export function readLayouts(object: BpfObject): Layouts {
       leaving: enumValue(flags, 'ENDPOINT_LEAVING'),
       closing: enumValue(flags, 'ENDPOINT_CLOSING'),
       selective: enumValue(flags, 'ENDPOINT_SELECTIVE'),
+      observed: enumValue(flags, 'ENDPOINT_OBSERVED'),
     },
     selected: { instance: enumValue(object.enumValues('selected'), 'SELECTED_INSTANCE') },
     cidrFlags: {

@@ -54,6 +54,7 @@ export const MANIFEST = {
     udp_ports: { onNewLayout: 'begun-anew' },
     proxy_ports: { onNewLayout: 'begun-anew' },
     proxy_cgroups: { onNewLayout: 'begun-anew' },
+    observed: { onNewLayout: 'begun-anew' },
     settings: { onNewLayout: 'begun-anew' },
     listeners: { onNewLayout: 'begun-anew' },
     counters: { onNewLayout: 'begun-anew' },

@@ -65,6 +65,9 @@ export class Hooks {
     const until = nowMs() + deadlineMs;
     for (;;) {
       const status = datapath.endpointOf(uid);
+      if (status?.state === 'OBSERVED') {
+        return { ready: true, reason: '' }; // nothing of it depends on a proxy
+      }
       const isWell = status?.state === 'INTERCEPTED' || status?.state === 'DRAINED';
       const reason = isWell
         ? await unready(uid, signal)

@@ -15,6 +15,10 @@ export type EnrolMode = 'labelled' | 'all';
 /** What becomes of what is not TCP: it passes, or is dropped but for what an address needs. */
 export type OtherProtocols = 'pass' | 'drop';
 
+/** `observe`: nothing new is intercepted, only told what would become of it. */
+export const INTERCEPTION_MODES = ['intercept', 'observe'] as const;
+export type InterceptionMode = (typeof INTERCEPTION_MODES)[number];
+
 /** Whether bytes may go from one socket to the other, past the TCP stack. */
 export type SpliceChoice = 'enabled' | 'disabled';
 
@@ -22,12 +26,15 @@ export interface InterceptionDefaults {
   readonly enrol: EnrolMode;
   readonly failure: FailurePolicy;
   readonly other: OtherProtocols;
+  /** Default `intercept`. */
+  readonly mode?: InterceptionMode;
 }
 
 export interface Interception {
   readonly enrolled: boolean;
   readonly failure: FailurePolicy;
   readonly other: OtherProtocols;
+  readonly mode: InterceptionMode;
   /** What the pod says; undefined where it says nothing. */
   readonly splice: SpliceChoice | undefined;
   /** Which of its flows, as far as the pod says. */
@@ -65,6 +72,7 @@ export function interceptionOf(
   const intercept = choice(pod, 'intercept', ['enabled', 'disabled'], problems);
   const failure = choice(pod, 'failure', ['closed', 'open'], problems);
   const other = choice(pod, 'other-protocols', ['pass', 'drop'], problems);
+  const mode = choice(pod, 'mode', INTERCEPTION_MODES, problems);
   const splice = choice(pod, 'splice', ['enabled', 'disabled'], problems);
   choice(pod, 'explicit-proxy', ['enabled', 'disabled'], problems);
   choice(pod, 'mesh-requests', ['enabled', 'disabled'], problems);
@@ -78,6 +86,8 @@ export function interceptionOf(
     failure: failure ?? defaults.failure,
     // The stricter of the two: a pod cannot open what the node has closed.
     other: defaults.other === 'drop' ? 'drop' : (other ?? 'pass'),
+    // The more careful of the two.
+    mode: defaults.mode === 'observe' ? 'observe' : (mode ?? 'intercept'),
     splice,
     selection,
     meshResources,

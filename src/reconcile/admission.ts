@@ -11,7 +11,7 @@ import type { EndpointStatus } from './status.js';
  * missing in the end.
  */
 export type Admission =
-  | { readonly kind: 'ready'; readonly state: 'INTERCEPTED' | 'DRAINED' | 'NOT_ENROLLED' }
+  | { readonly kind: 'ready'; readonly state: 'INTERCEPTED' | 'OBSERVED' | 'DRAINED' | 'NOT_ENROLLED' }
   | { readonly kind: 'refused'; readonly reason: string }
   | { readonly kind: 'waiting'; readonly reason: string };
 
@@ -126,6 +126,7 @@ export class Admissions {
 function decide({ state, reason = 'no reason was given' }: EndpointStatus): Admission | undefined {
   switch (state) {
     case 'INTERCEPTED':
+    case 'OBSERVED':
     case 'DRAINED':
     case 'NOT_ENROLLED':
       return { kind: 'ready', state };

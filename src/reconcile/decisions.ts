@@ -406,7 +406,14 @@ export class Decisions {
   async #find(pod: Pod): Promise<Decision> {
     const { defaults } = this.#options;
     const said = this.#lastWords.of(pod);
-    const { enrolled, failure, other, selection, problems: misunderstood } = interceptionOf(said, defaults);
+    const {
+      enrolled,
+      failure,
+      other,
+      mode,
+      selection,
+      problems: misunderstood,
+    } = interceptionOf(said, defaults);
     const problems = [...misunderstood, ...(said.note === undefined ? [] : [said.note])];
     const leave = (
       state: LeaveDecision['state'],
@@ -451,6 +458,7 @@ export class Decisions {
         bridgeIndex: at.kind === 'bridge' ? at.bridge.index : 0,
         inbound: served.inbound,
         selection: selected,
+        observed: mode === 'observe',
         closing: this.#options.isClosing?.(pod.uid) === true,
         shaped: comesFirst && at.kind === 'routed' && shapers.of(at.link.index) !== undefined,
         ips,

@@ -278,6 +278,7 @@ function isSame(a: PlannedEndpoint, b: PlannedEndpoint): boolean {
       a.plan.dropOther === b.plan.dropOther &&
       (a.plan.shaped ?? false) === (b.plan.shaped ?? false) &&
       (a.plan.inbound ?? false) === (b.plan.inbound ?? false) &&
+      (a.plan.observed ?? false) === (b.plan.observed ?? false) &&
       a.plan.selection?.key === b.plan.selection?.key &&
       a.plan.bridgeIndex === b.plan.bridgeIndex &&
       a.plan.ips.join() === b.plan.ips.join())

@@ -17,7 +17,7 @@ export interface SupposedFlow {
 }
 
 /**
- * INTERCEPTED: handed to the instance. EXCLUDED: passes, no rule selects it. PASSED: passes, for the pod is not intercepted
+ * INTERCEPTED: handed to the instance (of a pod that is only observed: it would be). EXCLUDED: passes, no rule selects it. PASSED: passes, for the pod is not intercepted
  * (in that direction), or its failure policy is open. RESET: its instance has no listener. DROPPED: on no account. UNKNOWN:
  * the pod is held as an agent before this one left it.
  */

@@ -11,10 +11,18 @@ import type { Proof } from './proofs.js';
 /**
  * INTERCEPTED: desired, programmed, and verified: read back from the kernel and proven by a canary. PENDING: wanted,
  * not there yet. REFUSED: cannot be intercepted, `reason` says why. DEGRADED: was intercepted, is so in part or as far as
- * can be told, or is held as it was; `reason` says what is missing. DRAINED: enrolled, and let alone until it is resumed, but
+ * can be told, or is held as it was; `reason` says what is missing. OBSERVED: all of that is in place,
+ * and nothing new is intercepted, as was asked for. DRAINED: enrolled, and let alone until it is resumed, but
  * for what it has open at the proxy. NOT_ENROLLED: known and deliberately left alone.
  */
-export type EndpointState = 'INTERCEPTED' | 'PENDING' | 'REFUSED' | 'DEGRADED' | 'DRAINED' | 'NOT_ENROLLED';
+export type EndpointState =
+  | 'INTERCEPTED'
+  | 'OBSERVED'
+  | 'PENDING'
+  | 'REFUSED'
+  | 'DEGRADED'
+  | 'DRAINED'
+  | 'NOT_ENROLLED';
 
 export interface InterfaceStatus {
   readonly name: string;
@@ -77,13 +85,16 @@ export function statusOf(decision: Decision, observed: Observation): EndpointSta
   const notes = proof?.result.kind === 'silent' ? [`last canary: ${proof.result.reason}`] : [];
   const told = [...wrong, ...decision.problems, ...cutOff, ...(wrong.length === 0 ? notes : [])];
   const row = installed?.row;
+  const isObserved = decision.endpoints.some(({ plan }) => plan.observed === true);
   // Attached before the node lost a part, perhaps by an agent before us.
   const isKept = missing === undefined && nodeProblem !== undefined;
   return {
     podUid: pod.uid,
     state:
       wrong.length === 0
-        ? 'INTERCEPTED'
+        ? isObserved
+          ? 'OBSERVED'
+          : 'INTERCEPTED'
         : wasIntercepted(before) || held !== undefined || escapes.length > 0 || isKept || isProgramOnly
           ? 'DEGRADED'
           : 'PENDING',
@@ -113,7 +124,7 @@ function notDelivered({ family, reason }: FamilyOff): string {
 }
 
 function wasIntercepted(before: EndpointStatus | undefined): boolean {
-  return before?.state === 'INTERCEPTED' || before?.state === 'DEGRADED';
+  return before?.state === 'INTERCEPTED' || before?.state === 'OBSERVED' || before?.state === 'DEGRADED';
 }
 
 /** A pod that cannot send at the moment is what it was before: nothing speaks against it. */

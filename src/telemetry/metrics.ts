@@ -20,6 +20,7 @@ export interface MetricsOptions {
 
 const ENDPOINT_STATES: readonly EndpointState[] = [
   'INTERCEPTED',
+  'OBSERVED',
   'PENDING',
   'REFUSED',
   'DEGRADED',

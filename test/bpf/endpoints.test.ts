@@ -19,6 +19,7 @@ const PLAN: EndpointPlan = {
   shaped: false,
   inbound: false,
   closing: false,
+  observed: false,
   ips: ['10.66.0.3', 'fd00:66::3'],
 };
 

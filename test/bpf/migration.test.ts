@@ -191,6 +191,7 @@ describe('an agent of a newer layout', () => {
         'udp_ports',
         'proxy_ports',
         'proxy_cgroups',
+        'observed',
         'settings',
         'listeners',
         'counters',

@@ -254,6 +254,7 @@ it('the layouts are those of the objects', () => {
     leaving: 64,
     closing: 128,
     selective: 256,
+    observed: 512,
   });
   expect(layouts.endpoint.size).toBe(20);
   expect(layouts.slots).toEqual({ perInstance: 4, inbound: 2, ipv6: 1 });

@@ -1,5 +1,6 @@
 /** Which of a pod's flows are intercepted, as its annotations, the configuration and the instances of ports say. */
 
+import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, beforeAll, describe, expect, it } from 'vitest';
 import { inNetns, runIn, tryRun, waitFor } from '../lab/exec.js';
 import { buildApp } from '../lab/image.js';
@@ -72,9 +73,13 @@ beforeAll(async () => {
   }
 });
 
-afterEach(() => {
+afterEach(async () => {
   for (const name of PODS) {
     say(name, {});
+    await waitFor(`all of ${name} to be intercepted again`, async () => {
+      const told = await Promise.all(FAMILIES.map((family) => said(name, family, OTHER_PORT)));
+      return told.every((outcome) => outcome === 'intercepted');
+    });
   }
 });
 
@@ -167,3 +172,87 @@ it(`${CHANGES} changes of its ports break no open flow, and each new flow follow
     await load.end();
   }
 }, 180_000);
+
+describe('a pod that is only observed', () => {
+  const observe = async () => {
+    say('routed', {
+      'nodesentry.io/mode': 'observe',
+      'nodesentry.io/exclude-outbound-cidrs': `${REMOTE[6]}/128`,
+    });
+    await scene.agent.reaches('routed', 'OBSERVED');
+  };
+
+  it('is left alone in both directions, and the others are not', async () => {
+    const load = await Load.start(scene.lab, [
+      { pod: scene.pod('routed'), family: 4, everyMs: 5, kind: 'keepalive' },
+    ]);
+    await observe();
+    for (const family of FAMILIES) {
+      expect(await sent('routed', family)).toBe('direct');
+      expect(await received('routed', family)).toBe('direct');
+      expect(await sent('bridged', family)).toBe('intercepted');
+    }
+    // What was open at the proxy before goes on there.
+    expect((await load.stop()).filter(({ failures }) => failures > 0)).toEqual([]);
+    await load.end();
+    say('routed', {});
+    await scene.agent.reaches('routed', 'INTERCEPTED');
+    expect(await sent('routed', 4)).toBe('intercepted');
+  });
+
+  it('is rehearsed: what would become of its flows, which rules stand behind it, and which open ones are spared', async () => {
+    await observe();
+    const [lasting] = [
+      await Load.start(scene.lab, [{ pod: scene.pod('routed'), family: 4, everyMs: 20, kind: 'keepalive' }]),
+    ];
+    const rehearsed = scene.agent.cli(
+      'rehearse',
+      '--for',
+      '3s',
+      '--json',
+      '--config',
+      scene.agent.configPath,
+    );
+    await waitFor('somebody to follow', async () => {
+      await sent('routed', 4);
+      await sent('routed', 6);
+      await received('routed', 4);
+      const output = await Promise.race([rehearsed, sleep(50)]);
+      return output !== undefined;
+    });
+    await lasting?.end();
+    const { stdout, stderr, code } = await rehearsed;
+    expect([code, stderr]).toEqual([0, '']);
+    const { pods, flows } = JSON.parse(stdout) as {
+      pods: { pod: string; state: string }[];
+      flows: {
+        pod: string;
+        direction: string;
+        to: string;
+        outcome: string;
+        instance: string;
+        rule: string;
+        flows: number;
+      }[];
+    };
+    expect(pods).toContainEqual(expect.objectContaining({ pod: 'default/routed', state: 'OBSERVED' }));
+    const of = (direction: string, to: string, outcome: string) =>
+      flows.find(
+        (flow) =>
+          flow.pod === 'default/routed' &&
+          flow.direction === direction &&
+          flow.to === to &&
+          flow.outcome === outcome,
+      );
+    expect(of('EGRESS', `${REMOTE[4]}:80`, 'WOULD_INTERCEPT')).toMatchObject({
+      instance: 'default',
+      rule: 'nothing excludes it',
+    });
+    expect(of('EGRESS', `${bracket(REMOTE[6])}:80`, 'EXCLUDED')).toMatchObject({
+      instance: '',
+      rule: `nodesentry.io/exclude-outbound-cidrs ${REMOTE[6]}/128 has ${REMOTE[6]}`,
+    });
+    expect(of('INGRESS', 'port 80', 'WOULD_INTERCEPT')?.flows).toBeGreaterThan(0);
+    expect(of('EGRESS', `${REMOTE[4]}:80`, 'OBSERVED')?.flows).toBe(1);
+  });
+});

@@ -62,6 +62,7 @@ describe('a configuration', () => {
         other: 'pass',
         udpPorts: [],
         splice: 'auto',
+        mode: 'intercept',
         selection: SELECT_ALL,
       },
       supervision: { by: 'agent' },

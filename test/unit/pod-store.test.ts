@@ -271,6 +271,7 @@ describe('interceptionOf', () => {
       enrolled,
       failure: 'closed',
       other: 'pass',
+      mode: 'intercept',
       selection: SELECT_ALL,
       problems: [],
     });
@@ -284,6 +285,7 @@ describe('interceptionOf', () => {
       enrolled: true,
       failure: 'open',
       other: 'pass',
+      mode: 'intercept',
       selection: SELECT_ALL,
       problems: ['nodesentry.io/failure: expected closed or open, got "ajar"'],
     });
@@ -296,9 +298,21 @@ describe('interceptionOf', () => {
       enrolled: true,
       failure: 'open',
       other: 'pass',
+      mode: 'intercept',
       selection: SELECT_ALL,
       problems: ['nodesentry.io/intercept: expected enabled or disabled, got "yes"'],
     });
+  });
+
+  it.each([
+    ['intercept', undefined, 'intercept'],
+    ['intercept', 'observe', 'observe'],
+    ['observe', undefined, 'observe'],
+    ['observe', 'intercept', 'observe'],
+  ] as const)('mode %s on the node and %s of the pod are %s', (mode, own, expected) => {
+    const annotations = own === undefined ? {} : { 'nodesentry.io/mode': own };
+    const defaults = { enrol: 'all', failure: 'closed', other: 'pass', mode } as const;
+    expect(interceptionOf({ labels: {}, annotations }, defaults).mode).toBe(expected);
   });
 
   it.each([
