@@ -269,7 +269,7 @@ int pod_egress(struct __sk_buff *skb) {
     again = starts && sk->state == BPF_TCP_TIME_WAIT;
     instance = endpoint->instance;
     if (again) {
-        /* Were it not selected by now, it would be intercepted all the same: the stack lets none past the old socket. */
+        /* Intercepted even where it is not selected by now: the stack lets no such packet past the old socket. */
         is_selected(&packet, endpoint, &instance);
         if (!has_listener(&instance, packet.family)) {
             bpf_sk_release(sk);

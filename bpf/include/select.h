@@ -24,8 +24,7 @@ static __always_inline bool passes_cidrs(const struct choice *choice, const stru
 }
 
 /* Whether a flow that starts with this packet is intercepted, and in `instance` whose listeners are to take it. */
-static __always_inline bool is_selected(const struct packet *packet, const struct endpoint *endpoint,
-                                        __u32 *instance) {
+static __always_inline bool is_selected(const struct packet *packet, const struct endpoint *endpoint, __u32 *instance) {
     __u32 ifindex = packet->ifindex, page, *number;
     struct selection *selection;
     const struct choice *choice;
