@@ -200,7 +200,7 @@ int pod_ingress(struct __sk_buff *skb) {
     /* A SYN for a socket in TIME_WAIT is a new connection on an old tuple. */
     again = starts && sk->state == BPF_TCP_TIME_WAIT;
     if (!again)
-        is_known_at(skb, sk, &packet, endpoint);
+        known_at(skb, sk, &packet, endpoint);
     bpf_sk_release(sk);
     return again ? start(skb, &packet, endpoint) : send_to_proxy(skb, endpoint, VERDICT_FLOW_PACKET);
 }

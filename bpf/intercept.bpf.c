@@ -91,6 +91,24 @@ static __always_inline bool is_loopback(const struct packet *packet) {
     return bytes[15] == 1;
 }
 
+/* Whether the pod dials its node's proxy by itself, and in `instance` whose. */
+static __always_inline bool is_explicit(struct __sk_buff *skb, const struct packet *packet, __u32 *instance) {
+    __u16 port = packet->key.dport;
+    __u32 *number = bpf_map_lookup_elem(&explicit_ports, &port);
+
+    if (!number || !is_local_destination(skb, packet))
+        return false;
+    *instance = *number;
+    return true;
+}
+
+/* Recorded, so that its proxy can ask who it is; delivered by the stack, like anybody's. */
+static __always_inline int start_explicit(struct __sk_buff *skb, const struct packet *packet,
+                                          const struct endpoint *endpoint, __u32 instance) {
+    record_as(skb, packet, endpoint, instance, DIRECTION_EXPLICIT, VERDICT_EXPLICIT);
+    return pass(endpoint, VERDICT_EXPLICIT);
+}
+
 static __always_inline int start(struct __sk_buff *skb, const struct packet *packet, const struct endpoint *endpoint) {
     __u16 port = packet->key.dport;
     __u32 instance = endpoint->instance;
@@ -100,6 +118,8 @@ static __always_inline int start(struct __sk_buff *skb, const struct packet *pac
 
     if (is_loopback(packet))
         return drop(endpoint, VERDICT_LOOPBACK);
+    if (is_explicit(skb, packet, &instance))
+        return start_explicit(skb, packet, endpoint, instance);
     if (is_lifecycle(port, &instance) && is_local_destination(skb, packet)) {
         verdict = VERDICT_LIFECYCLE;
         listener = listener_socket(instance, DIRECTION, packet->family);
@@ -139,6 +159,8 @@ static __always_inline int without_socket(struct __sk_buff *skb, const struct pa
         skb->priority = PRIORITY_LEFT_TO_CONNTRACK;
         return pass(endpoint, VERDICT_LEFT_TO_CONNTRACK);
     }
+    if (flow->direction == DIRECTION_EXPLICIT)
+        return pass(endpoint, VERDICT_EXPLICIT);
     listener = listener_socket(flow->instance, DIRECTION, packet->family);
     if (!listener)
         return reset(skb, packet, endpoint, VERDICT_NO_LISTENER_RESET);
@@ -180,6 +202,7 @@ static __always_inline int not_tcp(struct __sk_buff *skb, const struct packet *p
  * meets the connection's TIME_WAIT, past which the stack would not forward it. */
 static __always_inline int leave(struct __sk_buff *skb, const struct endpoint *endpoint, __u32 ifindex) {
     struct packet packet = {.ifindex = ifindex};
+    const struct flow *flow;
     struct bpf_sock *sk;
 
     if (parse(skb, &packet) != PARSED_TCP || !source_belongs(ifindex, &packet))
@@ -187,7 +210,8 @@ static __always_inline int leave(struct __sk_buff *skb, const struct endpoint *e
     sk = connection_socket(skb, &packet.key, packet.family);
     if (!sk)
         return pass(endpoint, VERDICT_LEAVING);
-    if (!is_known_at(skb, sk, &packet, endpoint) && is_local_destination(skb, &packet)) {
+    flow = known_at(skb, sk, &packet, endpoint);
+    if ((flow && flow->direction == DIRECTION_EXPLICIT) || (!flow && is_local_destination(skb, &packet))) {
         bpf_sk_release(sk);
         return pass(endpoint, VERDICT_LEAVING);
     }
@@ -198,6 +222,7 @@ static __always_inline int leave(struct __sk_buff *skb, const struct endpoint *e
 static __always_inline int observe(struct __sk_buff *skb, const struct endpoint *endpoint, __u32 ifindex) {
     struct packet packet = {.ifindex = ifindex};
     __u32 instance = endpoint->instance;
+    const struct flow *flow;
     struct bpf_sock *sk;
     __u16 port;
     bool starts;
@@ -211,7 +236,8 @@ static __always_inline int observe(struct __sk_buff *skb, const struct endpoint 
         return observe_first(&packet, endpoint, instance, VERDICT_WOULD_REFUSE);
     sk = connection_socket(skb, &packet.key, packet.family);
     if (sk) {
-        if (is_known_at(skb, sk, &packet, endpoint) || !is_local_destination(skb, &packet))
+        flow = known_at(skb, sk, &packet, endpoint);
+        if (!(flow && flow->direction == DIRECTION_EXPLICIT) && (flow || !is_local_destination(skb, &packet)))
             return deliver(skb, &packet, endpoint, sk, VERDICT_FLOW_PACKET);
         bpf_sk_release(sk);
         return pass(endpoint, VERDICT_OBSERVED);
@@ -219,8 +245,9 @@ static __always_inline int observe(struct __sk_buff *skb, const struct endpoint 
     if (!starts)
         return observe_later(&packet, endpoint);
     port = packet.key.dport;
-    /* The agent itself answers its hooks all the same. */
-    if (is_lifecycle(port, &instance) && is_local_destination(skb, &packet))
+    /* The agent itself answers its hooks all the same, and who dials the proxy by itself is recorded. */
+    if ((is_lifecycle(port, &instance) || bpf_map_lookup_elem(&explicit_ports, &port)) &&
+        is_local_destination(skb, &packet))
         return start(skb, &packet, endpoint);
     if (is_loopback(&packet) || (bpf_map_lookup_elem(&proxy_ports, &port) && is_local_destination(skb, &packet)))
         return observe_first(&packet, endpoint, instance, VERDICT_WOULD_REFUSE);
@@ -232,6 +259,7 @@ int pod_egress(struct __sk_buff *skb) {
     const struct endpoint nobody = {};
     struct packet packet = {.ifindex = skb->ifindex};
     struct endpoint *endpoint;
+    const struct flow *flow;
     struct bpf_sock *sk;
     __u32 ifindex = packet.ifindex, instance;
     bool starts, again;
@@ -261,7 +289,12 @@ int pod_egress(struct __sk_buff *skb) {
     sk = connection_socket(skb, &packet.key, packet.family);
     if (!sk)
         return starts ? start(skb, &packet, endpoint) : without_socket(skb, &packet, endpoint);
-    if (!is_known_at(skb, sk, &packet, endpoint) && is_local_destination(skb, &packet)) {
+    flow = known_at(skb, sk, &packet, endpoint);
+    if (flow && flow->direction == DIRECTION_EXPLICIT) {
+        bpf_sk_release(sk);
+        return starts ? start(skb, &packet, endpoint) : pass(endpoint, VERDICT_EXPLICIT);
+    }
+    if (!flow && is_local_destination(skb, &packet)) {
         bpf_sk_release(sk);
         return starts ? start(skb, &packet, endpoint) : pass(endpoint, VERDICT_OLDER_CONNECTION);
     }

@@ -30,6 +30,9 @@ int socket_lookup(struct bpf_sk_lookup *context) {
     endpoint = flow ? bpf_map_lookup_elem(&endpoints, &flow->ifindex) : NULL;
     if (!flow || !((endpoint && started_by(flow, endpoint)) || flow->endpoint == AGENT_ENDPOINT))
         return bpf_map_lookup_elem(&inbound, &key.dst) ? SK_DROP : SK_PASS;
+    /* Whoever listens there is meant. */
+    if (flow->direction == DIRECTION_EXPLICIT)
+        return SK_PASS;
     listener = listener_socket(flow->instance, flow->direction, context->family);
     if (!listener)
         return SK_DROP;

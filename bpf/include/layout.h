@@ -57,6 +57,7 @@ enum layout {
 enum direction {
     DIRECTION_EGRESS = 0,
     DIRECTION_INGRESS = 1,
+    DIRECTION_EXPLICIT = 2, /* of a flow: as egress, to the proxy's own address, and left to the stack */
 };
 
 enum endpoint_flag {
@@ -250,6 +251,9 @@ struct turn {
 
 /* proxy_ports: where proxies of this node listen for what is intercepted -> 1; in host byte order */
 
+/* explicit_ports: where proxies of this node are dialled by pods themselves -> the number of the instance; in host byte
+ * order */
+
 /* proxy_cgroups: a cgroup of version 2 in which one instance alone has its listeners -> that instance's number */
 
 /* udp_ports: destination ports that stay open where other protocols are closed -> 1; in host byte order */
@@ -330,6 +334,7 @@ enum verdict {
     VERDICT_OBSERVED,          /* passed: of a pod that is only observed, and nothing would become of it */
     VERDICT_WOULD_INTERCEPT,   /* passed: the same, a first packet that would be assigned */
     VERDICT_WOULD_REFUSE,      /* passed: the same, one that would be dropped or reset */
+    VERDICT_EXPLICIT,          /* passed: the pod dials its node's proxy by itself; recorded */
     VERDICT_COUNT,
 };
 

@@ -176,6 +176,14 @@ struct {
     __uint(max_entries, MAX_LISTENERS);
     __uint(map_flags, BPF_F_NO_PREALLOC);
     __type(key, __u16);
+    __type(value, __u32);
+} explicit_ports SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_HASH);
+    __uint(max_entries, MAX_LISTENERS);
+    __uint(map_flags, BPF_F_NO_PREALLOC);
+    __type(key, __u16);
     __type(value, __u8);
 } proxy_ports SEC(".maps");
 

@@ -103,15 +103,16 @@ static __always_inline void remember(struct __sk_buff *skb, const struct flow_ke
 }
 
 /* `instance`: whose listener has it. */
-static __always_inline void record(struct __sk_buff *skb, const struct packet *packet, const struct endpoint *endpoint,
-                                   __u32 instance) {
+static __always_inline void record_as(struct __sk_buff *skb, const struct packet *packet,
+                                      const struct endpoint *endpoint, __u32 instance, enum direction direction,
+                                      enum verdict verdict) {
     struct flow flow = {
         .started_ns = bpf_ktime_get_ns(),
         .endpoint = endpoint->id,
         .generation = endpoint->generation,
         .ifindex = packet->ifindex,
         .instance = instance,
-        .direction = DIRECTION,
+        .direction = direction,
     };
 
     struct instance_count *counted = bpf_map_lookup_elem(&instance_counts, &instance);
@@ -119,7 +120,12 @@ static __always_inline void record(struct __sk_buff *skb, const struct packet *p
     if (counted)
         counted->started++;
     remember(skb, &packet->key, &flow);
-    report(packet, endpoint, instance, packet->ifindex, VERDICT_FLOW_STARTED);
+    report(packet, endpoint, instance, packet->ifindex, verdict);
+}
+
+static __always_inline void record(struct __sk_buff *skb, const struct packet *packet, const struct endpoint *endpoint,
+                                   __u32 instance) {
+    record_as(skb, packet, endpoint, instance, DIRECTION, VERDICT_FLOW_STARTED);
 }
 
 /* The record of a flow of this endpoint's; NULL where it has none. */
@@ -129,29 +135,29 @@ static __always_inline const struct flow *known_flow(const struct packet *packet
     return flow && started_by(flow, endpoint) ? flow : NULL;
 }
 
-/* Whether there is one, of a packet whose socket was found: its record is there, as soon as it is a whole socket. A
- * connection that is in use keeps its row in `flows` as well, for those who look it up there. */
-static __always_inline bool is_known_at(struct __sk_buff *skb, struct bpf_sock *sk, const struct packet *packet,
-                                        const struct endpoint *endpoint) {
+/* The same of a packet whose socket was found: its record is there, as soon as it is a whole socket. A connection that
+ * is in use keeps its row in `flows` as well, for those who look it up there. */
+static __always_inline const struct flow *known_at(struct __sk_buff *skb, struct bpf_sock *sk,
+                                                   const struct packet *packet, const struct endpoint *endpoint) {
     struct connection *connection = bpf_sk_storage_get(&connections, sk, NULL, 0);
     struct connection fresh = {};
     struct flow *flow;
 
     if (connection) {
         if (!started_by(&connection->flow, endpoint))
-            return false;
+            return NULL;
         if (bpf_jiffies64() - connection->refreshed > REFRESH_JIFFIES) {
             connection->refreshed = bpf_jiffies64();
             if (!bpf_map_lookup_elem(&flows, &packet->key))
                 remember(skb, &packet->key, &connection->flow);
         }
-        return true;
+        return &connection->flow;
     }
     flow = bpf_map_lookup_elem(&flows, &packet->key);
     if (!flow || !started_by(flow, endpoint))
-        return false;
+        return NULL;
     fresh.flow = *flow;
     fresh.refreshed = bpf_jiffies64();
     bpf_sk_storage_get(&connections, sk, &fresh, BPF_SK_STORAGE_GET_F_CREATE);
-    return true;
+    return flow;
 }

@@ -67,7 +67,7 @@ import { createReconciler, openIdentityOption, openSplice } from './datapath.js'
 import { openInstances } from './instances.js';
 import { openLifecycle } from './lifecycle.js';
 import { ListenerLooks } from './listener-looks.js';
-import { LiveInstances } from './live-instances.js';
+import { LiveInstances, proxyAt } from './live-instances.js';
 import type { AgentOptions } from './options.js';
 import { takeLock } from './run-lock.js';
 import { openSources } from './sources.js';
@@ -294,6 +294,13 @@ async function start(
     late,
     identityOption,
     splices,
+    atNode: (ip, port) => {
+      const announcedPorts = announced.list().map((listener) => listener.port);
+      return proxyAt(ip, port, live.current, [
+        ...instanceGenerations.portsOf(live.current),
+        ...announcedPorts,
+      ]);
+    },
   });
 
   // Listeners before the first program: an enrolled pod must not meet an empty map for want of a look.

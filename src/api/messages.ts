@@ -1,7 +1,7 @@
 /** The JSON that goes over the socket besides `Resolution`. */
 
 import type { Instance } from '../config/config.js';
-import type { FlowDirection } from '../datapath/flows.js';
+import type { FlowDirection, FlowMode } from '../datapath/flows.js';
 import type { IdentityOptionStatus } from '../datapath/identity-option.js';
 import type { ListenerStatus } from '../datapath/listeners.js';
 import type { DrainScope } from '../drain/drains.js';
@@ -138,6 +138,7 @@ export interface FlowMessage {
   readonly src: string;
   readonly dst: string;
   readonly direction: FlowDirection;
+  readonly mode: FlowMode;
   readonly instance: string;
   readonly verdict: string;
   readonly namespace: string;

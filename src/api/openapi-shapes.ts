@@ -75,7 +75,7 @@ export const Explanation = z.object({
   direction: z.enum(['EGRESS', 'INGRESS']),
   far: text('The address at the far end.'),
   port: count().meta({ description: 'That is dialled.' }),
-  outcome: z.enum(['INTERCEPTED', 'EXCLUDED', 'PASSED', 'RESET', 'DROPPED', 'UNKNOWN']),
+  outcome: z.enum(['INTERCEPTED', 'EXPLICIT', 'EXCLUDED', 'PASSED', 'RESET', 'DROPPED', 'UNKNOWN']),
   rule: z.string(),
   instance: text('Whose listeners it is for; empty where it is for none.'),
   inForce: z.boolean().meta({ description: 'The kernel holds what this rests on.' }),
@@ -106,6 +106,10 @@ export const Services = z.object({
 
 const assurance = () => z.enum(ASSURANCES);
 const direction = () => z.enum(['EGRESS', 'INGRESS']);
+const mode = () =>
+  z
+    .enum(['INTERCEPTED', 'EXPLICIT'])
+    .meta({ description: 'EXPLICIT: the pod dialled the proxy’s own address.' });
 const Original = z.object({ src: socketAddress(), dst: socketAddress() });
 const ttlMs = () => count().meta({ description: 'How long the answer may be kept, milliseconds.' });
 
@@ -128,6 +132,7 @@ export const Party = z
 export const Resolution = z.object({
   workload: Workload,
   direction: direction(),
+  mode: mode().exactOptional(),
   original: Original,
   instance: text('Empty where no instance serves the pod.'),
   assurance: assurance(),
@@ -209,6 +214,7 @@ export const Flow = z
     src: socketAddress(),
     dst: socketAddress(),
     direction: direction(),
+    mode: mode(),
     instance: z.string(),
     verdict: z.string(),
     namespace: z.string(),

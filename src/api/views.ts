@@ -137,6 +137,7 @@ export class Views {
       src: formatSocketAddress(event.src),
       dst: formatSocketAddress(event.dst),
       direction: event.direction,
+      mode: event.mode,
       instance: event.instance,
       verdict: event.verdict,
       namespace: pod?.namespace ?? '',

@@ -49,8 +49,8 @@ export function findOverlaps({ instances, metrics }: Pick<Config, 'instances' | 
 }
 
 function claimsOf(instance: Instance, index: number): Claim[] {
-  return (['outbound', 'inbound'] as const).flatMap((direction) =>
-    instance[direction].map((address, place, list) =>
+  return (['outbound', 'inbound', 'explicit'] as const).flatMap((direction) =>
+    (instance[direction] ?? []).map((address, place, list) =>
       claim(address, list, {
         path: ['instances', index, direction, ...(list.length > 1 ? [place] : [])],
         owner: `${direction} of instance ${instance.name}`,

@@ -147,6 +147,9 @@ const instance = section({
     ),
   outbound: listeners.optional(),
   inbound: listeners.optional(),
+  explicit: listeners
+    .optional()
+    .describe('Where pods dial it by themselves: such flows are recorded, and left to it.'),
   announced: z
     .array(oneOf(['outbound', 'inbound']), { error: ANNOUNCED_EXPECTED })
     .min(1, { error: ANNOUNCED_EXPECTED })
@@ -184,6 +187,7 @@ const instance = section({
     ...(given.ports === undefined ? {} : { ports: given.ports }),
     outbound: given.outbound ?? [],
     inbound: given.inbound ?? [],
+    ...(given.explicit === undefined ? {} : { explicit: given.explicit }),
     ...(given.announced === undefined ? {} : { announced: given.announced }),
     owner: given.owner,
     health: given.health,

@@ -14,6 +14,9 @@ const IPPROTO_TCP = 6;
 /** As the pod sees it: what it sends, or what it is sent. */
 export type FlowDirection = 'EGRESS' | 'INGRESS';
 
+/** EXPLICIT: the pod dialled the proxy's own address. */
+export type FlowMode = 'INTERCEPTED' | 'EXPLICIT';
+
 export interface FlowRecord {
   readonly protocol: 'tcp';
   readonly src: SocketAddress;
@@ -23,6 +26,7 @@ export interface FlowRecord {
   readonly ifindex: number;
   readonly instance: string;
   readonly direction: FlowDirection;
+  readonly mode: FlowMode;
   /** Unix time, milliseconds. */
   readonly startedMs: number;
 }
@@ -224,6 +228,7 @@ export class Flows {
     time: 'started_ns' | 'time_ns',
     struct: Layouts['flow'],
   ): FlowRecord {
+    const direction = struct.number(value, 'direction');
     return {
       protocol: 'tcp',
       src,
@@ -232,7 +237,8 @@ export class Flows {
       generation: struct.number(value, 'generation'),
       ifindex: struct.number(value, 'ifindex'),
       instance: this.#options.instanceName(struct.number(value, 'instance')),
-      direction: struct.number(value, 'direction') === 0 ? 'EGRESS' : 'INGRESS',
+      direction: direction === this.#options.layouts.directions.ingress ? 'INGRESS' : 'EGRESS',
+      mode: direction === this.#options.layouts.directions.explicit ? 'EXPLICIT' : 'INTERCEPTED',
       startedMs: unixMs(struct.number(value, time)),
     };
   }

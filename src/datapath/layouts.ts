@@ -54,6 +54,8 @@ export interface Layouts {
     readonly selective: number;
     readonly observed: number;
   };
+  /** `enum direction`. */
+  readonly directions: Readonly<Record<'ingress' | 'explicit', number>>;
   /** `enum selected`: the first number that is an instance's. */
   readonly selected: { readonly instance: number };
   /** `enum cidr_flag`. */
@@ -81,6 +83,7 @@ export function readLayouts(object: BpfObject): Layouts {
     }
   }
   const flags = object.enumValues('endpoint_flag');
+  const directions = object.enumValues('direction');
   const cidrFlags = object.enumValues('cidr_flag');
   const slots = object.enumValues('slot');
   const limits = object.enumValues('limit');
@@ -149,6 +152,10 @@ export function readLayouts(object: BpfObject): Layouts {
       closing: enumValue(flags, 'ENDPOINT_CLOSING'),
       selective: enumValue(flags, 'ENDPOINT_SELECTIVE'),
       observed: enumValue(flags, 'ENDPOINT_OBSERVED'),
+    },
+    directions: {
+      ingress: enumValue(directions, 'DIRECTION_INGRESS'),
+      explicit: enumValue(directions, 'DIRECTION_EXPLICIT'),
     },
     selected: { instance: enumValue(object.enumValues('selected'), 'SELECTED_INSTANCE') },
     cidrFlags: {

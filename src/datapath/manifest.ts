@@ -53,6 +53,7 @@ export const MANIFEST = {
     turns: { onNewLayout: 'begun-anew' },
     udp_ports: { onNewLayout: 'begun-anew' },
     proxy_ports: { onNewLayout: 'begun-anew' },
+    explicit_ports: { onNewLayout: 'begun-anew' },
     proxy_cgroups: { onNewLayout: 'begun-anew' },
     observed: { onNewLayout: 'begun-anew' },
     settings: { onNewLayout: 'begun-anew' },

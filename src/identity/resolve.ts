@@ -3,7 +3,7 @@
  * address, never by a guess.
  */
 
-import type { FlowDirection, FlowRecord } from '../datapath/flows.js';
+import type { FlowDirection, FlowMode, FlowRecord } from '../datapath/flows.js';
 import { formatSocketAddress, type SocketAddress } from '../net/socket-address.js';
 import type { Pod, PodUid } from '../pods/pod.js';
 import type { PodStore } from '../pods/pod-store.js';
@@ -66,6 +66,8 @@ export interface Resolution {
   readonly ttlMs: number;
   readonly source: Party;
   readonly destination: Party;
+  /** Left out where the flow is not recorded. */
+  readonly mode?: FlowMode;
 }
 
 /** Where no flow is meant. */
@@ -90,6 +92,8 @@ export const TTL_MS = 1_000;
 interface Answer {
   readonly workload: Workload;
   readonly direction: FlowDirection;
+  /** Of a record. */
+  readonly mode?: FlowMode;
   readonly instance: string;
   readonly assurance: Assurance;
 }
@@ -139,6 +143,7 @@ export class IdentityService {
       ttlMs: TTL_MS,
       source: isOut ? own : this.#party(src.ip, minAssurance),
       destination: isOut ? this.#party(dst.ip, minAssurance) : own,
+      ...(answer.mode === undefined ? {} : { mode: answer.mode }),
     };
   }
 
@@ -242,6 +247,7 @@ export class IdentityService {
     return {
       workload: workloadOf(found.pod, flow.generation, found.state, this.#options),
       direction: flow.direction,
+      mode: flow.mode,
       instance: flow.instance,
       assurance: 'DATAPATH_RECORDED',
     };

@@ -8,7 +8,7 @@ import type { SpliceStatus } from '../datapath/splice-choice.js';
 import type { FamilyOff } from '../kernel/families.js';
 import type { SocketAddress } from '../net/socket-address.js';
 import type { PodUid } from '../pods/pod.js';
-import type { Explanation, SupposedFlow } from './explanation.js';
+import type { Explanation, ExplanationParts, SupposedFlow } from './explanation.js';
 import type { LatePods } from './late-pods.js';
 import type { Reconciler } from './reconciler.js';
 import type { RepairKind, Repairs } from './repairs.js';
@@ -59,6 +59,7 @@ export interface DatapathParts {
   readonly late?: Pick<LatePods, 'count'> | undefined;
   readonly identityOption: Pick<IdentityOption, 'status'>;
   readonly splices: Pick<SplicedPods, 'statusOf' | 'report'>;
+  readonly atNode?: ExplanationParts['atNode'];
 }
 
 export class Datapath implements DatapathView {
@@ -102,15 +103,18 @@ export class Datapath implements DatapathView {
 
   explain(uid: PodUid, flow: SupposedFlow): Explanation {
     const listeners = this.listeners();
-    return this.#parts.reconciler.explain(uid, flow, (name, direction, family) =>
-      listeners.some(
-        (listener) =>
-          listener.adopted &&
-          listener.instance === name &&
-          listener.direction === direction &&
-          listener.family === family,
-      ),
-    );
+    const { reconciler, atNode } = this.#parts;
+    return reconciler.explain(uid, flow, {
+      ...(atNode && { atNode }),
+      hasListener: (name, direction, family) =>
+        listeners.some(
+          (listener) =>
+            listener.adopted &&
+            listener.instance === name &&
+            listener.direction === direction &&
+            listener.family === family,
+        ),
+    });
   }
 
   listeners(): readonly ListenerStatus[] {

@@ -17,11 +17,12 @@ export interface SupposedFlow {
 }
 
 /**
- * INTERCEPTED: handed to the instance (of a pod that is only observed: it would be). EXCLUDED: passes, no rule selects it. PASSED: passes, for the pod is not intercepted
+ * INTERCEPTED: handed to the instance (of a pod that is only observed: it would be). EXPLICIT:
+ * recorded, and left to the proxy that the pod dials by itself. EXCLUDED: passes, no rule selects it. PASSED: passes, for the pod is not intercepted
  * (in that direction), or its failure policy is open. RESET: its instance has no listener. DROPPED: on no account. UNKNOWN:
  * the pod is held as an agent before this one left it.
  */
-export type Outcome = 'INTERCEPTED' | 'EXCLUDED' | 'PASSED' | 'RESET' | 'DROPPED' | 'UNKNOWN';
+export type Outcome = 'INTERCEPTED' | 'EXPLICIT' | 'EXCLUDED' | 'PASSED' | 'RESET' | 'DROPPED' | 'UNKNOWN';
 
 export interface Explanation {
   readonly outcome: Outcome;
@@ -38,6 +39,8 @@ export interface ExplanationParts {
   readonly status: EndpointStatus | undefined;
   /** Whether the kernel holds this at the interface. */
   readonly isInKernel: (ifindex: number, selection: SelectionInForce | undefined) => boolean;
+  /** What is at this address where it is the node's own, and a proxy's: the instance that pods dial there, or none. */
+  readonly atNode?: (ip: string, port: number) => { readonly explicit: string | undefined } | undefined;
   readonly hasListener: (instance: string, direction: SelectedDirection, family: Family) => boolean;
 }
 
@@ -65,6 +68,13 @@ export function explain(flow: SupposedFlow, parts: ExplanationParts): Explanatio
   });
   if (flow.direction === 'outbound' && isLoopback(flow.ip)) {
     return told('DROPPED', 'a connection to a loopback address would come to the node');
+  }
+  const proxy = flow.direction === 'outbound' ? parts.atNode?.(flow.ip, flow.port) : undefined;
+  if (proxy?.explicit !== undefined) {
+    return told('EXPLICIT', `instance ${proxy.explicit} is dialled there by pods themselves`, proxy.explicit);
+  }
+  if (proxy !== undefined) {
+    return told('RESET', 'a proxy of this node listens there for what is intercepted');
   }
   if (flow.direction === 'inbound' && plan.inbound !== true) {
     return told(

@@ -86,13 +86,17 @@ export class Reconciler {
   }
 
   /** What would become of a flow of the pod. */
-  explain(uid: PodUid, flow: SupposedFlow, hasListener: ExplanationParts['hasListener']): Explanation {
+  explain(
+    uid: PodUid,
+    flow: SupposedFlow,
+    node: Pick<ExplanationParts, 'hasListener' | 'atNode'>,
+  ): Explanation {
     const { tables } = this.#options;
     return explain(flow, {
       decision: this.#decisions.of(uid),
       status: this.#statuses.get(uid),
       isInKernel: (ifindex, selection) => tables.planAt(ifindex)?.selection?.key === selection?.key,
-      hasListener,
+      ...node,
     });
   }
 

@@ -190,6 +190,7 @@ describe('an agent of a newer layout', () => {
         'turns',
         'udp_ports',
         'proxy_ports',
+        'explicit_ports',
         'proxy_cgroups',
         'observed',
         'settings',

@@ -89,6 +89,7 @@ export function flowRecord(
     ifindex: 7,
     instance: 'default',
     direction: 'EGRESS',
+    mode: 'INTERCEPTED',
     startedMs: 1_700_000_000_000,
     ...fields,
   };

@@ -51,6 +51,7 @@ describe('Resolve', () => {
         state: 'WORKLOAD_STATE_LIVE',
       },
       direction: 'DIRECTION_EGRESS',
+      mode: 'INTERCEPTED',
       original: { src: FLOW.src, dst: FLOW.dst },
       instance: 'default',
       assurance: 'ASSURANCE_DATAPATH_RECORDED',

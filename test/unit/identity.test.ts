@@ -50,6 +50,7 @@ describe('a flow that the datapath recorded', () => {
         state: 'LIVE',
       },
       direction: 'EGRESS',
+      mode: 'INTERCEPTED',
       original: { src: '10.66.0.3:41886', dst: '10.200.1.1:80' },
       instance: 'default',
       assurance: 'DATAPATH_RECORDED',
@@ -70,6 +71,7 @@ describe('a flow that the datapath recorded', () => {
       'ttlMs',
       'source',
       'destination',
+      'mode',
     ]);
   });
 
