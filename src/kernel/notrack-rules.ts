@@ -100,6 +100,17 @@ export function notrackRules(mark: Mark): readonly Rule[] {
     ...FAMILIES.map(({ family, isFromPod }) =>
       rule('before_routing', `intercepted ${family}`, [UNTRACKED, isFromPod, IS_TAKEN, setMark, ACCEPT]),
     ),
+    // What a pod says of a packet that the proxy has sent it from the dialled address, too large for what is behind the pod or
+    // to nobody, is for the proxy's socket: whoever has that address knows nothing of the connection.
+    ...ERRORS.map(({ name, isError, family }) =>
+      rule('before_routing', `pod's ${name}`, [
+        isError,
+        FAMILIES[family].isFromPod,
+        IS_TRANSPARENT,
+        setMark,
+        ACCEPT,
+      ]),
+    ),
     rule('before_routing', 'steered', [UNTRACKED, IS_STEERED, IS_TAKEN, setMark]),
     ...FAMILIES.map(({ family, isToPod }) =>
       rule('before_routing', `to a pod ${family}`, [isToPod, jump('to_pod')]),
@@ -205,9 +216,9 @@ const FAMILIES = [
 ] as const;
 
 const ERRORS = [
-  { name: 'error to the proxy IPv4', isError: icmp('icmp', 'destination-unreachable') },
-  { name: 'error to the proxy IPv6', isError: icmp('icmpv6', 'destination-unreachable') },
-  { name: 'error to the proxy IPv6, of size', isError: icmp('icmpv6', 'packet-too-big') },
+  { name: 'error to the proxy IPv4', family: 0, isError: icmp('icmp', 'destination-unreachable') },
+  { name: 'error to the proxy IPv6', family: 1, isError: icmp('icmpv6', 'destination-unreachable') },
+  { name: 'error to the proxy IPv6, of size', family: 1, isError: icmp('icmpv6', 'packet-too-big') },
 ] as const;
 
 function icmp(protocol: 'icmp' | 'icmpv6', type: string): Part {
