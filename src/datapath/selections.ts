@@ -25,9 +25,14 @@ interface Known {
   readonly look: MapLook;
   /** Keys as latin1. */
   readonly entries: Map<string, Buffer>;
+  /** Keys by value, both as latin1. */
+  readonly keys: Map<string, string>;
 }
 
 type TableName = keyof SelectionMaps;
+
+/** Of so many looks one is at all of it. */
+const THOROUGH_EVERY = 10;
 
 /** What a set's entries are without its number, in one text. */
 const textOf = (entries: Iterable<readonly [string, number]>): string =>
@@ -45,17 +50,16 @@ export class Selections {
   /** Sets that are in the kernel, by what they were made of. */
   #setNumbers = new WeakMap<CompiledCidrs, number>();
   #hasUnused = true;
+  #looks = 0;
 
   constructor(maps: SelectionMaps, layouts: Layouts) {
     this.#layouts = layouts;
     const known = (map: BpfMap): Known => {
       const look = new MapLook(map);
       const entries = look.changed() ?? [];
-      return {
-        map,
-        look,
-        entries: new Map(entries.map(([key, value]) => [latin1(key), Buffer.from(value)])),
-      };
+      const texts = entries.map(([key, value]) => [latin1(value), latin1(key)] as const);
+      const held = entries.map(([key, value]) => [latin1(key), Buffer.from(value)] as const);
+      return { map, look, entries: new Map(held), keys: new Map(texts) };
     };
     this.#tables = {
       selected: known(maps.selected),
@@ -123,7 +127,10 @@ export class Selections {
   /** Puts right what somebody else has changed, and takes away what no interface has any more. Returns the former, in words. */
   ensure(): string[] {
     this.#forgetUnused();
-    return (['selections', 'port_pages', 'cidrs', 'selected'] as const).flatMap((name) => this.#repair(name));
+    // Ten thousand prefixes are not read each second: nobody writes to them but us.
+    const isThorough = this.#looks++ % THOROUGH_EVERY === 0;
+    const names: readonly TableName[] = isThorough ? ['selections', 'port_pages', 'cidrs'] : [];
+    return [...names, 'selected' as const].flatMap((name) => this.#repair(name));
   }
 
   #repair(name: TableName): string[] {
@@ -156,8 +163,7 @@ export class Selections {
       return known;
     }
     const value = this.#encode(selection);
-    const { entries } = this.#tables.selections;
-    const same = [...entries].find(([, other]) => other.equals(value))?.[0];
+    const same = this.#tables.selections.keys.get(latin1(value));
     const number = same === undefined ? this.#free('selections') : numberIn(same);
     if (same === undefined) {
       this.#write('selections', latin1(u32(number)), value);
@@ -191,18 +197,15 @@ export class Selections {
     const { choice, portPage } = this.#layouts;
     const pages = Buffer.alloc(choice.sizeOf('pages'));
     const bytes = Buffer.from(ports.buffer, ports.byteOffset, ports.byteLength);
-    const { entries } = this.#tables.port_pages;
-    const numbers = new Map([...entries].map(([key, page]) => [latin1(page), numberIn(key)]));
+    const { keys } = this.#tables.port_pages;
     for (let index = 0; index * portPage.size < bytes.length; index++) {
       const page = bytes.subarray(index * portPage.size, (index + 1) * portPage.size);
-      const text = latin1(page);
-      let number = numbers.get(text);
-      if (number === undefined) {
-        number = this.#free('port_pages');
-        this.#write('port_pages', latin1(u32(number)), Buffer.from(page));
-        numbers.set(text, number);
+      let key = keys.get(latin1(page));
+      if (key === undefined) {
+        key = latin1(u32(this.#free('port_pages')));
+        this.#write('port_pages', key, Buffer.from(page));
       }
-      pages.writeUInt16LE(number, index * 2);
+      pages.writeUInt16LE(numberIn(key), index * 2);
     }
     return pages;
   }
@@ -272,7 +275,8 @@ export class Selections {
 
   #free(name: 'selections' | 'port_pages'): number {
     const { entries } = this.#tables[name];
-    let number = 0;
+    // Where none has gone, those before are taken.
+    let number = entries.size;
     while (entries.has(latin1(u32(number)))) {
       number += 1;
     }
@@ -321,17 +325,21 @@ export class Selections {
   }
 
   #write(name: TableName, key: string, value: Buffer): void {
-    const { map, look, entries } = this.#tables[name];
+    const { map, look, entries, keys } = this.#tables[name];
     map.set(Buffer.from(key, 'latin1'), value);
     entries.set(key, value);
+    keys.set(latin1(value), key);
     look.forget();
   }
 
   #delete(name: TableName, key: string): boolean {
-    const { map, look, entries } = this.#tables[name];
-    if (!entries.delete(key)) {
+    const { map, look, entries, keys } = this.#tables[name];
+    const value = entries.get(key);
+    if (value === undefined) {
       return false;
     }
+    entries.delete(key);
+    keys.delete(latin1(value));
     map.delete(Buffer.from(key, 'latin1'));
     look.forget();
     return true;

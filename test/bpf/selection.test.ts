@@ -195,8 +195,9 @@ describe.each(['outbound', 'inbound'] as const)('%s', (direction) => {
       map.deleteMany(map.entries().map(([key]) => key));
       expect(kernel.taker(flow)).toBe(OWN);
       kernel.forget(flow);
-      // Repaired by the next look.
-      expect(kernel.tables.refresh().join()).toContain(name);
+      // Repaired by the next look at all of it.
+      const found = Array.from({ length: 10 }, () => kernel.tables.refresh()).flat();
+      expect(found.join()).toContain(name);
       expect(kernel.taker(flow)).toBeUndefined();
     }
   });
