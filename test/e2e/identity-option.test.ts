@@ -162,9 +162,10 @@ it('an address that two pods claim leads to neither', async () => {
   const claim = staticPod(web, { name: 'claim', uid: 'claim', ips: [db.ips[4]], labels: {} });
   expect(await told(web.netnsName, db.ips[4])).toMatchObject({ targetId: ID('db') });
   agent.writePods([staticPod(web), staticPod(db), { ...claim, ips: [db.ips[4]] }]);
-  await expect.poll(() => told(web.netnsName, db.ips[4])).toMatchObject({ targetId: 'ENXIO' });
+  const soon = { timeout: patient(10_000) };
+  await expect.poll(() => told(web.netnsName, db.ips[4]), soon).toMatchObject({ targetId: 'ENXIO' });
   agent.writePods([staticPod(web), staticPod(db)]);
-  await expect.poll(() => told(web.netnsName, db.ips[4])).toMatchObject({ targetId: ID('db') });
+  await expect.poll(() => told(web.netnsName, db.ips[4]), soon).toMatchObject({ targetId: ID('db') });
 });
 
 describe('a proxy in a cgroup of its own', () => {
