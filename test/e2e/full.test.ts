@@ -30,7 +30,11 @@ const FULL = /^the kernel's table workloads is full: it has room for 4$/;
 
 it('the pod that is one too many is told, with what is full; the others stay as they are', async () => {
   await scene.add({ name: 'late' });
-  const { interception } = await scene.agent.reaches('late', 'PENDING');
+  // PENDING it is from the moment that it is known.
+  const { interception } = await waitFor('the reason', async () => {
+    const late = await scene.agent.workload('late');
+    return late?.interception.reason === '' ? undefined : late;
+  });
   expect(interception).toMatchObject({
     desired: true,
     programmed: false,
