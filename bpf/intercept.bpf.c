@@ -109,6 +109,15 @@ static __always_inline int start_explicit(struct __sk_buff *skb, const struct pa
     return pass(endpoint, VERDICT_EXPLICIT);
 }
 
+/* A proxy's own port on this node, or the port at which the agent answers hooks, of another pod. */
+static __always_inline bool is_closed_port(struct __sk_buff *skb, const struct packet *packet) {
+    __u16 port = packet->key.dport;
+    __u32 own;
+
+    return (bpf_map_lookup_elem(&proxy_ports, &port) && is_local_destination(skb, packet)) ||
+           (is_lifecycle(port, &own) && bpf_map_lookup_elem(&inbound, &packet->key.dst));
+}
+
 static __always_inline int start(struct __sk_buff *skb, const struct packet *packet, const struct endpoint *endpoint) {
     __u16 port = packet->key.dport;
     __u32 instance = endpoint->instance;
@@ -124,10 +133,7 @@ static __always_inline int start(struct __sk_buff *skb, const struct packet *pac
         verdict = VERDICT_LIFECYCLE;
         listener = listener_socket(instance, DIRECTION, packet->family);
     } else {
-        bool is_proxy_port = bpf_map_lookup_elem(&proxy_ports, &port) && is_local_destination(skb, packet);
-        bool asks_for_another = is_lifecycle(port, &instance) && bpf_map_lookup_elem(&inbound, &packet->key.dst);
-
-        if (is_proxy_port || asks_for_another) {
+        if (is_closed_port(skb, packet)) {
             report(packet, endpoint, endpoint->instance, packet->ifindex, VERDICT_PROXY_PORT);
             return reset(skb, packet, endpoint, VERDICT_PROXY_PORT);
         }
@@ -221,9 +227,9 @@ static __always_inline int leave(struct __sk_buff *skb, const struct endpoint *e
 /* What it has open at the proxy, from before it was observed, goes on there. */
 static __always_inline int observe(struct __sk_buff *skb, const struct endpoint *endpoint, __u32 ifindex) {
     struct packet packet = {.ifindex = ifindex};
-    __u32 instance = endpoint->instance;
     const struct flow *flow;
     struct bpf_sock *sk;
+    __u32 own;
     __u16 port;
     bool starts;
 
@@ -233,7 +239,7 @@ static __always_inline int observe(struct __sk_buff *skb, const struct endpoint 
     if (starts && packet.key.dport == 0 && answer_canary(skb, &packet, endpoint))
         return TC_ACT_SHOT;
     if (!source_belongs(ifindex, &packet))
-        return observe_first(&packet, endpoint, instance, VERDICT_WOULD_REFUSE);
+        return observe_first(&packet, endpoint, endpoint->instance, VERDICT_WOULD_REFUSE);
     sk = connection_socket(skb, &packet.key, packet.family);
     if (sk) {
         flow = known_at(skb, sk, &packet, endpoint);
@@ -246,11 +252,10 @@ static __always_inline int observe(struct __sk_buff *skb, const struct endpoint 
         return observe_later(&packet, endpoint);
     port = packet.key.dport;
     /* The agent itself answers its hooks all the same, and who dials the proxy by itself is recorded. */
-    if ((is_lifecycle(port, &instance) || bpf_map_lookup_elem(&explicit_ports, &port)) &&
-        is_local_destination(skb, &packet))
+    if ((is_lifecycle(port, &own) || bpf_map_lookup_elem(&explicit_ports, &port)) && is_local_destination(skb, &packet))
         return start(skb, &packet, endpoint);
-    if (is_loopback(&packet) || (bpf_map_lookup_elem(&proxy_ports, &port) && is_local_destination(skb, &packet)))
-        return observe_first(&packet, endpoint, instance, VERDICT_WOULD_REFUSE);
+    if (is_loopback(&packet) || is_closed_port(skb, &packet))
+        return observe_first(&packet, endpoint, endpoint->instance, VERDICT_WOULD_REFUSE);
     return observe_start(&packet, endpoint);
 }
 

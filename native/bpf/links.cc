@@ -96,24 +96,30 @@ void link_detach(const Napi::CallbackInfo &info) {
         throw kernel_error(info.Env(), errno, "bpf", "detaching a link");
 }
 
-Napi::Value query_tcx(const Napi::CallbackInfo &info) {
-    auto env = info.Env();
-    uint32_t programs[kMaxPrograms] = {}, links[kMaxPrograms] = {};
+// What runs at a tcx hook, in its order, and how many. `links` may be null. Negative: errno says why not.
+int programs_at(uint32_t ifindex, uint32_t attach_type, uint32_t *programs, uint32_t *links) {
     QueryAttr attr = {};
 
-    attr.target_ifindex = info[0].As<Napi::Number>().Uint32Value();
-    attr.attach_type = info[1].As<Napi::Number>().Uint32Value();
+    attr.target_ifindex = ifindex;
+    attr.attach_type = attach_type;
     attr.prog_ids = reinterpret_cast<uint64_t>(programs);
     attr.link_ids = reinterpret_cast<uint64_t>(links);
     attr.count = kMaxPrograms;
-    if (query_programs(&attr)) {
-        // ENOENT: nothing was ever attached at this hook.
-        if (errno != ENOENT)
-            throw kernel_error(env, errno, "bpf", "asking what is attached to an interface");
-        attr.count = 0;
-    }
+    if (!query_programs(&attr))
+        return static_cast<int>(std::min(attr.count, kMaxPrograms));
+    return errno == ENOENT ? 0 : -1; // nothing was ever attached at this hook
+}
+
+Napi::Value query_tcx(const Napi::CallbackInfo &info) {
+    auto env = info.Env();
+    uint32_t programs[kMaxPrograms] = {}, links[kMaxPrograms] = {};
+    int count = programs_at(info[0].As<Napi::Number>().Uint32Value(), info[1].As<Napi::Number>().Uint32Value(),
+                            programs, links);
+
+    if (count < 0)
+        throw kernel_error(env, errno, "bpf", "asking what is attached to an interface");
     auto result = Napi::Array::New(env);
-    for (uint32_t i = 0; i < attr.count && i < kMaxPrograms; i++) {
+    for (int i = 0; i < count; i++) {
         auto entry = Napi::Object::New(env);
         entry.Set("programId", programs[i]);
         entry.Set("linkId", links[i]);
@@ -126,23 +132,17 @@ Napi::Value query_tcx(const Napi::CallbackInfo &info) {
 Napi::Value tcx_programs(const Napi::CallbackInfo &info) {
     auto env = info.Env();
     auto interfaces = info[0].As<Napi::Uint32Array>();
+    auto attach_type = info[1].As<Napi::Number>().Uint32Value();
     std::vector<uint32_t> found;
 
     found.reserve(interfaces.ElementLength() * 2);
     for (size_t i = 0; i < interfaces.ElementLength(); i++) {
         uint32_t programs[kMaxPrograms] = {};
-        QueryAttr attr = {};
+        int count = programs_at(interfaces[i], attach_type, programs, nullptr);
 
-        attr.target_ifindex = interfaces[i];
-        attr.attach_type = info[1].As<Napi::Number>().Uint32Value();
-        attr.prog_ids = reinterpret_cast<uint64_t>(programs);
-        attr.count = kMaxPrograms;
-        if (query_programs(&attr)) {
-            if (errno != ENOENT && errno != ENODEV)
-                throw kernel_error(env, errno, "bpf", "asking what is attached to interfaces");
-            attr.count = 0;
-        }
-        auto count = std::min(attr.count, kMaxPrograms);
+        if (count < 0 && errno != ENODEV)
+            throw kernel_error(env, errno, "bpf", "asking what is attached to interfaces");
+        count = std::max(count, 0);
         found.push_back(count);
         found.insert(found.end(), programs, programs + count);
     }

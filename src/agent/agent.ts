@@ -18,7 +18,6 @@ import { InstanceSlots } from '../datapath/instance-slots.js';
 import { Listeners } from '../datapath/listeners.js';
 import { watchListening } from '../datapath/listening.js';
 import { MANIFEST } from '../datapath/manifest.js';
-import { PortSet } from '../datapath/port-set.js';
 import { ProxyCgroups } from '../datapath/proxy-cgroups.js';
 import { Draining } from '../drain/draining.js';
 import { Drains } from '../drain/drains.js';
@@ -67,8 +66,9 @@ import { createReconciler, openIdentityOption, openSplice } from './datapath.js'
 import { openInstances } from './instances.js';
 import { openLifecycle } from './lifecycle.js';
 import { ListenerLooks } from './listener-looks.js';
-import { LiveInstances, proxyAt } from './live-instances.js';
+import { LiveInstances } from './live-instances.js';
 import type { AgentOptions } from './options.js';
+import { ProxyPorts } from './proxy-ports.js';
 import { takeLock } from './run-lock.js';
 import { openSources } from './sources.js';
 import { startSupervision } from './supervision.js';
@@ -213,7 +213,7 @@ async function start(
       await adopt(instances);
     },
     changed: () => {
-      proxyPorts.ensure(); // before a round finds them missing: nothing was damaged
+      proxyPorts.ensure();
       guarded(log, 'moving pods to their instances', () => reconciler.instancesChanged());
     },
     log: log.child({ part: 'instances' }),
@@ -239,11 +239,13 @@ async function start(
     await lookForListeners();
   };
   let adopting = Promise.resolve();
-  const proxyPorts = new PortSet(
-    programs.maps.proxy_ports,
-    () => [...instanceGenerations.portsOf(live.current), ...announced.list().map(({ port }) => port)],
-    'port of a proxy',
-  );
+  const proxyPorts = new ProxyPorts({
+    maps: programs.maps,
+    instances: () => live.current,
+    generations: instanceGenerations,
+    announced,
+    slots,
+  });
   const links = new PodLinks(socket);
   const netfilter = opened.add(new Netfilter(), (handle) => handle.close());
   const starting = new StartingPods();
@@ -253,7 +255,7 @@ async function start(
     config,
     instances: () => live.current,
     drains,
-    proxyPorts,
+    proxyPorts: proxyPorts.sets,
     lifecyclePort: lifecycle.port,
     closing: lifecycle.closing,
     options,
@@ -294,13 +296,7 @@ async function start(
     late,
     identityOption,
     splices,
-    atNode: (ip, port) => {
-      const announcedPorts = announced.list().map((listener) => listener.port);
-      return proxyAt(ip, port, live.current, [
-        ...instanceGenerations.portsOf(live.current),
-        ...announcedPorts,
-      ]);
-    },
+    atNode: proxyPorts.at,
   });
 
   // Listeners before the first program: an enrolled pod must not meet an empty map for want of a look.

@@ -6,7 +6,6 @@ import type { Opened } from '../base/opened.js';
 import { type Config, type Instance, instanceFor, portInstancesFor } from '../config/config.js';
 import { Canaries } from '../datapath/canary.js';
 import type { EndpointTables } from '../datapath/endpoints.js';
-import { ExplicitPorts } from '../datapath/explicit-ports.js';
 import type { Generations } from '../datapath/generations.js';
 import { IdentityOption } from '../datapath/identity-option.js';
 import { InboundSteering } from '../datapath/inbound.js';
@@ -62,7 +61,7 @@ export function createReconciler(parts: {
   /** Of this moment. */
   readonly instances: () => readonly Instance[];
   readonly drains: Pick<Drains, 'of'>;
-  readonly proxyPorts: PortSet;
+  readonly proxyPorts: readonly PortSet[];
   readonly lifecyclePort: LifecyclePort;
   /** Pods that are about to end. */
   readonly closing: ReadonlySet<PodUid>;
@@ -162,8 +161,7 @@ export function createReconciler(parts: {
       slots: { ensure: () => [...slots.ensure(), ...generations.ensure()] },
       portSets: [
         new PortSet(maps.udp_ports, () => config.interception.udpPorts, 'open UDP port'),
-        proxyPorts,
-        new ExplicitPorts(maps.explicit_ports, () => explicitPorts(instances(), slots)),
+        ...proxyPorts,
         parts.lifecyclePort,
       ],
       lookup,
@@ -214,17 +212,6 @@ export function createReconciler(parts: {
 /** Whether what its pods are sent goes through it. */
 function receives({ inbound, announced }: Instance): boolean {
   return inbound.length > 0 || announced?.includes('inbound') === true;
-}
-
-function explicitPorts(
-  instances: readonly Instance[],
-  slots: Pick<InstanceSlots, 'numberOf'>,
-): ReadonlyMap<number, number> {
-  return new Map(
-    instances.flatMap(({ name, explicit = [] }) =>
-      explicit.map(({ port }) => [port, slots.numberOf(name)] as const),
-    ),
-  );
 }
 
 /** Whether what its pods send goes through it. */

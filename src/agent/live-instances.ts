@@ -4,7 +4,6 @@
  */
 
 import { readFileSync } from 'node:fs';
-import { networkInterfaces } from 'node:os';
 import { isDeepStrictEqual } from 'node:util';
 import type { Log } from '../base/log.js';
 import { type Config, type Instance, instanceFor, instancesFor } from '../config/config.js';
@@ -132,21 +131,4 @@ function namesOf(before: readonly Instance[], after: readonly Instance[]) {
       .map(({ name }) => name),
     removed: before.filter(({ name }) => !names.has(name)).map(({ name }) => name),
   };
-}
-
-/** What of a proxy is at an address of the node's own; undefined: nothing, or the address is another's. */
-export function proxyAt(
-  ip: string,
-  port: number,
-  instances: readonly Instance[],
-  proxyPorts: readonly number[],
-): { readonly explicit: string | undefined } | undefined {
-  const own = Object.values(networkInterfaces()).flatMap((addresses) => addresses ?? []);
-  if (!own.some(({ address }) => address === ip)) {
-    return undefined;
-  }
-  const explicit = instances.find((instance) =>
-    instance.explicit?.some((listener) => listener.port === port),
-  )?.name;
-  return explicit === undefined && !proxyPorts.includes(port) ? undefined : { explicit };
 }

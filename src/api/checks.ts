@@ -10,7 +10,7 @@ import type { PodUid } from '../pods/pod.js';
 const MAX_TEXT = 64;
 const EPOCH = /^[\w-]{1,64}$/;
 /** A UID is that of the API server, or what the static file says. */
-const MAX_UID = 253;
+export const MAX_UID = 253;
 /** IFNAMSIZ without the end: netdevice(7); dev_valid_name() of the kernel. */
 const INTERFACE_NAME = /^[^\s/:]{1,15}$/;
 const MAX_WAIT_MS = 5_000n;

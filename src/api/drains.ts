@@ -9,6 +9,7 @@ import type { DatapathView } from '../reconcile/datapath-view.js';
 import { checkedKeys, invalid, podUidOf, refused } from './checks.js';
 import type { InstancesView } from './instances.js';
 import type { DrainMessage, DrainsMessage, ResumedMessage } from './messages.js';
+import { podNamed } from './pod-named.js';
 import { ApiProblem } from './problem.js';
 import { MAX_APP } from './query.js';
 
@@ -116,29 +117,10 @@ export class DrainsApi {
     }
   }
 
-  /** By its UID, its namespace and name, or its name alone. */
+  /** Also of one that has gone, to be resumed. */
   #pod(given: unknown, isResumed: boolean): PodUid {
-    const { store, synced } = this.#options;
-    const text = podUidOf(given, 'pod');
-    if (store.get(text) !== undefined || (isResumed && this.#isDrained(text))) {
-      return text;
-    }
-    const [namespace, name] = text.includes('/') ? text.split('/', 2) : [undefined, text];
-    const found = store
-      .list()
-      .filter((pod) => pod.name === name && (namespace === undefined || pod.namespace === namespace));
-    const [first, ...others] = found;
-    if (first === undefined) {
-      if (!synced()) {
-        throw new IdentityError('NOT_SYNCED', 'pod: not every source has delivered its pods yet');
-      }
-      throw new IdentityError('WORKLOAD_NOT_FOUND', `pod: no pod of this node is ${text}`);
-    }
-    if (others.length > 0) {
-      const places = found.map((pod) => `${pod.namespace}/${pod.name} (${pod.uid})`).join(', ');
-      throw new IdentityError('AMBIGUOUS', `pod: more than one is ${text}: ${places}`);
-    }
-    return first.uid;
+    const uid = podUidOf(given, 'pod');
+    return isResumed && this.#isDrained(uid) ? uid : podNamed(given, this.#options).uid;
   }
 
   #isDrained(uid: PodUid): boolean {

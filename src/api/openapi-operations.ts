@@ -3,8 +3,8 @@
 import { STATUS_OF_REASON } from '../identity/errors.js';
 import { ASSURANCES } from '../identity/resolve.js';
 import { STATUS_OF_INSTANCE_CODE } from '../instances/errors.js';
+import { MAX_UID } from './checks.js';
 import { MAX_DEADLINE_SECONDS } from './drains.js';
-import { MAX_POD } from './explain.js';
 import type { ShapeName } from './openapi-shapes.js';
 import type { ApiReason } from './problem.js';
 import { MAX_APP, MAX_BATCH, MAX_FLOWS } from './query.js';
@@ -230,7 +230,7 @@ export const OPERATIONS: readonly Operation[] = [
       {
         ...query(
           'pod',
-          { type: 'string', minLength: 1, maxLength: MAX_POD },
+          { type: 'string', minLength: 1, maxLength: MAX_UID },
           'A UID, namespace/name, or a name that one pod alone has.',
         ),
         required: true,
@@ -239,7 +239,7 @@ export const OPERATIONS: readonly Operation[] = [
       query('src', SOCKET_ADDRESS, 'Who dials the pod, and the port of the pod that is dialled.'),
     ],
     answer: { json: 'Explanation' },
-    reasons: ['KEY_INVALID', 'WORKLOAD_NOT_FOUND'],
+    reasons: ['KEY_INVALID', 'WORKLOAD_NOT_FOUND', 'AMBIGUOUS', 'NOT_SYNCED'],
   },
   {
     method: 'get',

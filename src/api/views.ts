@@ -15,7 +15,7 @@ import type { DatapathView } from '../reconcile/datapath-view.js';
 import type { EndpointState } from '../reconcile/status.js';
 import type { ProcessMessage } from '../supervise/state.js';
 import type { DrainsView } from './drains.js';
-import { type ExplainQuestion, podNamed } from './explain.js';
+import type { ExplainQuestion } from './explain.js';
 import { type InstancesView, instancesOf } from './instances.js';
 import type {
   ExplanationMessage,
@@ -27,11 +27,14 @@ import type {
   WorkloadMessage,
   WorkloadsMessage,
 } from './messages.js';
+import { podNamed } from './pod-named.js';
 import { servicesOf } from './services.js';
 
 export interface ViewsOptions {
   readonly store: Pick<PodStore, 'epoch' | 'revision' | 'list' | 'get' | 'removed' | 'syncedSources'>;
   readonly datapath: DatapathView;
+  /** Whether every source has delivered. */
+  readonly synced: () => boolean;
   readonly identity: Pick<IdentityService, 'workload'>;
   readonly sources: readonly Pick<PodSource, 'name' | 'lastError'>[];
   readonly blockers: () => readonly string[];
@@ -83,12 +86,9 @@ export class Views {
 
   /** Throws IdentityError. */
   explain(question: ExplainQuestion): ExplanationMessage {
-    const { store, datapath } = this.#options;
+    const { datapath } = this.#options;
     const { flow } = question;
-    const pod = podNamed(question.pod, store);
-    if (pod === undefined) {
-      throw new IdentityError('WORKLOAD_NOT_FOUND', `there is no pod ${question.pod} on this node`);
-    }
+    const pod = podNamed(question.pod, this.#options);
     return {
       uid: pod.uid,
       namespace: pod.namespace,
@@ -124,7 +124,9 @@ export class Views {
   /** The newest first. */
   async flows(limit: number): Promise<FlowMessage[]> {
     const flows = await this.#options.datapath.listFlows(limit);
-    return inTurns(flows, (flow) => this.flow({ ...flow, verdict: 'FLOW_STARTED' }));
+    return inTurns(flows, (flow) =>
+      this.flow({ ...flow, verdict: flow.mode === 'EXPLICIT' ? 'EXPLICIT' : 'FLOW_STARTED' }),
+    );
   }
 
   flow(event: FlowEvent): FlowMessage {

@@ -1,7 +1,8 @@
-import { Command, InvalidArgumentError } from 'commander';
+import { Command } from 'commander';
 import type { ExplanationMessage } from '../api/messages.js';
-import { formatSocketAddress, parseSocketAddress, type SocketAddress } from '../net/socket-address.js';
-import { json, oneLine, type Print, printToStdout } from './output.js';
+import { formatSocketAddress, type SocketAddress } from '../net/socket-address.js';
+import { socketAddress } from './options.js';
+import { fields, json, type Print, printToStdout } from './output.js';
 import { withAgent } from './with-agent.js';
 
 interface ExplainOptions {
@@ -32,25 +33,14 @@ export function explainCommand(print: Print = printToStdout): Command {
     });
 }
 
-function socketAddress(text: string): SocketAddress {
-  const address = parseSocketAddress(text);
-  if (address === undefined || address.port === 0) {
-    throw new InvalidArgumentError('expected an address and port such as 10.200.1.1:443 or [fd00::1]:443.');
-  }
-  return address;
-}
-
 function describe(answer: ExplanationMessage): string {
   const { namespace, podName, direction, far, port, outcome, instance, rule, inForce } = answer;
   const address = formatSocketAddress({ ip: far, port });
-  const lines: readonly (readonly [string, string])[] = [
+  return fields([
     ['Pod', `${namespace}/${podName}`],
     ['Flow', direction === 'EGRESS' ? `EGRESS to ${address}` : `INGRESS from ${far} to port ${port}`],
     ['Outcome', inForce ? outcome : `${outcome}, once it is in place`],
     ['Instance', instance],
     ['Rule', rule],
-  ];
-  return lines
-    .map(([name, value]) => `${`${name}:`.padEnd(11)}${value === '' ? '-' : oneLine(value)}`)
-    .join('\n');
+  ]);
 }

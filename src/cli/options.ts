@@ -2,6 +2,7 @@
 
 import { fileURLToPath } from 'node:url';
 import { type Command, InvalidArgumentError, Option } from 'commander';
+import { parseSocketAddress, type SocketAddress } from '../net/socket-address.js';
 
 export interface GlobalOptions {
   readonly runDir: string;
@@ -55,6 +56,17 @@ export function wholeNumber(min: number, max: number): (text: string) => number 
     }
     return value;
   };
+}
+
+/** A parser for commander: an address with a port that is not 0. */
+export function socketAddress(text: string): SocketAddress {
+  const address = parseSocketAddress(text);
+  if (address === undefined || address.port === 0) {
+    throw new InvalidArgumentError(
+      'expected an address and port such as 10.66.0.3:41886 or [fd00::3]:41886.',
+    );
+  }
+  return address;
 }
 
 /** A parser for commander: `30s`, `5m`, `1h`, or seconds alone, as seconds. */

@@ -32,6 +32,13 @@ export function padded(cells: readonly string[], widths: readonly number[]): str
     .trimEnd();
 }
 
+/** Names and values, a line each; an empty value shows as `-`. */
+export function fields(lines: readonly (readonly [string, string])[]): string {
+  return lines
+    .map(([name, value]) => `${`${name}:`.padEnd(11)}${value === '' ? '-' : oneLine(value)}`)
+    .join('\n');
+}
+
 /** What a terminal obeys, or turns round, in a text that somebody else chose must not reach it. */
 export function oneLine(text: string): string {
   return text.replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]+/gu, ' ');

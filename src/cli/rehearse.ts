@@ -4,7 +4,7 @@ import type { ApiClient } from '../api/client.js';
 import type { FlowMessage, WorkloadMessage } from '../api/messages.js';
 import { loadConfig } from '../config/load.js';
 import { type CheckResult, runChecks } from '../doctor/check.js';
-import { neighbourChecks } from '../doctor/neighbours.js';
+import { neighbourChecks, type Place } from '../doctor/neighbours.js';
 import { parseSocketAddress, type SocketAddress } from '../net/socket-address.js';
 import { globalOptions, seconds } from './options.js';
 import { json, type Print, printToStdout, table } from './output.js';
@@ -18,6 +18,7 @@ const OUTCOMES = {
   WOULD_REFUSE: 'would be refused',
   EXCLUDED: 'excluded',
   FLOW_STARTED: 'is intercepted',
+  EXPLICIT: 'dials the proxy by itself',
   OBSERVED: 'open before, would be spared',
 } as const;
 
@@ -56,13 +57,15 @@ export function rehearseCommand(print: Print = printToStdout): Command {
     .option('--json', 'print JSON')
     .action((options: { for: number; json?: true }, command: Command) =>
       withAgent(command, async (client) => {
-        const rehearsal = await rehearse(client, options.for, globalOptions(command).config);
+        // Before anything is watched: a mistake in it would cost all that was seen.
+        const { interception } = loadConfig(globalOptions(command).config);
+        const rehearsal = await rehearse(client, options.for, interception);
         print(options.json ? json(rehearsal) : describe(rehearsal));
       }),
     );
 }
 
-async function rehearse(client: ApiClient, forSeconds: number, config: string): Promise<Rehearsal> {
+async function rehearse(client: ApiClient, forSeconds: number, place: Place): Promise<Rehearsal> {
   const stop = new AbortController();
   const interrupt = () => stop.abort();
   process.once('SIGINT', interrupt);
@@ -112,7 +115,7 @@ async function rehearse(client: ApiClient, forSeconds: number, config: string): 
     pods: workloads.filter(({ interception }) => interception.desired).map(stateOf),
     flows: flows.sort((a, b) => a.pod.localeCompare(b.pod) || b.flows - a.flows),
     leftOut,
-    neighbours: await neighboursOf(config),
+    neighbours: await neighboursOf(place),
   };
 }
 
@@ -140,9 +143,8 @@ function stateOf({ namespace, podName, interception }: WorkloadMessage) {
 }
 
 /** Only what somebody should look at. */
-async function neighboursOf(config: string): Promise<CheckResult[]> {
-  const { interception } = loadConfig(config);
-  return (await runChecks(neighbourChecks(interception))).filter(({ status }) => status !== 'ok');
+async function neighboursOf(place: Place): Promise<CheckResult[]> {
+  return (await runChecks(neighbourChecks(place))).filter(({ status }) => status !== 'ok');
 }
 
 function describe({ seconds: length, pods, flows, leftOut, neighbours }: Rehearsal): string {

@@ -1,8 +1,9 @@
-import { Command, InvalidArgumentError, Option } from 'commander';
+import { Command, Option } from 'commander';
 import { ASSURANCES } from '../api/client.js';
 import type { Assurance, Party, Resolution } from '../identity/resolve.js';
-import { parseSocketAddress, type SocketAddress } from '../net/socket-address.js';
-import { json, oneLine, type Print, printToStdout } from './output.js';
+import type { SocketAddress } from '../net/socket-address.js';
+import { socketAddress } from './options.js';
+import { fields, json, type Print, printToStdout } from './output.js';
 import { withAgent } from './with-agent.js';
 
 interface ResolveOptions {
@@ -41,20 +42,10 @@ export function resolveCommand(print: Print = printToStdout): Command {
     );
 }
 
-function socketAddress(text: string): SocketAddress {
-  const address = parseSocketAddress(text);
-  if (address === undefined || address.port === 0) {
-    throw new InvalidArgumentError(
-      'expected an address and port such as 10.66.0.3:41886 or [fd00::3]:41886.',
-    );
-  }
-  return address;
-}
-
 function describe(resolution: Resolution): string {
   const { workload, source, destination, direction, original, instance, assurance } = resolution;
   const other = direction === 'EGRESS' ? destination : source;
-  const lines: readonly (readonly [string, string])[] = [
+  return fields([
     ['Pod', `${workload.namespace}/${workload.podName}`],
     ['SPIFFE ID', workload.spiffeId],
     ['App', workload.app],
@@ -65,10 +56,7 @@ function describe(resolution: Resolution): string {
     [direction === 'EGRESS' ? 'To' : 'From', partyText(other)],
     ['Instance', instance],
     ['Assurance', assurance],
-  ];
-  return lines
-    .map(([name, value]) => `${`${name}:`.padEnd(11)}${value === '' ? '-' : oneLine(value)}`)
-    .join('\n');
+  ]);
 }
 
 function partyText(party: Party): string {

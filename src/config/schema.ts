@@ -82,9 +82,9 @@ const listeners = z
     });
   });
 
-const ports = (whatIs: string) =>
+const ports = (whatIs: string, parse: (text: string) => readonly PortRange[] | undefined) =>
   z.union([z.string(), z.number()], { error: whatIs }).transform((given, context): readonly PortRange[] => {
-    const parsed = (whatIs === PORTS_EXPECTED ? parsePorts : parsePortList)(String(given));
+    const parsed = parse(String(given));
     if (parsed === undefined) {
       context.addIssue({ code: 'custom', message: whatIs });
       return z.NEVER;
@@ -140,7 +140,7 @@ const instance = section({
     .array(name('the name of an app'), { error: 'a list of app names' })
     .min(1, { error: 'at least one app (leave apps out to serve every app)' })
     .optional(),
-  ports: ports(INSTANCE_PORTS_EXPECTED)
+  ports: ports(INSTANCE_PORTS_EXPECTED, parsePortList)
     .optional()
     .describe(
       'It takes the flows of its apps to these ports alone, before any instance that has none; left out: all that no other takes.',
@@ -295,10 +295,12 @@ export function configSchema(hostname: string) {
         .describe(
           'Bytes of runc pods past the TCP stack. auto: where the kernel does all of it right, and for pods that ask for it by their annotation; disabled: for none.',
         ),
-      outbound: ports(PORTS_EXPECTED)
+      outbound: ports(PORTS_EXPECTED, parsePorts)
         .prefault('all')
         .describe('Ports that pods dial and that are intercepted, at most: a pod can only narrow it down.'),
-      inbound: ports(PORTS_EXPECTED).prefault('all').describe('The same of ports at which pods are dialled.'),
+      inbound: ports(PORTS_EXPECTED, parsePorts)
+        .prefault('all')
+        .describe('The same of ports at which pods are dialled.'),
       includeOutboundCidrs: cidrs
         .optional()
         .describe('Only what goes to these is intercepted; left out: whatever the destination.'),

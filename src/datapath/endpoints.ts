@@ -89,7 +89,7 @@ export class EndpointTables {
    * Reads everything back from the kernel in one go, and rows that have been taken away or changed are written again.
    * Returns what was wrong with them, in words.
    */
-  refresh(): string[] {
+  refresh(isThorough = true): string[] {
     const { sourceKey } = this.#layouts;
     const sources = this.#looks.sources.changed();
     const endpoints = this.#looks.endpoints.changed();
@@ -114,7 +114,7 @@ export class EndpointTables {
       this.#version += 1;
     }
     this.#shares.drop();
-    return [...this.#rows.repair(), ...this.#identities.ensure(), ...this.#selections.ensure()];
+    return [...this.#rows.repair(), ...this.#identities.ensure(), ...this.#selections.ensure(isThorough)];
   }
 
   /** Another number whenever endpoints or addresses in the kernel are others, or may be: ours or somebody else's doing. */
@@ -270,7 +270,7 @@ export class EndpointTables {
     );
   }
 
-  /** Interfaces that the kernel holds an endpoint or a source address for. */
+  /** Interfaces that the kernel holds an endpoint, a source address or a selection for. */
   liveInterfaces(): number[] {
     return [
       ...new Set([...this.#endpoints.keys(), ...this.#sources.keys(), ...this.#selections.interfaces()]),

@@ -1,4 +1,4 @@
-/** Ports that the programs look up: UDP ports that stay open, ports that proxies listen at. */
+/** Ports that the programs look up: UDP ports that stay open, ports that proxies listen at or are dialled at. */
 
 import type { BpfMap } from '../native/bpf.js';
 
@@ -8,24 +8,34 @@ export class PortSet {
   readonly #map: BpfMap;
   readonly #wantedNow: () => readonly number[];
   readonly #name: string;
+  readonly #bytesOf: (port: number) => Buffer;
 
-  /** `wanted`: asked each time. `name`: of one of them, in words. */
-  constructor(map: BpfMap, wanted: () => readonly number[], name: string) {
+  /** `wanted`: asked each time. `name`: of one of them, in words. `bytesOf`: what the map says of it. */
+  constructor(
+    map: BpfMap,
+    wanted: () => readonly number[],
+    name: string,
+    bytesOf: (port: number) => Buffer = () => PRESENT,
+  ) {
     this.#map = map;
     this.#name = name;
+    this.#bytesOf = bytesOf;
     this.#wantedNow = wanted;
   }
 
   /** Writes what differs. Returns what did, in words. */
   ensure(): string[] {
     const wanted = new Set(this.#wantedNow());
-    const present = new Set(this.#map.entries().map(([key]) => key.readUInt16LE(0)));
+    const present = new Map(this.#map.entries().map(([key, value]) => [key.readUInt16LE(0), value]));
     const changes: string[] = [];
-    for (const port of [...wanted].filter((candidate) => !present.has(candidate))) {
-      this.#map.set(u16(port), PRESENT);
-      changes.push(`the ${this.#name} ${port} was missing`);
+    for (const port of wanted) {
+      const value = this.#bytesOf(port);
+      if (present.get(port)?.equals(value) !== true) {
+        this.#map.set(u16(port), value);
+        changes.push(`the ${this.#name} ${port} was ${present.has(port) ? 'not as written' : 'missing'}`);
+      }
     }
-    for (const port of [...present].filter((candidate) => !wanted.has(candidate))) {
+    for (const port of [...present.keys()].filter((candidate) => !wanted.has(candidate))) {
       this.#map.delete(u16(port));
       changes.push(`the ${this.#name} ${port} did not belong there`);
     }

@@ -31,9 +31,6 @@ interface Known {
 
 type TableName = keyof SelectionMaps;
 
-/** Of so many looks one is at all of it. */
-const THOROUGH_EVERY = 10;
-
 /** What a set's entries are without its number, in one text. */
 const textOf = (entries: Iterable<readonly [string, number]>): string =>
   [...entries]
@@ -44,13 +41,13 @@ const textOf = (entries: Iterable<readonly [string, number]>): string =>
 export class Selections {
   readonly #layouts: Layouts;
   readonly #tables: Readonly<Record<TableName, Known>>;
-  readonly #words = new Map<string, FlowSelection>();
-  /** By the key of the selection; those of an agent before us have none until their content is found again. */
+  /** By their number; those of an agent before us are not known by their words. */
+  readonly #words = new Map<number, FlowSelection>();
+  /** By the key of the selection. */
   readonly #numbers = new Map<string, number>();
   /** Sets that are in the kernel, by what they were made of. */
   #setNumbers = new WeakMap<CompiledCidrs, number>();
   #hasUnused = true;
-  #looks = 0;
 
   constructor(maps: SelectionMaps, layouts: Layouts) {
     this.#layouts = layouts;
@@ -81,8 +78,7 @@ export class Selections {
       return undefined;
     }
     const number = value.readUInt32LE(0);
-    const key = [...this.#numbers].find(([, other]) => other === number)?.[0];
-    return (key === undefined ? undefined : this.#words.get(key)) ?? { key: `#${number}`, number };
+    return this.#words.get(number) ?? { key: `#${number}`, number };
   }
 
   /** Returns whether it had another one, or none. */
@@ -125,10 +121,8 @@ export class Selections {
   }
 
   /** Puts right what somebody else has changed, and takes away what no interface has any more. Returns the former, in words. */
-  ensure(): string[] {
+  ensure(isThorough: boolean): string[] {
     this.#forgetUnused();
-    // Ten thousand prefixes are not read each second: nobody writes to them but us.
-    const isThorough = this.#looks++ % THOROUGH_EVERY === 0;
     const names: readonly TableName[] = isThorough ? ['selections', 'port_pages', 'cidrs'] : [];
     return [...names, 'selected' as const].flatMap((name) => this.#repair(name));
   }
@@ -169,7 +163,7 @@ export class Selections {
       this.#write('selections', latin1(u32(number)), value);
     }
     this.#numbers.set(selection.key, number);
-    this.#words.set(selection.key, selection);
+    this.#words.set(number, selection);
     return number;
   }
 
@@ -292,12 +286,11 @@ export class Selections {
     const used = new Set([...selected.entries.values()].map(latin1));
     for (const key of [...selections.entries.keys()].filter((candidate) => !used.has(candidate))) {
       this.#delete('selections', key);
-      for (const [words, number] of [...this.#numbers]) {
-        if (number === numberIn(key)) {
-          this.#numbers.delete(words);
-          this.#words.delete(words);
-        }
+      const number = numberIn(key);
+      for (const words of [...this.#numbers].filter(([, other]) => other === number)) {
+        this.#numbers.delete(words[0]);
       }
+      this.#words.delete(number);
     }
     const { choice } = this.#layouts;
     const pages = new Set<number>();

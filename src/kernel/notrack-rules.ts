@@ -72,6 +72,7 @@ export function notrackRules(mark: Mark): readonly Rule[] {
     expr: parts.flatMap(({ expr }) => expr),
   });
   return [
+    // An intercepted packet without a socket: the program could not or need not assign one, and says so by the priority.
     rule('prerouting', 'left to look-up', [IS_LEFT_TO_LOOKUP, NOTRACK, clearMark, ACCEPT]),
     ...FAMILIES.map(({ family, isFromPod }) =>
       rule('prerouting', `from a pod ${family}`, [isFromPod, IS_TCP, jump('from_pod')]),
@@ -86,7 +87,6 @@ export function notrackRules(mark: Mark): readonly Rule[] {
     // What is for an inbound listener was given its socket at our own interface. The reset of a redirect has taken its
     // connection tracking away, which goes on for the packets that come after it.
     rule('prerouting', 'steered', [isMarked, IS_STEERED, NOTRACK, clearMark]),
-    // The same without a socket: the program could not or must not assign one, and says so by the priority.
     rule('after_conntrack', 'left to conntrack', [IS_LEFT_TO_CONNTRACK, jump('answer')]),
     // A pod's segment that belongs to no flow of its own, where it can have no older one: it answers somebody who dialled
     // the pod, or is not let through.

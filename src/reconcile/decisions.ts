@@ -6,12 +6,9 @@
 
 import type { Log } from '../base/log.js';
 import type { EndpointTables } from '../datapath/endpoints.js';
-import { type FlowSelection, selectionOf } from '../datapath/selection.js';
-import type { PortRange } from '../net/ports.js';
 import { type InterceptionDefaults, interceptionOf } from '../pods/annotations.js';
 import { appOf, ipsOf, type Pod, type PodUid } from '../pods/pod.js';
 import type { PodStore } from '../pods/pod-store.js';
-import { SELECT_ALL, type SelectionRules } from '../pods/selection.js';
 import type { PodSource } from '../pods/source.js';
 import { locate } from '../runtimes/locate.js';
 import type { HostAttachment, Location } from '../runtimes/location.js';
@@ -28,13 +25,13 @@ import {
   type LeaveDecision,
   nameOf,
   notShaped,
-  unfitText,
   withoutAddress,
 } from './decision.js';
 import { noInstanceText, problemsText, refusalText } from './foretold.js';
 import { heldEndpoints } from './held.js';
 import { LastWords } from './last-word.js';
 import type { PlannedEndpoint } from './planned-endpoint.js';
+import { type DrainOrder, type ServingOptions, selectedOf, servedBy } from './serving.js';
 
 /**
  * What is added inside a pod's namespace (a macvlan, a VLAN's parent) tells nobody on the host: so many pods are located
@@ -42,42 +39,13 @@ import type { PlannedEndpoint } from './planned-endpoint.js';
  */
 const LOCATED_ANEW = 10;
 
-/** As the configuration has it, with its number in the kernel. */
-export interface ServingInstance {
-  readonly name: string;
-  readonly number: number;
-  readonly inbound: boolean;
-}
-
-/** One that takes flows to certain ports alone. */
-export interface PortInstance extends ServingInstance {
-  readonly outbound: boolean;
-  readonly ports: readonly PortRange[];
-}
-
-/** New flows go to another instance, or, without one, past every proxy. */
-export interface DrainOrder {
-  readonly to?: string | undefined;
-  /** Unix time, milliseconds. */
-  readonly sinceMs: number;
-}
-
-export interface DecisionsOptions {
+export interface DecisionsOptions extends ServingOptions {
   readonly store: Pick<PodStore, 'list' | 'get'>;
   readonly links: PodLinks;
   readonly shapers: Pick<Shapers, 'look' | 'of'>;
   /** Our program comes before every filter of tc. */
   readonly comesFirst: boolean;
   readonly defaults: InterceptionDefaults;
-  /** Which instance serves an app; undefined where the configuration has none for it. */
-  readonly instanceFor: (app: string | undefined) => ServingInstance | undefined;
-  /** Those that take an app's flows to certain ports, in order of precedence. Default: none. */
-  readonly portInstancesFor?: (app: string | undefined) => readonly PortInstance[];
-  /** Which flows of any pod, at most. Default: all. */
-  readonly selection?: SelectionRules;
-  readonly instanceNamed: (name: string) => ServingInstance | undefined;
-  /** Whether a pod is drained; the same object until it is another. */
-  readonly drainOf: (uid: PodUid, app: string | undefined) => DrainOrder | undefined;
   /** Whether the pod is about to end: see EndpointPlan.closing. Default: none is. */
   readonly isClosing?: (uid: PodUid) => boolean;
   /** Also of one that is not configured any more. */
@@ -86,19 +54,6 @@ export interface DecisionsOptions {
   /** The sources without whose word a pod is not un-enrolled. */
   readonly authorities: readonly Pick<PodSource, 'name'>[];
   readonly log: Pick<Log, 'error'>;
-}
-
-/** Who a pod's new flows go to. */
-interface Served {
-  readonly drain: DrainOrder | undefined;
-  /** What takes the flows that no port is named for; undefined: nobody does. */
-  readonly main: ServingInstance | undefined;
-  /** The endpoint's own; undefined: nobody serves the pod. */
-  readonly instance: ServingInstance | undefined;
-  readonly shares: readonly PortInstance[];
-  /** Any of them takes what the pod is sent. */
-  readonly inbound: boolean;
-  readonly problem: string | undefined;
 }
 
 export class Decisions {
@@ -171,8 +126,12 @@ export class Decisions {
   instancesChanged(): void {
     for (const [uid, decision] of this.#decisions) {
       const said = this.#lastWords.of(decision.pod);
-      const served = this.#serving(uid, appOf(said));
-      const selection = this.#selection(interceptionOf(said, this.#options.defaults).selection, served);
+      const served = servedBy(this.#options, uid, appOf(said));
+      const selection = selectedOf(
+        this.#options,
+        interceptionOf(said, this.#options.defaults).selection,
+        served,
+      );
       const isAnother =
         decision.kind === 'intercept'
           ? decision.endpoints.some(
@@ -428,7 +387,7 @@ export class Decisions {
       retry,
     });
     const app = appOf(said);
-    const served = this.#serving(pod.uid, app);
+    const served = servedBy(this.#options, pod.uid, app);
     const { drain, instance, problem } = served;
     this.#rememberDrain(pod.uid, drain);
     if (!enrolled) {
@@ -446,7 +405,7 @@ export class Decisions {
       return leave('REFUSED', noInstanceText(app));
     }
     const { shapers, comesFirst } = this.#options;
-    const selected = this.#selection(selection, served);
+    const selected = selectedOf(this.#options, selection, served);
     const endpoint = (at: HostAttachment, ips: readonly string[]): PlannedEndpoint => ({
       at,
       shaper: shapers.of(at.link.index),
@@ -482,38 +441,6 @@ export class Decisions {
       problems: problem === undefined ? problems : [...problems, problem],
       held: undefined,
     };
-  }
-
-  /** Whose the pod's new flows are: where it is drained to another instance, that one's while it is configured. */
-  #serving(uid: PodUid, app: string | undefined): Served {
-    const { instanceFor, instanceNamed, portInstancesFor, drainOf } = this.#options;
-    const main = instanceFor(app);
-    const shares = portInstancesFor?.(app) ?? [];
-    const own = main ?? shares[0];
-    const drain = drainOf(uid, app);
-    const inbound = own?.inbound === true || shares.some((share) => share.inbound);
-    if (drain?.to === undefined) {
-      return { drain, main, instance: own, shares, inbound, problem: undefined };
-    }
-    const other = instanceNamed(drain.to);
-    const problem = unfitText(drain.to, other, own);
-    // All of its flows go there, whatever their port.
-    return problem === undefined && other !== undefined
-      ? { drain, main: other, instance: other, shares: [], inbound: other.inbound, problem }
-      : { drain, main, instance: own, shares, inbound, problem };
-  }
-
-  /** Of a pod that is served like this. Where no instance takes what no port is named for, that is left alone. */
-  #selection(pod: SelectionRules, { main, shares }: Served): FlowSelection | undefined {
-    const sharesOf = (direction: 'outbound' | 'inbound') =>
-      shares.filter((share) => share[direction]).map(({ ports, number, name }) => ({ ports, number, name }));
-    const inbound = sharesOf('inbound');
-    return selectionOf(
-      this.#options.selection ?? SELECT_ALL,
-      pod,
-      { outbound: sharesOf('outbound'), inbound },
-      { outbound: main !== undefined, inbound: main?.inbound === true || inbound.length === 0 },
-    );
   }
 
   #rememberDrain(uid: PodUid, drain: DrainOrder | undefined): void {

@@ -1,8 +1,7 @@
 /** What would become of a flow of a pod, and by which rule: from what was decided of the pod, and what the kernel holds. */
 
 import { judge, type SelectionInForce } from '../datapath/selection.js';
-import type { Family } from '../net/family.js';
-import { familyOf } from '../net/family.js';
+import { type Family, familyOf } from '../net/family.js';
 import type { SelectedDirection } from '../pods/selection.js';
 import type { Decision } from './decision.js';
 import type { EndpointStatus } from './status.js';
@@ -17,10 +16,10 @@ export interface SupposedFlow {
 }
 
 /**
- * INTERCEPTED: handed to the instance (of a pod that is only observed: it would be). EXPLICIT:
- * recorded, and left to the proxy that the pod dials by itself. EXCLUDED: passes, no rule selects it. PASSED: passes, for the pod is not intercepted
- * (in that direction), or its failure policy is open. RESET: its instance has no listener. DROPPED: on no account. UNKNOWN:
- * the pod is held as an agent before this one left it.
+ * INTERCEPTED: handed to the instance (of a pod that is only observed: it would be). EXPLICIT: recorded, and left to the
+ * proxy that the pod dials by itself. EXCLUDED: passes, a rule leaves it alone. PASSED: passes, for the pod is not
+ * intercepted (in that direction), or its failure policy is open. RESET: nobody listens for it, or it is a proxy's own port.
+ * DROPPED: on no account. UNKNOWN: the pod is held as an agent before this one left it.
  */
 export type Outcome = 'INTERCEPTED' | 'EXPLICIT' | 'EXCLUDED' | 'PASSED' | 'RESET' | 'DROPPED' | 'UNKNOWN';
 
@@ -90,7 +89,7 @@ export function explain(flow: SupposedFlow, parts: ExplanationParts): Explanatio
     return told('EXCLUDED', rule);
   }
   const instance = share?.name ?? decision.instance;
-  if (parts.hasListener(instance, flow.direction, familyOf(flow.ip) === 6 ? 6 : 4)) {
+  if (parts.hasListener(instance, flow.direction, familyOf(flow.ip))) {
     return told('INTERCEPTED', rule, instance);
   }
   const lacks = `${rule}, and instance ${instance} has no ${flow.direction} listener for it: failure ${decision.failure}`;

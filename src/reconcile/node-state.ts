@@ -21,7 +21,7 @@ import type { Family } from '../net/family.js';
 import { Contested } from './contested.js';
 import type { RepairKind, Repairs } from './repairs.js';
 
-/** Looks at the other maps for one at the counters, which are the largest map and the least urgent. */
+/** Looks at the other maps for one at the counters and at what selections say: the largest maps and the least urgent. */
 const RECOUNT_EVERY = 10;
 
 export interface NodeStateOptions {
@@ -134,12 +134,17 @@ export class NodeState {
 
   async #ensureRest(addresses: ReadonlySet<string>): Promise<void> {
     const { routes, notrack, ipvs, inbound, programs, tables, slots, portSets, lookup } = this.#options;
-    const wrong = [...tables.refresh(), ...slots.ensure(), ...portSets.flatMap((set) => set.ensure())];
+    this.#looks += 1;
+    const isThorough = this.#looks % RECOUNT_EVERY === 0;
+    const wrong = [
+      ...tables.refresh(isThorough),
+      ...slots.ensure(),
+      ...portSets.flatMap((set) => set.ensure()),
+    ];
     for (const what of wrong) {
       this.#put('map', what);
     }
-    this.#looks += 1;
-    if (this.#looks % RECOUNT_EVERY === 0) {
+    if (isThorough) {
       await tables.recount();
     }
     const families = familiesOn(this.#familiesOff);

@@ -11,9 +11,9 @@ import type { Proof } from './proofs.js';
 /**
  * INTERCEPTED: desired, programmed, and verified: read back from the kernel and proven by a canary. PENDING: wanted,
  * not there yet. REFUSED: cannot be intercepted, `reason` says why. DEGRADED: was intercepted, is so in part or as far as
- * can be told, or is held as it was; `reason` says what is missing. OBSERVED: all of that is in place,
- * and nothing new is intercepted, as was asked for. DRAINED: enrolled, and let alone until it is resumed, but
- * for what it has open at the proxy. NOT_ENROLLED: known and deliberately left alone.
+ * can be told, or is held as it was; `reason` says what is missing. OBSERVED: as INTERCEPTED, but nothing new is
+ * intercepted, as was asked for. DRAINED: enrolled, and let alone until it is resumed, but for what it has open at the
+ * proxy. NOT_ENROLLED: known and deliberately left alone.
  */
 export type EndpointState =
   | 'INTERCEPTED'
@@ -85,16 +85,14 @@ export function statusOf(decision: Decision, observed: Observation): EndpointSta
   const notes = proof?.result.kind === 'silent' ? [`last canary: ${proof.result.reason}`] : [];
   const told = [...wrong, ...decision.problems, ...cutOff, ...(wrong.length === 0 ? notes : [])];
   const row = installed?.row;
-  const isObserved = decision.endpoints.some(({ plan }) => plan.observed === true);
+  const whole = decision.endpoints.some(({ plan }) => plan.observed === true) ? 'OBSERVED' : 'INTERCEPTED';
   // Attached before the node lost a part, perhaps by an agent before us.
   const isKept = missing === undefined && nodeProblem !== undefined;
   return {
     podUid: pod.uid,
     state:
       wrong.length === 0
-        ? isObserved
-          ? 'OBSERVED'
-          : 'INTERCEPTED'
+        ? whole
         : wasIntercepted(before) || held !== undefined || escapes.length > 0 || isKept || isProgramOnly
           ? 'DEGRADED'
           : 'PENDING',

@@ -67,7 +67,11 @@ describe.each(PODS)('a %s pod', (name) => {
     expect(await scene.agent.client.explain(name, proxyPort)).toMatchObject({ outcome: 'RESET' });
     const flows = await scene.agent.client.flows(100);
     const src = `${scene.pod(name).ips[4]}:${localPort}`;
-    expect(flows.find((flow) => flow.src === src)).toMatchObject({ mode: 'EXPLICIT', podName: name });
+    expect(flows.find((flow) => flow.src === src)).toMatchObject({
+      mode: 'EXPLICIT',
+      verdict: 'EXPLICIT',
+      podName: name,
+    });
   });
 
   it('keeps its connections while the agent is killed and comes back, and while it is taken out', async () => {

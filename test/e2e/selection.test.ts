@@ -202,9 +202,9 @@ describe('a pod that is only observed', () => {
 
   it('is rehearsed: what would become of its flows, which rules stand behind it, and which open ones are spared', async () => {
     await observe();
-    const [lasting] = [
-      await Load.start(scene.lab, [{ pod: scene.pod('routed'), family: 4, everyMs: 20, kind: 'keepalive' }]),
-    ];
+    const lasting = await Load.start(scene.lab, [
+      { pod: scene.pod('routed'), family: 4, everyMs: 20, kind: 'keepalive' },
+    ]);
     const rehearsed = scene.agent.cli(
       'rehearse',
       '--for',
@@ -220,7 +220,7 @@ describe('a pod that is only observed', () => {
       const output = await Promise.race([rehearsed, sleep(50)]);
       return output !== undefined;
     });
-    await lasting?.end();
+    await lasting.end();
     const { stdout, stderr, code } = await rehearsed;
     expect([code, stderr]).toEqual([0, '']);
     const { pods, flows } = JSON.parse(stdout) as {
@@ -254,5 +254,23 @@ describe('a pod that is only observed', () => {
     });
     expect(of('INGRESS', 'port 80', 'WOULD_INTERCEPT')?.flows).toBeGreaterThan(0);
     expect(of('EGRESS', `${REMOTE[4]}:80`, 'OBSERVED')?.flows).toBe(1);
+  });
+
+  it('is rehearsed in words, and not at all by a configuration that cannot be read', async () => {
+    await observe();
+    const { agent, lab } = scene;
+    const words = ['rehearse', '--for', '1s'];
+    const rehearsed = agent.cli(...words);
+    await waitFor('it to end', async () => {
+      await sent('routed', 4);
+      return (await Promise.race([rehearsed, sleep(50)])) !== undefined;
+    });
+    const { stdout } = await rehearsed;
+    expect(stdout).toMatch(/^default\/routed +OBSERVED +-$/m);
+    expect(stdout).toMatch(/^default\/routed +EGRESS +\S+:80 +\d+ +would be intercepted +default +nothing/m);
+    const elsewhere = ['--run-dir', agent.runDir, '--config', '/nowhere/config.yaml'];
+    const refused = await tryRun(...inNetns(lab.node, agent.binary, [...words, ...elsewhere]));
+    expect(refused).toMatchObject({ code: 1, stdout: '' });
+    expect(refused.stderr).toContain('/nowhere/config.yaml');
   });
 });

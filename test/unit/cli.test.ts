@@ -188,7 +188,7 @@ describe('with an agent', () => {
     [['web-0', '--dst', '10.0.0.1:80', '--src', '10.0.0.1:80'], 2, 'exactly one of --dst and --src'],
     [['web-0', '--dst', '10.0.0.1'], 2, 'expected an address and port'],
     [['--dst', '10.0.0.1:80'], 2, "missing required argument 'pod'"],
-    [['other', '--dst', '10.0.0.1:80'], 1, 'there is no pod other on this node'],
+    [['other', '--dst', '10.0.0.1:80'], 1, 'pod: no pod of this node is other'],
   ])('explain %j exits %i', async (words, code, said) => {
     expect(await ask('explain', ...words)).toBe(code);
     expect(errors).toContain(said);
@@ -200,7 +200,7 @@ describe('with an agent', () => {
       pod('web-0', { namespace: 'other', uid: uid('u2') }),
     ]);
     expect(await ask('explain', 'web-0', '--dst', '10.0.0.1:80')).toBe(1);
-    expect(errors).toContain('pod: several are meant: default/web-0 (uid-web-0), other/web-0 (u2)');
+    expect(errors).toContain('pod: more than one is web-0: default/web-0 (uid-web-0), other/web-0 (u2)');
     expect(await ask('explain', 'other/web-0', '--dst', '10.0.0.1:80')).toBe(0);
   });
 
