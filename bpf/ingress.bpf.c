@@ -3,6 +3,7 @@
  * before it, whatever its runtime. A socket cannot be assigned here, so what is for the proxy goes to the agent's own
  * interface, where inbound_steer does it (docs/ingress.md). */
 #define DIRECTION DIRECTION_INGRESS
+#include "datagram.h"
 #include "observe.h"
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
@@ -22,14 +23,17 @@ static __always_inline bool is_from_node(const struct __sk_buff *skb) {
 /* What another instance's proxy of this node sends to the pod, be it on behalf of a pod of its own, is for the pod's
  * proxy to judge; of the pod's own proxy for that port it is the leg that the pod is to have. */
 static __always_inline bool is_from_another_proxy(struct __sk_buff *skb, const struct packet *packet,
-                                                  const struct endpoint *endpoint) {
+                                                  const struct endpoint *endpoint, int parsed) {
     __u64 cgroup = bpf_skb_cgroup_id(skb);
     __u32 *instance = bpf_map_lookup_elem(&proxy_cgroups, &cgroup);
     __u32 own;
 
     if (!instance || *instance == endpoint->instance)
         return false;
-    is_selected(packet, endpoint, &own);
+    if (is_udp(packet, parsed))
+        is_datagram_selected(packet, endpoint, &own);
+    else
+        is_selected(packet, endpoint, &own);
     return *instance != own;
 }
 
@@ -120,6 +124,55 @@ static __always_inline bool answers_canary(struct __sk_buff *skb, const struct p
     return true;
 }
 
+static __always_inline int start_datagram(struct __sk_buff *skb, const struct packet *packet,
+                                          const struct endpoint *endpoint) {
+    struct bpf_sock *listener;
+    __u32 instance;
+
+    if (!is_datagram_selected(packet, endpoint, &instance))
+        return pass(endpoint, VERDICT_NOT_TCP);
+    if (endpoint->flags & ENDPOINT_CLOSING)
+        return refuse(skb, packet, endpoint, instance, VERDICT_CLOSING);
+    listener = serving_udp_socket(instance, DIRECTION, packet->family);
+    if (!listener && endpoint->flags & ENDPOINT_FAILURE_OPEN) {
+        bpf_map_delete_elem(&flows, &packet->key);
+        report(packet, endpoint, instance, packet->ifindex, VERDICT_NO_LISTENER_OPEN);
+        return pass(endpoint, VERDICT_NO_LISTENER_OPEN);
+    }
+    if (!listener)
+        return refuse(skb, packet, endpoint, instance, VERDICT_NO_LISTENER_RESET);
+    bpf_sk_release(listener);
+    record(skb, packet, endpoint, instance);
+    return send_to_proxy(skb, endpoint, VERDICT_FLOW_STARTED);
+}
+
+/* Whether the datagram is of a flow that the proxy has. */
+static __always_inline bool is_known_datagram(const struct packet *packet, const struct endpoint *endpoint) {
+    struct flow *flow = live_flow(packet, endpoint);
+    struct bpf_sock *listener = flow ? udp_listener_socket(flow->instance, DIRECTION, packet->family) : NULL;
+
+    if (!listener)
+        return false;
+    bpf_sk_release(listener);
+    touch(flow);
+    return true;
+}
+
+static __always_inline int datagram(struct __sk_buff *skb, const struct packet *packet,
+                                    const struct endpoint *endpoint) {
+    if (!destination_belongs(packet->ifindex, packet))
+        return pass(endpoint, VERDICT_NOT_OURS);
+    if (!packet->key.dport)
+        return drop(endpoint, unseen(packet));
+    if (is_known_datagram(packet, endpoint))
+        return send_to_proxy(skb, endpoint, VERDICT_FLOW_PACKET);
+    if (endpoint->flags & ENDPOINT_LEAVING)
+        return pass(endpoint, VERDICT_LEAVING);
+    if (endpoint->flags & ENDPOINT_OBSERVED)
+        return observe_datagram(packet, endpoint);
+    return start_datagram(skb, packet, endpoint);
+}
+
 /* Only of what bears the pod's address: a bridge floods a frame for a station that it does not know to every port. */
 static __always_inline int not_tcp(const struct packet *packet, const struct endpoint *endpoint, __u32 ifindex,
                                    int parsed) {
@@ -173,15 +226,20 @@ int pod_ingress(struct __sk_buff *skb) {
     struct endpoint *endpoint;
     struct bpf_sock *sk;
     __u32 ifindex = packet.ifindex;
-    bool starts, again;
+    bool starts, again, udp;
     int parsed;
 
     endpoint = bpf_map_lookup_elem(&endpoints, &ifindex);
     if (!endpoint || !(endpoint->flags & ENDPOINT_INBOUND))
         return TC_ACT_UNSPEC;
     parsed = parse(skb, &packet);
-    if (is_from_node(skb) && !is_from_another_proxy(skb, &packet, endpoint))
+    udp = endpoint->flags & ENDPOINT_UDP_INBOUND && is_udp(&packet, parsed);
+    if (udp)
+        parse_udp(skb, &packet);
+    if (is_from_node(skb) && !is_from_another_proxy(skb, &packet, endpoint, parsed))
         return from_node(skb, &packet, endpoint, parsed);
+    if (udp)
+        return datagram(skb, &packet, endpoint);
     if (endpoint->flags & ENDPOINT_LEAVING)
         return leave(skb, &packet, endpoint, parsed);
     if (endpoint->flags & ENDPOINT_OBSERVED)

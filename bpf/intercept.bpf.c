@@ -3,6 +3,7 @@
  * on further along stands in docs/datapath.md, "Who relies on whom". */
 #define DIRECTION DIRECTION_EGRESS
 #include "canary.h"
+#include "datagram.h"
 #include "endings.h"
 #include "observe.h"
 #include "other.h"
@@ -204,14 +205,78 @@ static __always_inline int not_tcp(struct __sk_buff *skb, const struct packet *p
     return pass(endpoint, parsed);
 }
 
+/* To a port that is named, or of a flow that was. */
+static __always_inline int start_datagram(struct __sk_buff *skb, const struct packet *packet,
+                                          const struct endpoint *endpoint) {
+    struct source_key key = {.ifindex = packet->ifindex, .address = packet->key.src};
+    __u16 port = packet->key.dport;
+    struct bpf_sock *listener;
+    __u32 instance;
+
+    if (!is_datagram_selected(packet, endpoint, &instance)) {
+        if (bpf_map_lookup_elem(&udp_proxy_ports, &port) && is_local_destination(skb, packet))
+            return refuse(skb, packet, endpoint, endpoint->instance, VERDICT_PROXY_PORT);
+        return not_tcp(skb, packet, endpoint, VERDICT_NOT_TCP);
+    }
+    /* Let through above for what comes before a pod has an address. */
+    if (!bpf_map_lookup_elem(&sources, &key))
+        return drop(endpoint, VERDICT_SPOOFED_SOURCE);
+    if (is_loopback(packet))
+        return drop(endpoint, VERDICT_LOOPBACK);
+    listener = serving_udp_socket(instance, DIRECTION, packet->family);
+    if (!listener && endpoint->flags & ENDPOINT_FAILURE_OPEN) {
+        bpf_map_delete_elem(&flows, &packet->key);
+        return not_tcp(skb, packet, endpoint, VERDICT_NO_LISTENER_OPEN);
+    }
+    if (!listener)
+        return refuse(skb, packet, endpoint, instance, VERDICT_NO_LISTENER_RESET);
+    /* Before it is on its way: at a bridge its listener is found by the record. */
+    record(skb, packet, endpoint, instance);
+    return deliver(skb, packet, endpoint, listener, VERDICT_FLOW_STARTED);
+}
+
+static __always_inline int datagram(struct __sk_buff *skb, struct packet *packet, const struct endpoint *endpoint) {
+    struct bpf_sock *listener;
+    struct flow *flow;
+
+    if (!parse_udp(skb, packet))
+        return drop(endpoint, unseen(packet));
+    flow = live_flow(packet, endpoint);
+    listener = flow ? udp_listener_socket(flow->instance, DIRECTION, packet->family) : NULL;
+    if (!listener)
+        return start_datagram(skb, packet, endpoint);
+    touch(flow);
+    return deliver(skb, packet, endpoint, listener, VERDICT_FLOW_PACKET);
+}
+
+/* What is said on a flow that the proxy has goes on to it; NULL for all else. */
+static __always_inline struct bpf_sock *known_datagram(struct __sk_buff *skb, struct packet *packet,
+                                                       const struct endpoint *endpoint, int parsed) {
+    struct bpf_sock *listener;
+    struct flow *flow;
+
+    if (!(endpoint->flags & ENDPOINT_UDP_OUTBOUND) || !is_udp(packet, parsed) || !parse_udp(skb, packet) ||
+        !source_belongs(packet->ifindex, packet))
+        return NULL;
+    flow = live_flow(packet, endpoint);
+    listener = flow ? udp_listener_socket(flow->instance, DIRECTION, packet->family) : NULL;
+    if (listener)
+        touch(flow);
+    return listener;
+}
+
 /* Of a pod that has been taken out: what belongs to a connection at the proxy goes on to it. A SYN on such a tuple
  * meets the connection's TIME_WAIT, past which the stack would not forward it. */
 static __always_inline int leave(struct __sk_buff *skb, const struct endpoint *endpoint, __u32 ifindex) {
     struct packet packet = {.ifindex = ifindex};
     const struct flow *flow;
     struct bpf_sock *sk;
+    int parsed = parse(skb, &packet);
 
-    if (parse(skb, &packet) != PARSED_TCP || !source_belongs(ifindex, &packet))
+    sk = known_datagram(skb, &packet, endpoint, parsed);
+    if (sk)
+        return deliver(skb, &packet, endpoint, sk, VERDICT_FLOW_PACKET);
+    if (parsed != PARSED_TCP || !source_belongs(ifindex, &packet))
         return pass(endpoint, VERDICT_LEAVING);
     sk = connection_socket(skb, &packet.key, packet.family);
     if (!sk)
@@ -232,9 +297,13 @@ static __always_inline int observe(struct __sk_buff *skb, const struct endpoint 
     __u32 own;
     __u16 port;
     bool starts;
+    int parsed = parse(skb, &packet);
 
-    if (parse(skb, &packet) != PARSED_TCP)
-        return pass(endpoint, VERDICT_OBSERVED);
+    sk = known_datagram(skb, &packet, endpoint, parsed);
+    if (sk)
+        return deliver(skb, &packet, endpoint, sk, VERDICT_FLOW_PACKET);
+    if (parsed != PARSED_TCP)
+        return packet.key.dport ? observe_datagram(&packet, endpoint) : pass(endpoint, VERDICT_OBSERVED);
     starts = (packet.tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
     if (starts && packet.key.dport == 0 && answer_canary(skb, &packet, endpoint))
         return TC_ACT_SHOT;
@@ -283,6 +352,8 @@ int pod_egress(struct __sk_buff *skb) {
         return not_tcp(skb, &packet, endpoint, parsed);
     if (parsed != VERDICT_MALFORMED && parsed != VERDICT_EXTENSION_HEADERS && !source_belongs(ifindex, &packet))
         return drop(endpoint, VERDICT_SPOOFED_SOURCE);
+    if (endpoint->flags & ENDPOINT_UDP_OUTBOUND && is_udp(&packet, parsed))
+        return datagram(skb, &packet, endpoint);
     if (parsed == VERDICT_NOT_TCP)
         return not_tcp(skb, &packet, endpoint, parsed);
     if (parsed != PARSED_TCP)

@@ -10,12 +10,13 @@ char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
 SEC("sk_lookup")
 int socket_lookup(struct bpf_sk_lookup *context) {
-    struct flow_key key = {.protocol = IPPROTO_TCP};
+    struct flow_key key = {.protocol = context->protocol};
     struct endpoint *endpoint;
     struct bpf_sock *listener;
     struct flow *flow;
+    bool udp = context->protocol == IPPROTO_UDP;
 
-    if (context->protocol != IPPROTO_TCP)
+    if (context->protocol != IPPROTO_TCP && !udp)
         return SK_PASS;
     if (context->family == AF_INET) {
         map_v4(&key.src, context->remote_ip4);
@@ -27,13 +28,15 @@ int socket_lookup(struct bpf_sk_lookup *context) {
     key.sport = bpf_ntohs(context->remote_port);
     key.dport = context->local_port;
     flow = bpf_map_lookup_elem(&flows, &key);
+    if (udp && (!flow || is_idle(flow)))
+        return SK_PASS;
     endpoint = flow ? bpf_map_lookup_elem(&endpoints, &flow->ifindex) : NULL;
     if (!flow || !((endpoint && started_by(flow, endpoint)) || flow->endpoint == AGENT_ENDPOINT))
         return bpf_map_lookup_elem(&inbound, &key.dst) ? SK_DROP : SK_PASS;
     /* Whoever listens there is meant. */
     if (flow->direction == DIRECTION_EXPLICIT)
         return SK_PASS;
-    listener = listener_socket(flow->instance, flow->direction, context->family);
+    listener = listener_of(udp, flow->instance, flow->direction, context->family);
     if (!listener)
         return SK_DROP;
     bpf_sk_assign(context, listener, 0);

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /* Everything that crosses the kernel boundary. TypeScript reads these layouts from the objects' BTF by name
  * (src/datapath/layouts.ts); nothing is copied by hand. A change that adds, moves or drops a field of a pinned
- * map needs a new LAYOUT_VERSION; a field, or a map without fields, that comes to mean something else needs another
- * name, for the next agent carries values over by name (docs/upgrade.md). */
+ * map needs a new LAYOUT_VERSION, but for one that takes the place of padding and may be 0; a field, or a map without
+ * fields, that comes to mean something else needs another name, for the next agent carries values over by name
+ * (docs/upgrade.md). */
 #pragma once
 
 #include <linux/bpf.h>
@@ -61,16 +62,18 @@ enum direction {
 };
 
 enum endpoint_flag {
-    ENDPOINT_FAILURE_OPEN = 1 << 0, /* no listener: let the connection through instead of resetting it */
-    ENDPOINT_BRIDGED = 1 << 1,      /* the interface is a bridge port: steer by way of bridge_ifindex */
-    ENDPOINT_SINCE_BIRTH = 1 << 2,  /* enrolled before the pod's first process: no connection of it can be older */
-    ENDPOINT_DROP_OTHER = 1 << 3,   /* what is not TCP is dropped, but for what an address needs and `udp_ports` */
-    ENDPOINT_SHAPED = 1 << 4,       /* what comes after us at this hook limits the pod's rate: it has to see all */
-    ENDPOINT_INBOUND = 1 << 5,      /* what the pod receives is intercepted as well */
-    ENDPOINT_LEAVING = 1 << 6,      /* taken out: its open connections go on by the proxy, nothing else is touched */
-    ENDPOINT_CLOSING = 1 << 7,      /* about to end: new connections to it are refused, open ones go on */
-    ENDPOINT_SELECTIVE = 1 << 8,    /* `selected` says which of its flows are intercepted, and by whose listeners */
-    ENDPOINT_OBSERVED = 1 << 9,     /* nothing new is intercepted: what would become of it is counted and told */
+    ENDPOINT_FAILURE_OPEN = 1 << 0,  /* no listener: let the connection through instead of resetting it */
+    ENDPOINT_BRIDGED = 1 << 1,       /* the interface is a bridge port: steer by way of bridge_ifindex */
+    ENDPOINT_SINCE_BIRTH = 1 << 2,   /* enrolled before the pod's first process: no connection of it can be older */
+    ENDPOINT_DROP_OTHER = 1 << 3,    /* what is not TCP is dropped, but for what an address needs and `udp_ports` */
+    ENDPOINT_SHAPED = 1 << 4,        /* what comes after us at this hook limits the pod's rate: it has to see all */
+    ENDPOINT_INBOUND = 1 << 5,       /* what the pod receives is intercepted as well */
+    ENDPOINT_LEAVING = 1 << 6,       /* taken out: its open connections go on by the proxy, nothing else is touched */
+    ENDPOINT_CLOSING = 1 << 7,       /* about to end: new connections to it are refused, open ones go on */
+    ENDPOINT_SELECTIVE = 1 << 8,     /* `selected` says which of its flows are intercepted, and by whose listeners */
+    ENDPOINT_OBSERVED = 1 << 9,      /* nothing new is intercepted: what would become of it is counted and told */
+    ENDPOINT_UDP_OUTBOUND = 1 << 10, /* `udp_selected` says which datagrams that it sends are intercepted */
+    ENDPOINT_UDP_INBOUND = 1 << 11,  /* and which that it is sent */
 };
 
 /* endpoints: host-side ifindex -> struct endpoint */
@@ -91,7 +94,7 @@ struct source_key {
 
 /* inbound: an address of a pod that is intercepted inbound -> the ifindex of its endpoint */
 
-/* selected: the ifindex of an endpoint -> the number of its selection */
+/* selected, udp_selected: the ifindex of an endpoint -> the number of its selection, of TCP and of UDP */
 
 /* selections: number -> which new flows are intercepted. A row does not change while an endpoint has it: another choice
  * is another row, so that all of it changes over at once. What refers to a row that is missing selects. */
@@ -183,7 +186,8 @@ struct lifecycle {
     __u8 pad[2];
 };
 
-/* listeners (SOCKMAP): instance * SLOTS_PER_INSTANCE, plus those of these that hold -> a listening socket */
+/* listeners, udp_listeners (SOCKMAP): instance * SLOTS_PER_INSTANCE, plus those of these that hold -> a listening
+ * socket, an unconnected one of UDP */
 enum slot {
     SLOT_IPV6 = 1,
     SLOT_INBOUND = 2,
@@ -196,7 +200,7 @@ struct flow_key {
     struct address dst;
     __u16 sport;
     __u16 dport;
-    __u8 protocol; /* IPPROTO_TCP */
+    __u8 protocol; /* IPPROTO_TCP or IPPROTO_UDP */
     __u8 pad[3];
 };
 
@@ -208,7 +212,8 @@ struct flow {
     __u32 ifindex;
     __u32 instance;
     __u8 direction; /* enum direction */
-    __u8 pad[7];
+    __u8 pad[3];
+    __u32 seen_s; /* of UDP: CLOCK_MONOTONIC of its last datagram, in seconds; stands where there was padding before */
 };
 
 /* steering: one row. The agent's own interface, at whose ingress a socket can be assigned to what is on its way to a
@@ -237,6 +242,7 @@ enum limit {
     SHARE_WHOLE = 1 << 16,
     /* No pod's: by a row of `flows` that bears it, a connection of the agent's own comes to a listener. */
     AGENT_ENDPOINT = 0x7fffffff,
+    UDP_IDLE_S = 120, /* a flow on which nothing was said for so long is over */
 };
 
 struct share {
@@ -249,7 +255,7 @@ struct turn {
     __u32 number;
 };
 
-/* proxy_ports: where proxies of this node listen for what is intercepted -> 1; in host byte order */
+/* proxy_ports, udp_proxy_ports: where proxies of this node listen for what is intercepted -> 1; in host byte order */
 
 /* explicit_ports: where proxies of this node are dialled by pods themselves -> the number of the instance; in host byte
  * order */
@@ -303,16 +309,16 @@ struct delivery_trial {
 
 /* Why a packet met the end that it met; also the index into struct counters. */
 enum verdict {
-    VERDICT_FLOW_STARTED,      /* a SYN was assigned to the listener */
-    VERDICT_FLOW_PACKET,       /* a later packet was assigned to its socket */
+    VERDICT_FLOW_STARTED,      /* a SYN, or the first datagram of a flow, was assigned to the listener */
+    VERDICT_FLOW_PACKET,       /* a later packet was assigned to its socket, a later datagram to the listener */
     VERDICT_SYN_COOKIE,        /* no socket, but a known flow: left to the listener (SYN cookie, or its reset) */
     VERDICT_OLDER_CONNECTION,  /* passed: open since before the enrolment */
     VERDICT_NOT_TCP,           /* passed */
     VERDICT_NOT_IP,            /* passed: ARP and the like */
     VERDICT_NO_LISTENER_OPEN,  /* passed: failure policy open */
-    VERDICT_NO_LISTENER_RESET, /* reset: failure policy closed */
+    VERDICT_NO_LISTENER_RESET, /* reset, or answered "port unreachable": failure policy closed */
     VERDICT_SPOOFED_SOURCE,    /* dropped: the source address is not the endpoint's */
-    VERDICT_FRAGMENT,          /* dropped: a TCP fragment could hide a SYN */
+    VERDICT_FRAGMENT,          /* dropped: a TCP fragment could hide a SYN, one of UDP the port that is named */
     VERDICT_MALFORMED,         /* dropped: lengths do not fit */
     VERDICT_VLAN,              /* dropped: TCP behind a VLAN tag other than a priority tag */
     VERDICT_EXTENSION_HEADERS, /* dropped: more IPv6 extension headers than are parsed */

@@ -9,6 +9,8 @@
 
 #include "layout.h"
 
+#define NS_PER_SECOND 1000000000
+
 struct {
     __uint(type, BPF_MAP_TYPE_HASH);
     __uint(max_entries, MAX_ENDPOINTS);
@@ -40,6 +42,14 @@ struct {
     __type(key, __u32);
     __type(value, __u32);
 } selected SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_HASH);
+    __uint(max_entries, MAX_ENDPOINTS);
+    __uint(map_flags, BPF_F_NO_PREALLOC);
+    __type(key, __u32);
+    __type(value, __u32);
+} udp_selected SEC(".maps");
 
 struct {
     __uint(type, BPF_MAP_TYPE_HASH);
@@ -142,6 +152,13 @@ struct {
 } listeners SEC(".maps");
 
 struct {
+    __uint(type, BPF_MAP_TYPE_SOCKMAP);
+    __uint(max_entries, MAX_LISTENERS);
+    __type(key, __u32);
+    __type(value, __u64);
+} udp_listeners SEC(".maps");
+
+struct {
     __uint(type, BPF_MAP_TYPE_LRU_HASH);
     __uint(max_entries, MAX_FLOWS);
     __type(key, struct flow_key);
@@ -186,6 +203,14 @@ struct {
     __type(key, __u16);
     __type(value, __u8);
 } proxy_ports SEC(".maps");
+
+struct {
+    __uint(type, BPF_MAP_TYPE_HASH);
+    __uint(max_entries, MAX_LISTENERS);
+    __uint(map_flags, BPF_F_NO_PREALLOC);
+    __type(key, __u16);
+    __type(value, __u8);
+} udp_proxy_ports SEC(".maps");
 
 struct {
     __uint(type, BPF_MAP_TYPE_HASH);
@@ -294,6 +319,15 @@ static __always_inline void count_in(enum direction direction, __u32 endpoint_id
 
     if (row)
         row->packets[verdict]++;
+}
+
+static __always_inline __u32 now_s(void) {
+    return bpf_ktime_get_ns() / NS_PER_SECOND;
+}
+
+/* Of UDP: nothing says that a flow is over but that nothing more is said. */
+static __always_inline bool is_idle(const struct flow *flow) {
+    return now_s() - flow->seen_s > UDP_IDLE_S;
 }
 
 /* Recorded for this very enrolment: not by a pod that had the interface before, nor by this one in an earlier life. */

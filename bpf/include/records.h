@@ -49,9 +49,12 @@ static __always_inline void report(const struct packet *packet, const struct end
 }
 
 static __always_inline bool is_established(struct __sk_buff *skb, const struct flow_key *key) {
-    struct bpf_sock *sk = connection_socket(skb, key, is_mapped(&key->src) ? AF_INET : AF_INET6);
+    struct bpf_sock *sk;
     bool established;
 
+    if (key->protocol != IPPROTO_TCP)
+        return false;
+    sk = connection_socket(skb, key, is_mapped(&key->src) ? AF_INET : AF_INET6);
     if (!sk)
         return false;
     established = sk->state == BPF_TCP_ESTABLISHED;
@@ -113,6 +116,7 @@ static __always_inline void record_as(struct __sk_buff *skb, const struct packet
         .ifindex = packet->ifindex,
         .instance = instance,
         .direction = direction,
+        .seen_s = packet->key.protocol == IPPROTO_UDP ? now_s() : 0,
     };
 
     struct instance_count *counted = bpf_map_lookup_elem(&instance_counts, &instance);

@@ -23,19 +23,15 @@ static __always_inline bool passes_cidrs(const struct choice *choice, const stru
     return true;
 }
 
-/* Whether a flow that starts with this packet is intercepted, and in `instance` whose listeners are to take it. */
-static __always_inline bool is_selected(const struct packet *packet, const struct endpoint *endpoint, __u32 *instance) {
-    __u32 ifindex = packet->ifindex, page, *number;
-    struct selection *selection;
+/* Whether the selection of this number has the packet, and in `instance` whose listeners are to take it, where they are
+ * not the endpoint's own. */
+static __always_inline bool selects(const __u32 *number, const struct packet *packet, __u32 *instance) {
+    struct selection *selection = number ? bpf_map_lookup_elem(&selections, number) : NULL;
     const struct choice *choice;
     struct port_page *ports;
     __u16 what = SELECTED;
+    __u32 page;
 
-    *instance = endpoint->instance;
-    if (!(endpoint->flags & ENDPOINT_SELECTIVE))
-        return true;
-    number = bpf_map_lookup_elem(&selected, &ifindex);
-    selection = number ? bpf_map_lookup_elem(&selections, number) : NULL;
     if (!selection)
         return true;
     choice = &selection->by_direction[DIRECTION];
@@ -48,6 +44,16 @@ static __always_inline bool is_selected(const struct packet *packet, const struc
     if (what >= SELECTED_INSTANCE)
         *instance = what - SELECTED_INSTANCE;
     return passes_cidrs(choice, DIRECTION == DIRECTION_EGRESS ? &packet->key.dst : &packet->key.src);
+}
+
+/* Whether a flow that starts with this packet is intercepted, and in `instance` whose listeners are to take it. */
+static __always_inline bool is_selected(const struct packet *packet, const struct endpoint *endpoint, __u32 *instance) {
+    __u32 ifindex = packet->ifindex;
+
+    *instance = endpoint->instance;
+    if (!(endpoint->flags & ENDPOINT_SELECTIVE))
+        return true;
+    return selects(bpf_map_lookup_elem(&selected, &ifindex), packet, instance);
 }
 
 /* From here on this tuple is an ordinary connection: an old record would make an orphan of it. */

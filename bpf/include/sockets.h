@@ -49,15 +49,27 @@ static __always_inline struct bpf_sock *connection_socket(struct __sk_buff *skb,
     return sk;
 }
 
+static __always_inline __u32 slot_of(__u32 instance, enum direction direction, __u8 family) {
+    return instance * SLOTS_PER_INSTANCE + (direction == DIRECTION_INGRESS ? SLOT_INBOUND : 0) +
+           (family == AF_INET6 ? SLOT_IPV6 : 0);
+}
+
 /* The listener of an instance. Release it. */
 static __always_inline struct bpf_sock *listener_socket(__u32 instance, enum direction direction, __u8 family) {
-    __u32 slot = instance * SLOTS_PER_INSTANCE;
+    __u32 slot = slot_of(instance, direction, family);
 
-    if (direction == DIRECTION_INGRESS)
-        slot += SLOT_INBOUND;
-    if (family == AF_INET6)
-        slot += SLOT_IPV6;
     return bpf_map_lookup_elem(&listeners, &slot);
+}
+
+/* The same of UDP. */
+static __always_inline struct bpf_sock *udp_listener_socket(__u32 instance, enum direction direction, __u8 family) {
+    __u32 slot = slot_of(instance, direction, family);
+
+    return bpf_map_lookup_elem(&udp_listeners, &slot);
+}
+
+static __always_inline struct bpf_sock *listener_of(bool udp, __u32 instance, enum direction direction, __u8 family) {
+    return udp ? udp_listener_socket(instance, direction, family) : listener_socket(instance, direction, family);
 }
 
 /* Whether this is the port at which the agent itself answers, and in `instance` whose listeners are there. */
@@ -89,6 +101,13 @@ static __always_inline struct bpf_sock *serving_socket(__u32 *instance, enum dir
         return NULL;
     *instance = generation->serving;
     return listener_socket(generation->serving, direction, family);
+}
+
+/* The same of UDP, where an instance has one listener whichever generation of it serves. */
+static __always_inline struct bpf_sock *serving_udp_socket(__u32 instance, enum direction direction, __u8 family) {
+    struct generation *generation = bpf_map_lookup_elem(&generations, &instance);
+
+    return generation && generation->resting ? NULL : udp_listener_socket(instance, direction, family);
 }
 
 /* Marked without a socket: for established connections the kernel's own look-up finds it, for a first packet the

@@ -3,7 +3,7 @@
  * in `flows`; it lacks only the socket, which the redirect scrubbed (docs/datapath.md, "Who relies on whom"). */
 #pragma once
 
-#include "sockets.h"
+#include "udp.h"
 
 #define PACKET_HOST 0
 
@@ -13,20 +13,23 @@ static __always_inline bool is_marked(const struct __sk_buff *skb) {
 
 static __always_inline int steer(struct __sk_buff *skb, enum direction direction) {
     struct packet packet = {};
-    struct bpf_sock *sk;
+    struct bpf_sock *sk = NULL;
     struct flow *flow;
     __u32 endpoint_id = 0;
+    int parsed = parse(skb, &packet);
+    bool udp = is_udp(&packet, parsed);
 
     /* Still addressed to the MAC of whoever was next on its way. */
-    if (parse(skb, &packet) != PARSED_TCP || bpf_skb_change_type(skb, PACKET_HOST))
+    if (!(parsed == PARSED_TCP || (udp && parse_udp(skb, &packet))) || bpf_skb_change_type(skb, PACKET_HOST))
         goto lost;
-    sk = connection_socket(skb, &packet.key, packet.family);
+    if (!udp)
+        sk = connection_socket(skb, &packet.key, packet.family);
     if (!sk) {
         flow = bpf_map_lookup_elem(&flows, &packet.key);
         if (!flow)
             goto lost;
         endpoint_id = flow->endpoint;
-        sk = listener_socket(flow->instance, flow->direction, packet.family);
+        sk = listener_of(udp, flow->instance, flow->direction, packet.family);
     }
     if (!sk)
         goto lost;

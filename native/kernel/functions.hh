@@ -18,5 +18,7 @@ void define_packets(Napi::Env env, Napi::Object exports);
 void define_locks(Napi::Env env, Napi::Object exports);
 void define_memory(Napi::Env env, Napi::Object exports);
 void define_announcements(Napi::Env env, Napi::Object exports);
+void define_datagram_listener(Napi::Env env, Napi::Object exports);
+void define_datagram_sender(Napi::Env env, Napi::Object exports);
 
 } // namespace ns

@@ -1,4 +1,5 @@
-// Listening TCP sockets of the current network namespace, by sock_diag(7): filtered by state in the kernel.
+// Listening TCP sockets of the current network namespace, and unconnected ones of UDP, by sock_diag(7): filtered by
+// state in the kernel.
 #include <arpa/inet.h>
 
 #include "functions.hh"
@@ -49,6 +50,18 @@ Napi::Value tcp_listeners(const Napi::CallbackInfo &info) {
     return result;
 }
 
+Napi::Value udp_listeners(const Napi::CallbackInfo &info) {
+    auto env = info.Env();
+    auto result = Napi::Array::New(env);
+    auto take = [&](const nlmsghdr *message, const inet_diag_msg *) {
+        result.Set(result.Length(), describe(env, message));
+    };
+
+    for (uint8_t family : {AF_INET, AF_INET6})
+        dump(env, family, kUnconnected, "asking which sockets take datagrams", take, IPPROTO_UDP);
+    return result;
+}
+
 // The inode of a connection's socket here, by both its ends (16 bytes each, IPv4 mapped); 0 while nobody has accepted
 // it. Undefined where there is none.
 Napi::Value tcp_inode(const Napi::CallbackInfo &info) {
@@ -88,6 +101,7 @@ Napi::Value tcp_inode(const Napi::CallbackInfo &info) {
 
 void define_listeners(Napi::Env env, Napi::Object exports) {
     exports.Set("tcpListeners", Napi::Function::New(env, tcp_listeners));
+    exports.Set("udpListeners", Napi::Function::New(env, udp_listeners));
     exports.Set("tcpInode", Napi::Function::New(env, tcp_inode));
 }
 

@@ -19,6 +19,8 @@ static Napi::Object init(Napi::Env env, Napi::Object exports) {
     ns::define_locks(env, exports);
     ns::define_memory(env, exports);
     ns::define_announcements(env, exports);
+    ns::define_datagram_listener(env, exports);
+    ns::define_datagram_sender(env, exports);
     return exports;
 }
 

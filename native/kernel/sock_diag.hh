@@ -1,4 +1,4 @@
-// TCP sockets by sock_diag(7).
+// TCP and UDP sockets by sock_diag(7).
 #pragma once
 
 #include <array>
@@ -19,6 +19,7 @@
 namespace ns {
 
 constexpr uint32_t kListen = 1 << TCP_LISTEN;
+constexpr uint32_t kUnconnected = 1 << TCP_CLOSE; // of UDP
 
 struct DiagRequest {
     nlmsghdr header;
@@ -26,14 +27,14 @@ struct DiagRequest {
 };
 
 // Every socket of a family in one of these states.
-inline DiagRequest diag_request(uint8_t family, uint32_t states) {
+inline DiagRequest diag_request(uint8_t family, uint32_t states, uint8_t protocol = IPPROTO_TCP) {
     DiagRequest request = {};
 
     request.header.nlmsg_len = sizeof(request);
     request.header.nlmsg_type = SOCK_DIAG_BY_FAMILY;
     request.header.nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP;
     request.body.sdiag_family = family;
-    request.body.sdiag_protocol = IPPROTO_TCP;
+    request.body.sdiag_protocol = protocol;
     request.body.idiag_states = states;
     return request;
 }
@@ -69,9 +70,11 @@ inline const void *attribute(const nlmsghdr *message, const inet_diag_msg *diag,
 }
 
 // Calls `each` for every socket in one of these states.
-template <typename Each> void dump(Napi::Env env, uint8_t family, uint32_t states, const char *doing, Each each) {
+template <typename Each>
+void dump(Napi::Env env, uint8_t family, uint32_t states, const char *doing, Each each,
+          uint8_t protocol = IPPROTO_TCP) {
     Fd fd = open_diag(env);
-    DiagRequest request = diag_request(family, states);
+    DiagRequest request = diag_request(family, states, protocol);
     int error = ask(env, fd.get(), request.header, doing, [&](const nlmsghdr *message) {
         if (auto *diag = diag_of(message))
             each(message, diag);

@@ -43,6 +43,7 @@ import {
   peerCredentials,
   tcpEnds,
   tcpListeners,
+  udpListeners,
 } from '../native/sockets.js';
 import { ipToBytes } from '../net/ip.js';
 import { confirmation } from '../pods/confirmation.js';
@@ -62,7 +63,7 @@ import { packageVersion } from '../telemetry/version.js';
 import { openCapacity } from './capacity.js';
 import { Cluster } from './cluster.js';
 import { startCni } from './cni.js';
-import { createReconciler, openIdentityOption, openSplice } from './datapath.js';
+import { createReconciler, openIdentityOption, openSplice, takingDatagrams } from './datapath.js';
 import { openInstances } from './instances.js';
 import { openLifecycle } from './lifecycle.js';
 import { ListenerLooks } from './listener-looks.js';
@@ -199,8 +200,18 @@ async function start(
     referred: () => tables.instances(),
     log: log.child({ part: 'listeners' }),
   });
+  const datagramListeners = new Listeners({
+    map: programs.maps.udp_listeners,
+    slots: programs.layouts.slots,
+    sockets: udpListeners,
+    protocol: 'udp',
+    instances: takingDatagrams(config.instances, slots),
+    referred: () => tables.instances(),
+    log: log.child({ part: 'listeners' }),
+  });
   const adopt = async (instances: readonly Instance[]) => {
     await listeners.want(wanted(instances));
+    await datagramListeners.want(takingDatagrams(instances, slots));
     instanceGenerations.apply(instances);
     ensureCgroups();
   };
@@ -291,6 +302,7 @@ async function start(
     tables,
     flows,
     listeners,
+    datagramListeners,
     reconciler,
     repairs,
     late,
@@ -301,6 +313,7 @@ async function start(
 
   // Listeners before the first program: an enrolled pod must not meet an empty map for want of a look.
   await listeners.refresh();
+  await datagramListeners.refresh();
   instanceGenerations.apply(live.current);
   lifecycle.port.ensure();
   const migrated = programs.finishMigration(
@@ -319,6 +332,7 @@ async function start(
     if (await listeners.refresh()) {
       ensureCgroups();
     }
+    await datagramListeners.refresh();
   };
   const listening = watchListening({ objects: options.bpfObjects, changed: () => looks.told() });
   const looks = new ListenerLooks({

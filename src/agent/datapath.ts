@@ -11,6 +11,7 @@ import { IdentityOption } from '../datapath/identity-option.js';
 import { InboundSteering } from '../datapath/inbound.js';
 import type { InstanceSlots } from '../datapath/instance-slots.js';
 import type { LifecyclePort } from '../datapath/lifecycle-port.js';
+import type { WantedInstance } from '../datapath/listener-slots.js';
 import type { Listeners } from '../datapath/listeners.js';
 import { type DatapathPrograms, MANIFEST, type Role } from '../datapath/manifest.js';
 import { PortSet } from '../datapath/port-set.js';
@@ -135,6 +136,7 @@ export function createReconciler(parts: {
       name: instance.name,
       number: slots.numberOf(instance.name),
       inbound: receives(instance),
+      udp: takesDatagrams(instance),
     };
   return new Reconciler({
     store,
@@ -183,6 +185,7 @@ export function createReconciler(parts: {
         number: slots.numberOf(instance.name),
         inbound: receives(instance),
         outbound: sends(instance),
+        udp: takesDatagrams(instance),
         ports: instance.ports ?? [],
       })),
     selection: config.interception.selection,
@@ -217,6 +220,26 @@ function receives({ inbound, announced }: Instance): boolean {
 /** Whether what its pods send goes through it. */
 function sends({ outbound, announced }: Instance): boolean {
   return outbound.length > 0 || announced?.includes('outbound') === true;
+}
+
+function takesDatagrams({ outboundUdp = [], inboundUdp = [] }: Instance) {
+  return { outbound: outboundUdp.length > 0, inbound: inboundUdp.length > 0 };
+}
+
+/** Instances as the look for sockets of UDP wants them. */
+export function takingDatagrams(
+  instances: readonly Instance[],
+  slots: Pick<InstanceSlots, 'numberOf'>,
+): WantedInstance[] {
+  return instances
+    .filter(({ outboundUdp, inboundUdp }) => (outboundUdp ?? inboundUdp) !== undefined)
+    .map(({ name, owner, outboundUdp = [], inboundUdp = [] }) => ({
+      name,
+      number: slots.numberOf(name),
+      outbound: outboundUdp,
+      inbound: inboundUdp,
+      owner,
+    }));
 }
 
 /** Writes nothing yet: the first round does. */

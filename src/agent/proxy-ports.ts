@@ -11,7 +11,7 @@ import { u32 } from '../kernel/struct.js';
 import type { ExplanationParts } from '../reconcile/explanation.js';
 
 export interface ProxyPortsOptions {
-  readonly maps: Pick<DatapathPrograms['maps'], 'proxy_ports' | 'explicit_ports'>;
+  readonly maps: Pick<DatapathPrograms['maps'], 'proxy_ports' | 'udp_proxy_ports' | 'explicit_ports'>;
   /** Of this moment. */
   readonly instances: () => readonly Instance[];
   readonly generations: Pick<InstanceGenerations, 'portsOf'>;
@@ -29,6 +29,7 @@ export class ProxyPorts {
     const { maps, slots } = options;
     this.sets = [
       new PortSet(maps.proxy_ports, () => this.#listening(), 'port of a proxy'),
+      new PortSet(maps.udp_proxy_ports, () => this.#takingDatagrams(), 'UDP port of a proxy'),
       new PortSet(
         maps.explicit_ports,
         () => [...this.#explicit().keys()],
@@ -58,6 +59,13 @@ export class ProxyPorts {
   #listening(): number[] {
     const { instances, generations, announced } = this.#options;
     return [...generations.portsOf(instances()), ...announced.list().map(({ port }) => port)];
+  }
+
+  #takingDatagrams(): number[] {
+    const listed = this.#options
+      .instances()
+      .flatMap(({ outboundUdp = [], inboundUdp = [] }) => [...outboundUdp, ...inboundUdp]);
+    return listed.map(({ port }) => port);
   }
 
   /** Names of instances. */

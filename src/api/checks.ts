@@ -3,6 +3,7 @@
 import { z } from 'zod';
 import { IdentityError } from '../identity/errors.js';
 import { parseIp } from '../net/ip.js';
+import { FLOW_PROTOCOLS, type FlowProtocol } from '../net/protocol.js';
 import { parseSocketAddress, type SocketAddress } from '../net/socket-address.js';
 import type { PodUid } from '../pods/pod.js';
 
@@ -33,11 +34,12 @@ export function checkedKeys(
   return { ...given };
 }
 
-export function tcpOnly(given: unknown, key: string): 'tcp' {
-  if (given !== 'tcp') {
-    throw invalid(key, 'tcp', given);
+export function protocolOf(given: unknown, key: string): FlowProtocol {
+  const protocol = FLOW_PROTOCOLS.find((candidate) => candidate === given);
+  if (protocol === undefined) {
+    throw invalid(key, FLOW_PROTOCOLS.join(' or '), given);
   }
-  return given;
+  return protocol;
 }
 
 export function socketAddress(given: unknown, key: string): SocketAddress {

@@ -7,6 +7,7 @@ import type { CapacityReport } from '../capacity/report.js';
 import type { FlowQuery, Resolution } from '../identity/resolve.js';
 import type { UpgradeStatus } from '../instances/upgrade.js';
 import { parseIp } from '../net/ip.js';
+import type { FlowProtocol } from '../net/protocol.js';
 import { formatSocketAddress, type SocketAddress } from '../net/socket-address.js';
 import type {
   BatchMessage,
@@ -130,11 +131,14 @@ export class ApiClient {
   /** `pod`: a UID, `namespace/name`, or a name that one pod alone has. Of what it dials, or who dials it at that port. */
   explain(
     pod: string,
-    flow: { readonly dst: SocketAddress } | { readonly src: SocketAddress },
+    flow: ({ readonly dst: SocketAddress } | { readonly src: SocketAddress }) & {
+      readonly protocol?: FlowProtocol;
+    },
   ): Promise<ExplanationMessage> {
     const query =
       'dst' in flow ? { dst: formatSocketAddress(flow.dst) } : { src: formatSocketAddress(flow.src) };
-    return this.#json(`/v1/explain?${new URLSearchParams({ pod, ...query })}`);
+    const proto = flow.protocol === undefined ? {} : { proto: flow.protocol };
+    return this.#json(`/v1/explain?${new URLSearchParams({ pod, ...query, ...proto })}`);
   }
 
   instances(): Promise<InstancesMessage> {

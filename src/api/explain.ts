@@ -1,7 +1,7 @@
 /** What is asked of `explain`, checked key by key. */
 
 import type { SupposedFlow } from '../reconcile/explanation.js';
-import { checkedKeys, podUidOf, refused, socketAddress } from './checks.js';
+import { checkedKeys, podUidOf, protocolOf, refused, socketAddress } from './checks.js';
 
 export interface ExplainQuestion {
   /** As it was given: a UID, `namespace/name`, or a name that one pod alone has. */
@@ -11,7 +11,7 @@ export interface ExplainQuestion {
 
 /** Throws IdentityError KEY_INVALID, which names the parameter. */
 export function parseExplain(given: unknown): ExplainQuestion {
-  const { pod, src, dst } = checkedKeys(given, ['pod', 'src', 'dst'], '');
+  const { pod, src, dst, proto } = checkedKeys(given, ['pod', 'src', 'dst', 'proto'], '');
   const named = podUidOf(pod, 'pod');
   if ((src === undefined) === (dst === undefined)) {
     throw refused(
@@ -21,5 +21,5 @@ export function parseExplain(given: unknown): ExplainQuestion {
   }
   const direction = dst === undefined ? 'inbound' : 'outbound';
   const far = dst === undefined ? socketAddress(src, 'src') : socketAddress(dst, 'dst');
-  return { pod: named, flow: { direction, ...far } };
+  return { pod: named, flow: { protocol: protocolOf(proto ?? 'tcp', 'proto'), direction, ...far } };
 }

@@ -10,12 +10,12 @@ import {
   netnsCookieOf,
   pidOf,
   podUidOf,
+  protocolOf,
   refused,
   revisionOf,
   socketAddress,
   socketCookieOf,
   startTimeOf,
-  tcpOnly,
   timeOf,
   waitMsOf,
 } from './checks.js';
@@ -43,7 +43,7 @@ function queryOf(request: ResolveRequest, place: string, assured: Assured): Reso
   switch (key) {
     case 'flow':
       return {
-        proto: tcpOnly(flow?.proto, `${place}flow.proto`),
+        proto: protocolOf(flow?.proto, `${place}flow.proto`),
         src: socketAddress(flow?.src, `${place}flow.src`),
         dst: socketAddress(flow?.dst, `${place}flow.dst`),
         ...assured,

@@ -9,6 +9,7 @@ import type { InterceptionReport, Workload } from '../identity/workload.js';
 import type { Health } from '../instances/health.js';
 import type { UpgradeStatus } from '../instances/upgrade.js';
 import type { Family } from '../net/family.js';
+import type { FlowProtocol } from '../net/protocol.js';
 import type { FailurePolicy, SourceName } from '../pods/pod.js';
 import type { Explanation } from '../reconcile/explanation.js';
 import type { RepairKind } from '../reconcile/repairs.js';
@@ -123,6 +124,7 @@ export interface ExplanationMessage extends Explanation {
   readonly podName: string;
   /** How far the pod's interception has come; empty where nothing is known of it yet. */
   readonly state: string;
+  readonly protocol: FlowProtocol;
   readonly direction: 'EGRESS' | 'INGRESS';
   /** The address at the far end. */
   readonly far: string;
@@ -134,7 +136,7 @@ export interface ExplanationMessage extends Explanation {
 export interface FlowMessage {
   /** Unix time, milliseconds. */
   readonly startedMs: number;
-  readonly protocol: 'tcp';
+  readonly protocol: FlowProtocol;
   readonly src: string;
   readonly dst: string;
   readonly direction: FlowDirection;

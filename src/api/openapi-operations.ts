@@ -3,6 +3,7 @@
 import { STATUS_OF_REASON } from '../identity/errors.js';
 import { ASSURANCES } from '../identity/resolve.js';
 import { STATUS_OF_INSTANCE_CODE } from '../instances/errors.js';
+import { FLOW_PROTOCOLS } from '../net/protocol.js';
 import { MAX_UID } from './checks.js';
 import { MAX_DEADLINE_SECONDS } from './drains.js';
 import type { ShapeName } from './openapi-shapes.js';
@@ -59,7 +60,7 @@ const SOCKET_ADDRESS = {
   pattern: `^(?:${IPV4}|\\[${IPV6}\\])${PORT}$`,
   description: 'An address and port such as 10.66.0.3:41886 or [fd00::3]:41886.',
 };
-const PROTO = { type: 'string', enum: ['tcp'] };
+const PROTO = { type: 'string', enum: FLOW_PROTOCOLS };
 const ASSURANCE = { type: 'string', enum: ASSURANCES };
 
 const NO_ANSWER = [
@@ -237,6 +238,7 @@ export const OPERATIONS: readonly Operation[] = [
       },
       query('dst', SOCKET_ADDRESS, 'What the pod dials. Exactly one of this and src.'),
       query('src', SOCKET_ADDRESS, 'Who dials the pod, and the port of the pod that is dialled.'),
+      query('proto', PROTO, 'May be left out: tcp.'),
     ],
     answer: { json: 'Explanation' },
     reasons: ['KEY_INVALID', 'WORKLOAD_NOT_FOUND', 'AMBIGUOUS', 'NOT_SYNCED'],

@@ -2,6 +2,7 @@
 
 import { z } from 'zod';
 import { ASSURANCES } from '../identity/resolve.js';
+import { FLOW_PROTOCOLS } from '../net/protocol.js';
 import { RUNTIME_KINDS } from '../pods/pod.js';
 import { Capacity } from './capacity-shape.js';
 
@@ -72,6 +73,7 @@ export const Explanation = z.object({
   namespace: z.string(),
   podName: z.string(),
   state: text('How far its interception has come; empty where nothing is known of it yet.'),
+  protocol: z.enum(FLOW_PROTOCOLS),
   direction: z.enum(['EGRESS', 'INGRESS']),
   far: text('The address at the far end.'),
   port: count().meta({ description: 'That is dialled.' }),
@@ -106,6 +108,7 @@ export const Services = z.object({
 
 const assurance = () => z.enum(ASSURANCES);
 const direction = () => z.enum(['EGRESS', 'INGRESS']);
+const protocol = () => z.enum(FLOW_PROTOCOLS);
 const mode = () =>
   z
     .enum(['INTERCEPTED', 'EXPLICIT'])
@@ -210,7 +213,7 @@ export const BatchAnswer = z.object({
 export const Flow = z
   .object({
     startedMs: unixMs(),
-    protocol: z.literal('tcp'),
+    protocol: protocol(),
     src: socketAddress(),
     dst: socketAddress(),
     direction: direction(),
@@ -250,6 +253,7 @@ const Listener = z.object({
     .literal(2)
     .exactOptional()
     .meta({ description: 'Of the set that takes turns with the first when the instance is upgraded.' }),
+  protocol: z.literal('udp').exactOptional().meta({ description: 'Left out: TCP.' }),
   direction: z.enum(['outbound', 'inbound']),
   family: z.union([z.literal(4), z.literal(6)]),
   address: socketAddress(),

@@ -12,12 +12,12 @@ import {
   netnsCookieOf,
   pidOf,
   podUidOf,
+  protocolOf,
   refused,
   revisionOf,
   socketAddress,
   socketCookieOf,
   startTimeOf,
-  tcpOnly,
   timeOf,
   waitMsOf,
 } from './checks.js';
@@ -69,7 +69,7 @@ export function parseQuestion(given: unknown, place = ''): Question {
 /** Of a flow alone, for an answer that rests on its record. Throws IdentityError KEY_INVALID, which names the key. */
 export function parseFlow(given: unknown): FlowQuery {
   const fields = checkedKeys(given, KEYS.flow, '');
-  return { proto: tcpOnly(fields.proto ?? 'tcp', 'proto'), ...endsOf(fields, '') };
+  return { proto: protocolOf(fields.proto ?? 'tcp', 'proto'), ...endsOf(fields, '') };
 }
 
 /** A flow where none is given: that is what most ask about, so its first parameter is missed. */
@@ -87,7 +87,7 @@ function onlyKey(fields: Fields, place: string): Key {
 
 function queryOf(key: Key, fields: Fields, place: string, assured: Assured): ResolveQuery | SocketQuery {
   if (key === 'flow') {
-    const proto = tcpOnly(fields.proto, `${place}proto`);
+    const proto = protocolOf(fields.proto, `${place}proto`);
     return { proto, ...endsOf(fields, place), ...assured };
   }
   if (key === 'address') {
@@ -121,10 +121,8 @@ function pastOf(key: Key, fields: Fields, place: string, assured: Assured): Past
   if (key !== 'flow') {
     throw refused(`${place}at`, 'only of a flow or an address is it kept whose it was');
   }
-  if (fields.proto !== undefined) {
-    tcpOnly(fields.proto, `${place}proto`);
-  }
-  const flow = endsOf(fields, place);
+  const proto = protocolOf(fields.proto ?? 'tcp', `${place}proto`);
+  const flow = { proto, ...endsOf(fields, place) };
   return { address: flow.src.ip, flow, at, ...assured };
 }
 

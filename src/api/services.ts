@@ -51,6 +51,7 @@ function inboundOf(listeners: readonly ListenerMessage[], instance: string, fami
   const found = listeners.find(
     (listener) =>
       listener.instance === instance &&
+      listener.protocol === undefined &&
       listener.direction === 'inbound' &&
       listener.family === family &&
       listener.adopted,

@@ -94,6 +94,7 @@ export class Views {
       namespace: pod.namespace,
       podName: pod.name,
       state: datapath.endpointOf(pod.uid)?.state ?? '',
+      protocol: flow.protocol ?? 'tcp',
       direction: flow.direction === 'outbound' ? 'EGRESS' : 'INGRESS',
       far: flow.ip,
       port: flow.port,

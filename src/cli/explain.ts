@@ -8,6 +8,7 @@ import { withAgent } from './with-agent.js';
 interface ExplainOptions {
   readonly dst?: SocketAddress;
   readonly src?: SocketAddress;
+  readonly udp?: true;
   readonly json?: true;
 }
 
@@ -21,24 +22,27 @@ export function explainCommand(print: Print = printToStdout): Command {
       'who dials the pod, and the port of the pod that is dialled',
       socketAddress,
     )
+    .option('--udp', 'a datagram; without it, a TCP connection')
     .option('--json', 'print JSON')
-    .action((pod: string, { dst, src, json: asJson }: ExplainOptions, command: Command) => {
+    .action((pod: string, { dst, src, udp, json: asJson }: ExplainOptions, command: Command) => {
       if ((dst === undefined) === (src === undefined)) {
         command.error('error: exactly one of --dst and --src is expected');
       }
       return withAgent(command, async (client) => {
-        const answer = await client.explain(pod, dst === undefined ? { src: src as SocketAddress } : { dst });
+        const flow = dst === undefined ? { src: src as SocketAddress } : { dst };
+        const answer = await client.explain(pod, { ...flow, ...(udp && { protocol: 'udp' }) });
         print(asJson ? json(answer) : describe(answer));
       });
     });
 }
 
 function describe(answer: ExplanationMessage): string {
-  const { namespace, podName, direction, far, port, outcome, instance, rule, inForce } = answer;
+  const { namespace, podName, protocol, direction, far, port, outcome, instance, rule, inForce } = answer;
   const address = formatSocketAddress({ ip: far, port });
   return fields([
     ['Pod', `${namespace}/${podName}`],
     ['Flow', direction === 'EGRESS' ? `EGRESS to ${address}` : `INGRESS from ${far} to port ${port}`],
+    ...(protocol === 'udp' ? [['Protocol', 'UDP'] as const] : []),
     ['Outcome', inForce ? outcome : `${outcome}, once it is in place`],
     ['Instance', instance],
     ['Rule', rule],

@@ -6,7 +6,7 @@ import { withAgent } from './with-agent.js';
 
 const HEADER = ['TIME', 'POD', 'DIRECTION', 'SRC', 'DST', 'INSTANCE', 'VERDICT'];
 /** Of a line that is printed before the next one is known; longer cells push their line to the right. */
-const WIDTHS = [12, 28, 9, 21, 21, 10, 0];
+const WIDTHS = [12, 28, 10, 21, 21, 10, 0];
 
 interface FlowsOptions {
   readonly json?: true;
@@ -70,6 +70,7 @@ function cells({
   startedMs,
   namespace,
   podName,
+  protocol,
   direction,
   src,
   dst,
@@ -77,5 +78,6 @@ function cells({
   verdict,
 }: FlowMessage): string[] {
   const pod = podName === '' ? '(gone)' : `${namespace}/${podName}`;
-  return [clockTime(startedMs), pod, direction, src, dst, instance, verdict];
+  const told = protocol === 'udp' ? `${direction} UDP` : direction;
+  return [clockTime(startedMs), pod, told, src, dst, instance, verdict];
 }

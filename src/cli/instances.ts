@@ -194,10 +194,11 @@ function said(listeners: readonly ListenerMessage[], direction: ListenerMessage[
   const wanted = listeners.filter(
     (listener) => listener.direction === direction && !NO_ADDRESS.includes(listener.address),
   );
-  const texts = wanted.map(({ family, address, adopted, announced, process, pid, sockets, refused }) =>
-    adopted
-      ? `IPv${family} ${process} (${pid})${sockets.all > 1 ? ` ${sockets.all} sockets` : ''}${announced ? ' announced' : ''}`
-      : `IPv${family} ${refused === undefined ? `nobody at ${address}` : 'refused'}`,
+  const texts = wanted.map(
+    ({ protocol, family, address, adopted, announced, process, pid, sockets, refused }) =>
+      adopted
+        ? `${protocol === 'udp' ? 'UDP ' : ''}IPv${family} ${process} (${pid})${sockets.all > 1 ? ` ${sockets.all} sockets` : ''}${announced ? ' announced' : ''}`
+        : `${protocol === 'udp' ? 'UDP ' : ''}IPv${family} ${refused === undefined ? `nobody at ${address}` : 'refused'}`,
   );
   return texts.length === 0 ? '-' : texts.join(', ');
 }

@@ -2,8 +2,10 @@ import { join } from 'node:path';
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { IdentityClient } from '../client/identity-client.js';
 import { LOG_LEVELS } from '../config/config.js';
+import { DatagramSender, listenForDatagrams } from '../native/datagrams.js';
 import { socketFrom } from '../native/sockets.js';
 import { parseSocketAddress, type SocketAddress } from '../net/socket-address.js';
+import { startDatagramProxy } from '../proxy/datagrams.js';
 import { type ProxiedFlow, startProxy } from '../proxy/proxy.js';
 import { DEFAULT_TYPES, proxyV2Header } from '../proxy/proxy-v2.js';
 import { recordedAt } from '../proxy/who.js';
@@ -16,6 +18,7 @@ interface ProxyCommandOptions {
   readonly inbound?: SocketAddress;
   readonly inbound6?: SocketAddress;
   readonly listen: readonly SocketAddress[];
+  readonly listenUdp: readonly SocketAddress[];
   readonly keepSource?: true;
   readonly sendProxyV2?: true;
   readonly proxyV2Id: number;
@@ -24,6 +27,7 @@ interface ProxyCommandOptions {
   readonly connectTimeoutMs: number;
   readonly resolveTimeoutMs: number;
   readonly idleTimeoutMs: number;
+  readonly udpIdleTimeoutMs: number;
   readonly logLevel: string;
 }
 
@@ -46,6 +50,12 @@ export function proxyCommand(): Command {
     .option('--inbound6 <[address]:port>', 'and here for those over IPv6', address)
     .option('--listen <address:port>', 'and here; may be repeated', repeatedAddress, [])
     .option(
+      '--listen-udp <address:port>',
+      'take datagrams here; may be repeated; answering needs CAP_NET_RAW',
+      repeatedAddress,
+      [],
+    )
+    .option(
       '--keep-source',
       "connect from the client's address, on a port of its own; needs CAP_NET_RAW or CAP_NET_ADMIN, and answers that are routed back here",
     )
@@ -64,6 +74,7 @@ export function proxyCommand(): Command {
       wholeNumber(0, DAY_MS),
       3_600_000,
     )
+    .option('--udp-idle-timeout-ms <ms>', 'the same for flows of UDP', milliseconds, 60_000)
     .addOption(
       new Option('--log-level <level>', 'info: one line per flow; debug: another at its end')
         .choices(LOG_LEVELS)
@@ -80,6 +91,7 @@ async function run(options: ProxyCommandOptions, command: Command): Promise<void
     process.once('SIGTERM', resolve);
     process.once('SIGINT', resolve);
   });
+  const answers = new DatagramSender();
   try {
     const proxy = await startProxy({
       listen: listenAddresses(options),
@@ -93,10 +105,25 @@ async function run(options: ProxyCommandOptions, command: Command): Promise<void
       resolveTimeoutMs: options.resolveTimeoutMs,
       idleTimeoutMs: options.idleTimeoutMs,
     });
-    log.info({ addresses: proxy.addresses }, 'proxy running');
-    log.info({ signal: await stopped, active: proxy.active() }, 'proxy stopping');
+    const datagrams = startDatagramProxy({
+      listen: options.listenUdp,
+      sockets: {
+        listen: listenForDatagrams,
+        send: (from, to, data) => answers.send(from, to, data),
+      },
+      client,
+      log,
+      allowUnidentified: options.allowUnidentified ?? false,
+      resolveTimeoutMs: options.resolveTimeoutMs,
+      idleTimeoutMs: options.udpIdleTimeoutMs,
+    });
+    log.info({ addresses: proxy.addresses, udp: datagrams.addresses }, 'proxy running');
+    const active = { signal: await stopped, active: proxy.active(), activeUdp: datagrams.active() };
+    log.info(active, 'proxy stopping');
+    datagrams.close();
     await proxy.close();
   } finally {
+    answers.close();
     await client.close();
   }
 }

@@ -10,12 +10,13 @@ interface ResolveOptions {
   readonly src: SocketAddress;
   readonly dst: SocketAddress;
   readonly minAssurance?: Assurance;
+  readonly udp?: true;
   readonly json?: true;
 }
 
 export function resolveCommand(print: Print = printToStdout): Command {
   return new Command('resolve')
-    .description('which pod a TCP flow belongs to')
+    .description('which pod a flow belongs to')
     .requiredOption(
       '--src <address:port>',
       'where the flow comes from, such as 10.66.0.3:41886',
@@ -28,11 +29,12 @@ export function resolveCommand(print: Print = printToStdout): Command {
         'refuse what rests on less; without it, DATAPATH_RECORDED',
       ).choices(ASSURANCES),
     )
+    .option('--udp', 'a flow of UDP; without it, of TCP')
     .option('--json', 'print JSON')
-    .action(({ src, dst, minAssurance, json: asJson }: ResolveOptions, command: Command) =>
+    .action(({ src, dst, minAssurance, udp, json: asJson }: ResolveOptions, command: Command) =>
       withAgent(command, async (client) => {
         const resolution = await client.resolve({
-          proto: 'tcp',
+          proto: udp ? 'udp' : 'tcp',
           src,
           dst,
           ...(minAssurance === undefined ? {} : { minAssurance }),

@@ -81,7 +81,9 @@ const LISTENER_HEADER = ['INSTANCE', 'DIRECTION', 'FAMILY', 'ADDRESS', 'ADOPTED'
 
 function listenerRows(listeners: readonly ListenerMessage[]): string[][] {
   const inbound = new Set(
-    listeners.flatMap(({ direction, instance }) => (direction === 'inbound' ? [instance] : [])),
+    listeners.flatMap(({ protocol, direction, instance }) =>
+      protocol === undefined && direction === 'inbound' ? [instance] : [],
+    ),
   );
   const without = new Set(listeners.map(({ instance }) => instance).filter((name) => !inbound.has(name)));
   return [
@@ -98,15 +100,16 @@ function listenerRows(listeners: readonly ListenerMessage[]): string[][] {
 }
 
 function listenerRow(listener: ListenerMessage): string[] {
-  const { instance, direction, family, address, adopted, pid, process: name, failure } = listener;
+  const { instance, protocol, direction, family, address, adopted, pid, process: name, failure } = listener;
+  const refused = protocol === 'udp' ? 'are answered "port unreachable"' : 'are reset';
   const without =
-    failure === 'open' ? 'pass, not intercepted (failure: open)' : 'are reset (failure: closed)';
+    failure === 'open' ? 'pass, not intercepted (failure: open)' : `${refused} (failure: closed)`;
   const { all, transparent } = listener.sockets;
   const ofGroup = all > 1 ? ` (${transparent} of ${all} sockets)` : '';
   const owner = [name ?? '', pid === undefined ? '' : `pid ${pid}`].filter((text) => text !== '').join(', ');
   return [
     instance,
-    direction,
+    protocol === 'udp' ? `${direction} UDP` : direction,
     `IPv${family}`,
     address,
     adopted ? 'yes' : 'NO',

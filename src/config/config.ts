@@ -118,6 +118,9 @@ export interface Instance {
   /** At most one address per family; no address of a family: the failure policy applies to it. */
   readonly outbound: readonly ListenerAddress[];
   readonly inbound: readonly ListenerAddress[];
+  /** Where it takes datagrams; default nowhere. */
+  readonly outboundUdp?: readonly ListenerAddress[] | undefined;
+  readonly inboundUdp?: readonly ListenerAddress[] | undefined;
   /** Where pods dial it by themselves, such as an HTTP proxy. */
   readonly explicit?: readonly ListenerAddress[] | undefined;
   /** Directions that are intercepted even where they have no address: the proxy announces its listeners. */

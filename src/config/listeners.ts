@@ -28,6 +28,7 @@ interface Claim {
   readonly list: readonly ListenerAddress[];
   readonly text: string;
   readonly owner: string;
+  readonly protocol: 'tcp' | 'udp';
   readonly port: number;
   readonly hosts: readonly { readonly family: Family; readonly host: string }[];
 }
@@ -49,11 +50,12 @@ export function findOverlaps({ instances, metrics }: Pick<Config, 'instances' | 
 }
 
 function claimsOf(instance: Instance, index: number): Claim[] {
-  return (['outbound', 'inbound', 'explicit'] as const).flatMap((direction) =>
+  return (['outbound', 'inbound', 'explicit', 'outboundUdp', 'inboundUdp'] as const).flatMap((direction) =>
     (instance[direction] ?? []).map((address, place, list) =>
       claim(address, list, {
         path: ['instances', index, direction, ...(list.length > 1 ? [place] : [])],
         owner: `${direction} of instance ${instance.name}`,
+        protocol: direction.endsWith('Udp') ? 'udp' : 'tcp',
       }),
     ),
   );
@@ -62,13 +64,19 @@ function claimsOf(instance: Instance, index: number): Claim[] {
 function claimOfMetrics(listen: ListenerAddress | undefined): Claim[] {
   return listen === undefined
     ? []
-    : [claim(listen, [listen], { path: ['metrics', 'listen'], owner: 'address of the metrics' })];
+    : [
+        claim(listen, [listen], {
+          path: ['metrics', 'listen'],
+          owner: 'address of the metrics',
+          protocol: 'tcp',
+        }),
+      ];
 }
 
 function claim(
   { text, port, family, host }: ListenerAddress,
   list: readonly ListenerAddress[],
-  of: Pick<Claim, 'path' | 'owner'>,
+  of: Pick<Claim, 'path' | 'owner' | 'protocol'>,
 ): Claim {
   const both = servesBothFamilies(list) ? [{ family: 4, host: '0.0.0.0' } as const] : [];
   return { ...of, list, text, port, hosts: [{ family, host }, ...both] };
@@ -76,6 +84,7 @@ function claim(
 
 function overlap(a: Claim, b: Claim): boolean {
   return (
+    a.protocol === b.protocol &&
     a.port === b.port &&
     a.hosts.some((left) =>
       b.hosts.some(

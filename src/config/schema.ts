@@ -92,6 +92,10 @@ const ports = (whatIs: string, parse: (text: string) => readonly PortRange[] | u
     return parsed;
   });
 
+const UDP_PORTS_EXPECTED = 'none or ports from 1 to 65535 such as 53,443';
+/** Not `all`: the answers to what a pod has asked go to whatever port it asked from. */
+const parseUdpPorts = (text: string) => (text === 'all' ? undefined : parsePorts(text));
+
 const CIDR_EXPECTED = 'a CIDR such as 10.0.0.0/8 or fd00::/8';
 const MAX_CIDRS = 65_536;
 const cidrs = z
@@ -147,6 +151,12 @@ const instance = section({
     ),
   outbound: listeners.optional(),
   inbound: listeners.optional(),
+  outboundUdp: listeners
+    .optional()
+    .describe('Where it takes the datagrams that its pods send to the ports of interception.outboundUdp.'),
+  inboundUdp: listeners
+    .optional()
+    .describe('Where it takes those that its pods are sent at the ports of interception.inboundUdp.'),
   explicit: listeners
     .optional()
     .describe('Where pods dial it by themselves: such flows are recorded, and left to it.'),
@@ -173,9 +183,17 @@ const instance = section({
   command: command.optional(),
   run: run.optional(),
 }).transform((given, context) => {
-  if (given.outbound === undefined && given.inbound === undefined && given.announced === undefined) {
-    const message = 'an instance needs at least one of outbound and inbound, or announced';
+  const { outbound, inbound, outboundUdp, inboundUdp, announced } = given;
+  const hasListener = [outbound, inbound, announced].some((listed) => listed !== undefined);
+  if (!hasListener && (given.ports === undefined || (outboundUdp ?? inboundUdp) === undefined)) {
+    const message =
+      'an instance needs at least one of outbound and inbound, or announced; one with ports may have outboundUdp alone';
     context.addIssue({ code: 'custom', message, params: { whole: true } });
+  }
+  if (inboundUdp !== undefined && inbound === undefined && announced?.includes('inbound') !== true) {
+    const message =
+      'what pods are sent is intercepted by UDP only where it is by TCP: inbound is needed, too';
+    context.addIssue({ code: 'custom', message, path: ['inboundUdp'], params: { whole: true } });
   }
   if (given.command === undefined && given.run !== undefined) {
     const message = 'run says how a command is started, and there is no command';
@@ -185,10 +203,12 @@ const instance = section({
     name: given.name,
     apps: given.apps,
     ...(given.ports === undefined ? {} : { ports: given.ports }),
-    outbound: given.outbound ?? [],
-    inbound: given.inbound ?? [],
+    outbound: outbound ?? [],
+    inbound: inbound ?? [],
+    ...(outboundUdp === undefined ? {} : { outboundUdp }),
+    ...(inboundUdp === undefined ? {} : { inboundUdp }),
     ...(given.explicit === undefined ? {} : { explicit: given.explicit }),
-    ...(given.announced === undefined ? {} : { announced: given.announced }),
+    ...(announced === undefined ? {} : { announced }),
     owner: given.owner,
     health: given.health,
     ...(given.command === undefined ? {} : { run: started(given.command, given.run) }),
@@ -301,6 +321,14 @@ export function configSchema(hostname: string) {
       inbound: ports(PORTS_EXPECTED, parsePorts)
         .prefault('all')
         .describe('The same of ports at which pods are dialled.'),
+      outboundUdp: ports(UDP_PORTS_EXPECTED, parseUdpPorts)
+        .prefault('none')
+        .describe(
+          'UDP ports that pods send to and that are intercepted, where their instance takes datagrams: a pod can only narrow it down.',
+        ),
+      inboundUdp: ports(UDP_PORTS_EXPECTED, parseUdpPorts)
+        .prefault('none')
+        .describe('The same of UDP ports at which pods are sent to.'),
       includeOutboundCidrs: cidrs
         .optional()
         .describe('Only what goes to these is intercepted; left out: whatever the destination.'),
@@ -314,6 +342,8 @@ export function configSchema(hostname: string) {
         ({
           outbound,
           inbound,
+          outboundUdp,
+          inboundUdp,
           includeOutboundCidrs,
           excludeOutboundCidrs,
           includeInboundCidrs,
@@ -324,6 +354,10 @@ export function configSchema(hostname: string) {
           selection: {
             outbound: { ports: outbound, include: includeOutboundCidrs, exclude: excludeOutboundCidrs },
             inbound: { ports: inbound, include: includeInboundCidrs, exclude: excludeInboundCidrs },
+            udp: {
+              outbound: { ports: outboundUdp, include: includeOutboundCidrs, exclude: excludeOutboundCidrs },
+              inbound: { ports: inboundUdp, include: includeInboundCidrs, exclude: excludeInboundCidrs },
+            },
           },
         }),
       )

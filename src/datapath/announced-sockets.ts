@@ -3,7 +3,7 @@
 import { readdirSync, readlinkSync } from 'node:fs';
 import { u32 } from '../kernel/struct.js';
 import { isKernelError } from '../native/errors.js';
-import { socketInfo, socketOption, type TcpListener, tcpListeners } from '../native/sockets.js';
+import { type ListeningSocket, socketInfo, socketOption, tcpListeners } from '../native/sockets.js';
 import { type AnnouncedListener, isAt } from './announced.js';
 import { textOf, type WantedListener } from './listener-slots.js';
 import { readable } from './proxy-sockets.js';
@@ -13,7 +13,7 @@ const SOL_SOCKET = 1;
 const SO_PROTOCOL = 38;
 const IPPROTO_TCP = 6;
 
-export type { TcpListener } from '../native/sockets.js';
+export type { ListeningSocket } from '../native/sockets.js';
 
 export interface Unfit {
   readonly reason: 'NOT_TCP' | 'NOT_LISTENING' | 'WRONG_NAMESPACE' | 'PROCESS_NOT_FOUND';
@@ -21,7 +21,7 @@ export interface Unfit {
 }
 
 /** The listener behind a descriptor, of which the caller may close its copy afterwards. */
-export function listenerBehind(fd: number): TcpListener | Unfit {
+export function listenerBehind(fd: number): ListeningSocket | Unfit {
   try {
     const { type, listening, cookie } = socketInfo(fd);
     const protocol = socketOption(fd, SOL_SOCKET, SO_PROTOCOL, 4);
@@ -50,7 +50,7 @@ export function listenerBehind(fd: number): TcpListener | Unfit {
 }
 
 /** The listeners that a process has open at an address: one for each of its workers, perhaps. */
-export function listenersOf(pid: number, at: WantedListener): readonly TcpListener[] | Unfit {
+export function listenersOf(pid: number, at: WantedListener): readonly ListeningSocket[] | Unfit {
   const held = socketsOf(pid);
   if (held === undefined) {
     return { reason: 'PROCESS_NOT_FOUND', detail: `there is no process ${pid}` };
@@ -73,7 +73,7 @@ function socketsOf(pid: number): ReadonlySet<number> | undefined {
 /** As they are remembered: one for each address, with the sockets there. */
 export function announcedAs(
   place: Pick<AnnouncedListener, 'instance' | 'generation' | 'direction'>,
-  sockets: readonly TcpListener[],
+  sockets: readonly ListeningSocket[],
 ): AnnouncedListener[] {
   const found = new Map<string, AnnouncedListener>();
   for (const { address: host, port, family, cookie } of sockets) {

@@ -7,7 +7,7 @@ import { readFileSync } from 'node:fs';
 import { z } from 'zod';
 import { KeptText } from '../base/kept-text.js';
 import type { Log } from '../base/log.js';
-import type { TcpListener } from '../native/sockets.js';
+import type { ListeningSocket } from '../native/sockets.js';
 import { opensAs } from './listener-owner.js';
 import { type Slot, serves, type WantedListener } from './listener-slots.js';
 
@@ -71,7 +71,7 @@ export class Announced {
   /** Where the one that takes a slot's place listens; undefined where none is there, or it is not its owner's any more. */
   of(
     slot: Pick<Slot, 'instance' | 'generation' | 'direction' | 'family' | 'owner'>,
-    sockets: readonly TcpListener[],
+    sockets: readonly ListeningSocket[],
   ): WantedListener | undefined {
     const found = this.#listeners.filter(
       (listener) =>
@@ -88,7 +88,7 @@ export class Announced {
   }
 
   /** A proxy's workers come and go: who listens beside one that was announced, and was found to be its owner's, goes on for it. */
-  follow(slot: Pick<Slot, 'instance' | 'generation' | 'direction'>, group: readonly TcpListener[]): void {
+  follow(slot: Pick<Slot, 'instance' | 'generation' | 'direction'>, group: readonly ListeningSocket[]): void {
     const cookies = group.map(({ cookie }) => cookie);
     const isFollowed = (listener: AnnouncedListener) =>
       isOf(listener, slot) && group.some(({ address, port }) => isAt(listener, address, port));
@@ -100,7 +100,7 @@ export class Announced {
   }
 
   /** Forgets what has gone, and what is of another instance than these. */
-  keep(sockets: readonly TcpListener[], instances: ReadonlySet<string>): void {
+  keep(sockets: readonly ListeningSocket[], instances: ReadonlySet<string>): void {
     const present = new Set(sockets.map(({ cookie }) => cookie));
     const kept = this.#listeners.filter(
       ({ instance, cookies }) => instances.has(instance) && cookies.some((cookie) => present.has(cookie)),

@@ -4,12 +4,13 @@ import { u32 } from '../kernel/struct.js';
 import type { BpfMap } from '../native/bpf.js';
 import { bytesToIp, ipToBytes } from '../net/ip.js';
 import type { PodUid } from '../pods/pod.js';
+import type { SelectedDirection } from '../pods/selection.js';
 import { type EndpointIdentity, Identities, type IdentityMaps } from './identities.js';
 import type { Layouts } from './layouts.js';
 import { MapLook } from './map-look.js';
 import { type Counted, type CounterMaps, PacketCounters } from './packet-counters.js';
-import type { SelectionInForce } from './selection.js';
-import { type SelectionMaps, Selections } from './selections.js';
+import { mayIntercept, type SelectionInForce } from './selection.js';
+import { SELECTED, type SelectionMaps, Selections } from './selections.js';
 import { type ShareMaps, Shares } from './shares.js';
 import { type EndpointRow, ID_ROW, WorkloadRows } from './workload-rows.js';
 
@@ -32,6 +33,8 @@ export interface EndpointPlan {
   readonly observed?: boolean;
   /** Which new flows are intercepted, and by whom. Undefined: all, by `instance`. */
   readonly selection?: SelectionInForce | undefined;
+  /** Which datagrams of UDP are. Undefined: none. */
+  readonly datagrams?: SelectionInForce | undefined;
   readonly ips: readonly string[];
 }
 
@@ -181,9 +184,11 @@ export class EndpointTables {
       }
     }
     changes.push(...this.#writeInbound(ifindex, plan.inbound === true ? plan.ips : []));
-    if (plan.selection !== undefined && this.#selections.put(ifindex, plan.selection)) {
-      this.#version += 1;
-      changes.push('the selection of flows was not as written');
+    for (const { of, selection } of selectionsOf(plan)) {
+      if (selection !== undefined && this.#selections.put(of, ifindex, selection)) {
+        this.#version += 1;
+        changes.push(`the selection of ${of} was not as written`);
+      }
     }
     const value = this.#encode(row, plan);
     const before = this.#endpoints.get(ifindex);
@@ -194,9 +199,11 @@ export class EndpointTables {
       changes.push(before === undefined ? 'the endpoint was missing' : 'the endpoint was not as written');
     }
     // Only now does nothing refer to it.
-    if (plan.selection === undefined && this.#selections.remove(ifindex)) {
-      this.#version += 1;
-      changes.push('a selection of flows did not belong there');
+    for (const { of, selection } of selectionsOf(plan)) {
+      if (selection === undefined && this.#selections.remove(of, ifindex)) {
+        this.#version += 1;
+        changes.push(`a selection of ${of} did not belong there`);
+      }
     }
     for (const key of present) {
       if (!wanted.has(key)) {
@@ -215,8 +222,10 @@ export class EndpointTables {
     if (this.#maps.endpoints.get(u32(plan.ifindex))?.equals(this.#encode(row, plan)) !== true) {
       return `the endpoint of ifindex ${plan.ifindex} is not in the kernel as programmed`;
     }
-    if (plan.selection !== undefined && !this.#selections.isInKernel(plan.ifindex, plan.selection)) {
-      return `the selection of flows of ifindex ${plan.ifindex} is not in the kernel as programmed`;
+    for (const { of, selection } of selectionsOf(plan)) {
+      if (selection !== undefined && !this.#selections.isInKernel(of, plan.ifindex, selection)) {
+        return `the selection of ${of} of ifindex ${plan.ifindex} is not in the kernel as programmed`;
+      }
     }
     const missing = plan.ips.find(
       (ip) => this.#maps.sources.get(this.#sourceKey(plan.ifindex, ip)) === undefined,
@@ -236,7 +245,9 @@ export class EndpointTables {
       this.#texts.delete(key);
     }
     this.#endpoints.delete(ifindex);
-    this.#selections.remove(ifindex);
+    for (const of of SELECTED) {
+      this.#selections.remove(of, ifindex);
+    }
     this.#sources.delete(ifindex);
     this.#writeInbound(ifindex, []);
   }
@@ -302,7 +313,11 @@ export class EndpointTables {
         selection:
           (endpoint.number(value, 'flags') & flags.selective) === 0
             ? undefined
-            : this.#selections.at(ifindex),
+            : this.#selections.at('flows', ifindex),
+        datagrams:
+          (endpoint.number(value, 'flags') & (flags.udpOutbound | flags.udpInbound)) === 0
+            ? undefined
+            : this.#selections.at('datagrams', ifindex),
         ips: [...this.#sourcesOf(ifindex)].map((key) => this.#addressIn(key)).sort(),
       }
     );
@@ -440,9 +455,21 @@ export class EndpointTables {
         (plan.inbound === true ? flags.inbound : 0) |
         (plan.closing === true ? flags.closing : 0) |
         (plan.observed === true ? flags.observed : 0) |
-        (plan.selection === undefined ? 0 : flags.selective),
+        (plan.selection === undefined ? 0 : flags.selective) |
+        this.#udpFlags(plan.datagrams),
       bridge_ifindex: plan.bridgeIndex,
     });
+  }
+
+  /** Of a selection that an agent before us has left both: what it does not select is left alone all the same. */
+  #udpFlags(datagrams: SelectionInForce | undefined): number {
+    const { udpOutbound, udpInbound } = this.#layouts.flags;
+    if (datagrams === undefined) {
+      return 0;
+    }
+    const has = (direction: SelectedDirection) =>
+      !('outbound' in datagrams) || mayIntercept(datagrams[direction]);
+    return (has('outbound') ? udpOutbound : 0) | (has('inbound') ? udpInbound : 0);
   }
 
   #sourceKey(ifindex: number, ip: string): Buffer {
@@ -452,6 +479,14 @@ export class EndpointTables {
   #sourcesOf(ifindex: number): Set<string> {
     return setOf(this.#sources, ifindex);
   }
+}
+
+/** What is selected at an interface, each in a table of its own. */
+function selectionsOf({ selection, datagrams }: EndpointPlan) {
+  return [
+    { of: 'flows', selection },
+    { of: 'datagrams', selection: datagrams },
+  ] as const;
 }
 
 function setOf(sets: Map<number, Set<string>>, ifindex: number): Set<string> {

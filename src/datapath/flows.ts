@@ -6,10 +6,12 @@ import { u32 } from '../kernel/struct.js';
 import { type BpfMap, openRingBuffer, type RingBuffer } from '../native/bpf.js';
 import { OPEN_BYTES, tcpOpen } from '../native/sockets.js';
 import { bytesToIp, ipToBytes } from '../net/ip.js';
+import type { FlowProtocol } from '../net/protocol.js';
 import type { SocketAddress } from '../net/socket-address.js';
 import type { Layouts } from './layouts.js';
 
-const IPPROTO_TCP = 6;
+/** IANA's. */
+const NUMBERS: Readonly<Record<FlowProtocol, number>> = { tcp: 6, udp: 17 };
 
 /** As the pod sees it: what it sends, or what it is sent. */
 export type FlowDirection = 'EGRESS' | 'INGRESS';
@@ -18,7 +20,7 @@ export type FlowDirection = 'EGRESS' | 'INGRESS';
 export type FlowMode = 'INTERCEPTED' | 'EXPLICIT';
 
 export interface FlowRecord {
-  readonly protocol: 'tcp';
+  readonly protocol: FlowProtocol;
   readonly src: SocketAddress;
   readonly dst: SocketAddress;
   readonly endpointId: number;
@@ -94,33 +96,44 @@ export class Flows {
     return this.#lost + Number(this.#ring?.lost ?? 0n);
   }
 
-  lookup(src: SocketAddress, dst: SocketAddress): FlowRecord | undefined {
+  /** Of UDP only what is not over: nothing was said on it for a while. */
+  lookup(src: SocketAddress, dst: SocketAddress, protocol: FlowProtocol = 'tcp'): FlowRecord | undefined {
     const key = this.#options.layouts.flowKey.encode({
       src: ipToBytes(src.ip),
       dst: ipToBytes(dst.ip),
       sport: src.port,
       dport: dst.port,
-      protocol: IPPROTO_TCP,
+      protocol: NUMBERS[protocol],
     });
     const value = this.#options.flows.get(key);
-    return value === undefined
+    return value === undefined || (protocol === 'udp' && this.#isIdle(value))
       ? undefined
-      : this.#decode(src, dst, value, 'started_ns', this.#options.layouts.flow);
+      : this.#decode(protocol, src, dst, value, 'started_ns', this.#options.layouts.flow);
   }
 
   /** The newest flows first. Reads the whole map, off the event loop. */
   async list(limit: number): Promise<FlowRecord[]> {
     const { flowKey, flow, limits } = this.#options.layouts;
     const { count, keys, values } = await this.#options.flows.largest(flow.offsetOf('started_ns'), limit);
-    const ofPods = [...Array(count).keys()].filter(
-      (index) => flow.number(values, 'endpoint', index * flow.size) !== limits.agentEndpoint,
-    );
+    const ofPods = [...Array(count).keys()].filter((index) => {
+      const value = values.subarray(index * flow.size, (index + 1) * flow.size);
+      const key = keys.subarray(index * flowKey.size, (index + 1) * flowKey.size);
+      return (
+        flow.number(value, 'endpoint') !== limits.agentEndpoint &&
+        !(this.#protocolIn(key) === 'udp' && this.#isIdle(value))
+      );
+    });
     return inTurns(ofPods, (index) => {
       const key = keys.subarray(index * flowKey.size, (index + 1) * flowKey.size);
       const value = values.subarray(index * flow.size, (index + 1) * flow.size);
       const [src, dst] = this.#addresses(key, flowKey);
-      return this.#decode(src, dst, value, 'started_ns', flow);
+      return this.#decode(this.#protocolIn(key), src, dst, value, 'started_ns', flow);
     });
+  }
+
+  #isIdle(value: Buffer): boolean {
+    const { flow, limits } = this.#options.layouts;
+    return Number(process.hrtime.bigint()) / 1e9 - flow.number(value, 'seen_s') > limits.udpIdleSeconds + 1;
   }
 
   /** How many connections are open at each instance's listeners, by its number. Looks at every socket, mostly off the event loop. */
@@ -135,7 +148,7 @@ export class Flows {
         dst: open.subarray(at + 16, at + 32),
         sport: open.readUInt16LE(at + 32),
         dport: open.readUInt16LE(at + 34),
-        protocol: IPPROTO_TCP,
+        protocol: NUMBERS.tcp,
       });
       const value = this.#options.flows.get(key);
       if (
@@ -221,7 +234,12 @@ export class Flows {
     ];
   }
 
+  #protocolIn(key: Buffer): FlowProtocol {
+    return this.#options.layouts.flowKey.number(key, 'protocol') === NUMBERS.udp ? 'udp' : 'tcp';
+  }
+
   #decode(
+    protocol: FlowProtocol,
     src: SocketAddress,
     dst: SocketAddress,
     value: Buffer,
@@ -230,7 +248,7 @@ export class Flows {
   ): FlowRecord {
     const direction = struct.number(value, 'direction');
     return {
-      protocol: 'tcp',
+      protocol,
       src,
       dst,
       endpointId: struct.number(value, 'endpoint'),
@@ -245,8 +263,9 @@ export class Flows {
 
   #decodeEvent(record: Buffer): FlowEvent {
     const { event, flowKey, verdicts } = this.#options.layouts;
-    const [src, dst] = this.#addresses(event.bytes(record, 'key'), flowKey);
+    const key = event.bytes(record, 'key');
+    const [src, dst] = this.#addresses(key, flowKey);
     const verdict = verdicts[event.number(record, 'verdict')] ?? 'UNKNOWN';
-    return { ...this.#decode(src, dst, record, 'time_ns', event), verdict };
+    return { ...this.#decode(this.#protocolIn(key), src, dst, record, 'time_ns', event), verdict };
   }
 }

@@ -53,6 +53,8 @@ export interface Layouts {
     readonly closing: number;
     readonly selective: number;
     readonly observed: number;
+    readonly udpOutbound: number;
+    readonly udpInbound: number;
   };
   /** `enum direction`. */
   readonly directions: Readonly<Record<'ingress' | 'explicit', number>>;
@@ -68,6 +70,8 @@ export interface Layouts {
     readonly flowsOfEndpoint: number;
     readonly shareWhole: number;
     readonly agentEndpoint: number;
+    /** Of UDP, after which a flow is over. */
+    readonly udpIdleSeconds: number;
   };
   readonly slots: SlotLayout;
 }
@@ -122,7 +126,15 @@ export function readLayouts(object: BpfObject): Layouts {
     instanceCount: struct('instance_count', ['started', 'reset']),
     lifecycle: struct('lifecycle', ['instance', 'port']),
     flowKey: struct('flow_key', ['src', 'dst', 'sport', 'dport', 'protocol']),
-    flow: struct('flow', ['started_ns', 'endpoint', 'generation', 'ifindex', 'instance', 'direction']),
+    flow: struct('flow', [
+      'started_ns',
+      'endpoint',
+      'generation',
+      'ifindex',
+      'instance',
+      'direction',
+      'seen_s',
+    ]),
     event: struct('event', [
       'time_ns',
       'key',
@@ -152,6 +164,8 @@ export function readLayouts(object: BpfObject): Layouts {
       closing: enumValue(flags, 'ENDPOINT_CLOSING'),
       selective: enumValue(flags, 'ENDPOINT_SELECTIVE'),
       observed: enumValue(flags, 'ENDPOINT_OBSERVED'),
+      udpOutbound: enumValue(flags, 'ENDPOINT_UDP_OUTBOUND'),
+      udpInbound: enumValue(flags, 'ENDPOINT_UDP_INBOUND'),
     },
     directions: {
       ingress: enumValue(directions, 'DIRECTION_INGRESS'),
@@ -173,6 +187,7 @@ export function readLayouts(object: BpfObject): Layouts {
       flowsOfEndpoint: enumValue(limits, 'MAX_FLOWS_OF_ENDPOINT'),
       shareWhole: enumValue(limits, 'SHARE_WHOLE'),
       agentEndpoint: enumValue(limits, 'AGENT_ENDPOINT'),
+      udpIdleSeconds: enumValue(limits, 'UDP_IDLE_S'),
     },
     slots: {
       perInstance: enumValue(slots, 'SLOTS_PER_INSTANCE'),

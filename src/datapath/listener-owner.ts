@@ -1,7 +1,7 @@
 /** Who may hold an instance's listeners: anybody can bind a free port, and would get all that its pods send. */
 
 import { readFileSync, readlinkSync } from 'node:fs';
-import type { TcpListener } from '../native/sockets.js';
+import type { ListeningSocket } from '../native/sockets.js';
 import { processName, readable, type SocketOwner } from './proxy-sockets.js';
 
 /** All that are given must match. */
@@ -20,7 +20,7 @@ export interface OwnerRule {
 export const UNKNOWN_HOLDER = 'no process is found that holds it, so its owner cannot be told';
 
 /** Whether the socket's uid is allowed: the part of the rule that needs no process. */
-export function opensAs({ uid }: OwnerRule, socket: TcpListener): boolean {
+export function opensAs({ uid }: OwnerRule, socket: ListeningSocket): boolean {
   return uid === undefined || uid === socket.uid;
 }
 
@@ -34,7 +34,7 @@ export interface ProcessCredentials {
 /** Why one of these is not the instance's own: the kernel may hand a connection to any of them. */
 export function refusalOfGroup(
   rule: OwnerRule,
-  group: readonly TcpListener[],
+  group: readonly ListeningSocket[],
   owners: ReadonlyMap<number, SocketOwner>,
 ): string | undefined {
   for (const socket of group) {
@@ -66,7 +66,7 @@ export function refusalOfProcess(rule: OwnerRule, { pid, uid, gid }: ProcessCred
 /** Why this socket is not the instance's, with what would allow it; undefined where it is. */
 export function refusalOf(
   rule: OwnerRule,
-  socket: TcpListener,
+  socket: ListeningSocket,
   owner: SocketOwner | undefined,
 ): string | undefined {
   const who = owner === undefined ? 'an unknown process' : `${processName(owner.pid)}, pid ${owner.pid}`;

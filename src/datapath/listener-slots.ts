@@ -1,6 +1,6 @@
 /** Which sockets are wanted for an instance, and the slots of the SOCKMAP that they go to. */
 
-import type { TcpListener } from '../native/sockets.js';
+import type { ListeningSocket } from '../native/sockets.js';
 import { FAMILIES, type Family } from '../net/family.js';
 import { formatSocketAddress } from '../net/socket-address.js';
 import type { SlotLayout } from './layouts.js';
@@ -90,7 +90,7 @@ export function addressFor<T extends WantedListener>(addresses: readonly T[], fa
 }
 
 /** Whether `socket` is the one that was asked for, and takes `family`. */
-export function serves(socket: TcpListener, wanted: WantedListener, family: Family): boolean {
+export function serves(socket: ListeningSocket, wanted: WantedListener, family: Family): boolean {
   const isThere = socket.port === wanted.port && socket.address === wanted.host;
   return isThere && (socket.family === family || (family === 4 && socket.family === 6 && !socket.v6only));
 }

@@ -7,7 +7,7 @@
 import type { Log } from '../base/log.js';
 import { u32 } from '../kernel/struct.js';
 import type { BpfMap } from '../native/bpf.js';
-import { socketOwners, type TcpListener, tcpListeners } from '../native/sockets.js';
+import { type ListeningSocket, socketOwners, tcpListeners } from '../native/sockets.js';
 import type { Family } from '../net/family.js';
 import type { Announced } from './announced.js';
 import type { SlotLayout } from './layouts.js';
@@ -26,6 +26,8 @@ export interface ListenerStatus {
   readonly instance: string;
   /** Of the instance's two sets of listeners, which take turns when its proxy is upgraded. Left out: the first. */
   readonly generation?: 2;
+  /** Left out: TCP. */
+  readonly protocol?: 'udp';
   readonly direction: 'outbound' | 'inbound';
   readonly family: Family;
   readonly address: string;
@@ -63,6 +65,10 @@ export interface ListenersOptions {
   readonly map: BpfMap;
   readonly slots: SlotLayout;
   readonly instances: readonly WantedInstance[];
+  /** Which sockets there are. Default: those that listen by TCP. */
+  readonly sockets?: () => ListeningSocket[];
+  /** Told in `status`. Default: TCP, of which nothing is told. */
+  readonly protocol?: 'udp';
   /** What comes in the place of configured addresses. */
   readonly announced?: Announced;
   /** Numbers of the instances that endpoints refer to. */
@@ -103,6 +109,8 @@ export class Listeners {
   /** Slots of instances that an agent before us had, and we have not. */
   #foreign: Set<number>;
   readonly #referred: ListenersOptions['referred'];
+  readonly #sockets: () => ListeningSocket[];
+  readonly #protocol: 'udp' | undefined;
   readonly #perInstance: number;
 
   constructor(options: ListenersOptions) {
@@ -111,6 +119,8 @@ export class Listeners {
     this.#log = log;
     this.#makeTransparent = options.makeTransparent ?? makeTransparent;
     this.#referred = options.referred;
+    this.#sockets = options.sockets ?? tcpListeners;
+    this.#protocol = options.protocol;
     this.#perInstance = slots.perInstance;
     this.#layout = slots;
     this.#announced = options.announced;
@@ -171,7 +181,7 @@ export class Listeners {
   }
 
   async #refresh(): Promise<boolean> {
-    const sockets = tcpListeners();
+    const sockets = this.#slots.length === 0 ? [] : this.#sockets();
     let changed = this.#dropForeignSlots();
     const present = new Set(sockets.map(({ cookie }) => cookie));
     this.#made = new Set([...this.#made].filter((cookie) => present.has(cookie)));
@@ -201,7 +211,7 @@ export class Listeners {
   }
 
   /** Whose listener a socket is, or would be: by what is configured, and by what was announced. */
-  takersOf(socket: TcpListener): Slot[] {
+  takersOf(socket: ListeningSocket): Slot[] {
     return this.#slots.filter((slot) =>
       [slot.wanted, this.#announcedAt.get(slot.index)].some(
         (wanted) => wanted !== undefined && serves(socket, wanted, slot.family),
@@ -212,7 +222,7 @@ export class Listeners {
   /** `group`: the sockets at the slot's address. */
   async #look(
     slot: Slot,
-    group: readonly TcpListener[],
+    group: readonly ListeningSocket[],
     findOwners: () => Promise<Owners>,
   ): Promise<boolean> {
     const opaque = group.filter((socket) => !this.#isTransparent(socket));
@@ -301,7 +311,7 @@ export class Listeners {
     const told = this.#slots.filter(
       (slot) =>
         !slot.ours &&
-        ((slot.direction === 'outbound' && slot.generation === 1) ||
+        ((slot.direction === 'outbound' && slot.generation === 1 && this.#protocol === undefined) ||
           (slot.direction === 'outbound' ? this.#isAsked(slot) : inbound.has(slot.instance))),
     );
     return told.map((slot) => {
@@ -311,6 +321,7 @@ export class Listeners {
       const base = {
         instance: slot.instance,
         ...(slot.generation === 1 ? {} : { generation: slot.generation }),
+        ...(this.#protocol === undefined ? {} : { protocol: this.#protocol }),
         direction: slot.direction,
         family: slot.family,
         address:
@@ -329,12 +340,12 @@ export class Listeners {
     return slot.announced || this.#wantedFor(slot) !== undefined;
   }
 
-  #isTransparent({ cookie, transparent }: TcpListener): boolean {
+  #isTransparent({ cookie, transparent }: ListeningSocket): boolean {
     return transparent ?? this.#made.has(cookie);
   }
 
   /** Makes the members of a group transparent. Returns, for each that cannot be, why. */
-  #openGroup(opaque: readonly TcpListener[], owners: Owners): unknown[] {
+  #openGroup(opaque: readonly ListeningSocket[], owners: Owners): unknown[] {
     const failures: unknown[] = [];
     for (const socket of opaque) {
       const owner = owners.get(socket.inode);
@@ -374,7 +385,7 @@ export class Listeners {
 
   #adoptAny(
     slot: Slot,
-    candidates: readonly TcpListener[],
+    candidates: readonly ListeningSocket[],
     inMap: bigint | undefined,
     owners: Owners,
   ): boolean {
@@ -404,10 +415,8 @@ export class Listeners {
         if (!isSame) {
           this.#log.info(
             {
-              instance: slot.instance,
+              ...this.#nameOf(slot),
               ...(slot.generation === 1 ? {} : { generation: slot.generation }),
-              direction: slot.direction,
-              family: slot.family,
               uid: socket.uid,
               pid: adopted.pid,
               process: adopted.process,
@@ -424,6 +433,11 @@ export class Listeners {
     return false;
   }
 
+  /** For the log. */
+  #nameOf({ instance, direction, family }: Slot): object {
+    return { instance, ...(this.#protocol && { protocol: this.#protocol }), direction, family };
+  }
+
   /** Whose it was before, where that was another process. */
   #changeOfOwner(slot: Slot, { pid }: Adopted): object {
     const before = this.#last.get(slot.index);
@@ -437,7 +451,7 @@ export class Listeners {
     if (adopted !== undefined) {
       this.#adopted.delete(slot.index);
       this.#log.warn(
-        { instance: slot.instance, direction: slot.direction, family: slot.family, pid: adopted.pid },
+        { ...this.#nameOf(slot), pid: adopted.pid },
         'listener gone: new connections meet the failure policy',
       );
     }
@@ -448,16 +462,13 @@ export class Listeners {
     const reason = error instanceof Error ? error.message : String(error);
     if (this.#complaints.get(slot.index) !== reason) {
       this.#complaints.set(slot.index, reason);
-      this.#log.warn(
-        { instance: slot.instance, direction: slot.direction, family: slot.family, reason },
-        'listener not adopted',
-      );
+      this.#log.warn({ ...this.#nameOf(slot), reason }, 'listener not adopted');
     }
   }
 }
 
 /** Walks /proc. */
-export async function ownersOf(sockets: readonly TcpListener[]): Promise<Owners> {
+export async function ownersOf(sockets: readonly ListeningSocket[]): Promise<Owners> {
   const found = await socketOwners(sockets.map(({ inode }) => inode));
   return new Map(found.map(({ inode, pid, fd }) => [inode, { pid, fd }]));
 }

@@ -7,13 +7,13 @@ import type { BpfMap } from '../native/bpf.js';
 import { closeFd } from '../native/descriptors.js';
 import { isKernelError } from '../native/errors.js';
 import {
+  type ListeningSocket,
   pidfdGetfd,
   pidfdOpen,
   type SocketHolder,
   setTransparent,
   socketInfo,
   socketOption,
-  type TcpListener,
 } from '../native/sockets.js';
 
 /** socket(7), mptcp(7). */
@@ -31,17 +31,17 @@ export type SocketOwner = Omit<SocketHolder, 'inode'>;
  * Sets IP_TRANSPARENT on another process's listener: the kernel may hand a connection to any member of its SO_REUSEPORT
  * group, and without the option that member can only answer as itself. Throws as `putInto`.
  */
-export function makeTransparent(socket: TcpListener, owner: SocketOwner): void {
+export function makeTransparent(socket: ListeningSocket, owner: SocketOwner): void {
   withCopy(socket, owner, setTransparent);
 }
 
 /** Puts a listener into the SOCKMAP. KernelError where the kernel refuses; Error where the descriptor is another by now. */
-export function putInto(map: BpfMap, index: number, socket: TcpListener, owner: SocketOwner): void {
+export function putInto(map: BpfMap, index: number, socket: ListeningSocket, owner: SocketOwner): void {
   withCopy(socket, owner, (fd) => map.setSocket(u32(index), fd));
 }
 
 /** The copy is closed at once: kept, it would hold the listener open after its owner has died. */
-function withCopy(socket: TcpListener, owner: SocketOwner, use: (fd: number) => void): void {
+function withCopy(socket: ListeningSocket, owner: SocketOwner, use: (fd: number) => void): void {
   const pidfd = pidfdOpen(owner.pid);
   try {
     const fd = pidfdGetfd(pidfd, owner.fd);
@@ -52,7 +52,7 @@ function withCopy(socket: TcpListener, owner: SocketOwner, use: (fd: number) => 
         );
       }
       const info = socketInfo(fd);
-      if (!info.listening || info.cookie !== socket.cookie) {
+      if (!(info.listening || info.type === 'dgram') || info.cookie !== socket.cookie) {
         throw new Error(`descriptor ${owner.fd} of process ${owner.pid} is not the listener any more`);
       }
       use(fd);

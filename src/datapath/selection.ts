@@ -9,9 +9,9 @@ import { ALL_PORTS, formatPorts, hasPort, type PortRange } from '../net/ports.js
 import {
   DIRECTIONS,
   type DirectionRules,
+  type ProtocolRules,
   SELECT_ALL,
   type SelectedDirection,
-  type SelectionRules,
   selectsAll,
 } from '../pods/selection.js';
 
@@ -47,8 +47,8 @@ export type SelectionInForce = FlowSelection | KeptSelection;
 
 /** Undefined where every flow is intercepted by the endpoint's own instance. */
 export function selectionOf(
-  node: SelectionRules,
-  pod: SelectionRules,
+  node: ProtocolRules,
+  pod: ProtocolRules,
   shares: Readonly<Record<SelectedDirection, readonly PortShare[]>>,
   rest: Readonly<Record<SelectedDirection, boolean>>,
 ): FlowSelection | undefined {
@@ -59,9 +59,32 @@ export function selectionOf(
       shares[direction].length === 0 &&
       rest[direction],
   );
-  if (isTrivial) {
-    return undefined;
-  }
+  return isTrivial ? undefined : allSelection(node, pod, shares, rest);
+}
+
+/** Of UDP: undefined where no datagram is intercepted. */
+export function datagramsOf(
+  node: ProtocolRules,
+  pod: ProtocolRules,
+  shares: Readonly<Record<SelectedDirection, readonly PortShare[]>>,
+  rest: Readonly<Record<SelectedDirection, boolean>>,
+): FlowSelection | undefined {
+  const selection = allSelection(node, pod, shares, rest);
+  return DIRECTIONS.some((direction) => mayIntercept(selection[direction])) ? selection : undefined;
+}
+
+/** Whether some port is intercepted, as far as can be told without looking at each. */
+export function mayIntercept({ node, pod, shares, rest }: DirectionSelection): boolean {
+  const overlaps = node.ports.some((a) => pod.ports.some((b) => a.from <= b.to && b.from <= a.to));
+  return overlaps && (rest || shares.length > 0);
+}
+
+function allSelection(
+  node: ProtocolRules,
+  pod: ProtocolRules,
+  shares: Readonly<Record<SelectedDirection, readonly PortShare[]>>,
+  rest: Readonly<Record<SelectedDirection, boolean>>,
+): FlowSelection {
   const of = (direction: SelectedDirection): DirectionSelection => ({
     node: node[direction],
     pod: pod[direction],
@@ -74,10 +97,10 @@ export function selectionOf(
   return { key: hash.digest('base64'), outbound: of('outbound'), inbound: of('inbound') };
 }
 
-const nodeKeys = new WeakMap<SelectionRules, string>();
+const nodeKeys = new WeakMap<ProtocolRules, string>();
 
 /** There may be thousands of them, and they are the same for all pods. */
-function keyOfNode(node: SelectionRules): string {
+function keyOfNode(node: ProtocolRules): string {
   const known = nodeKeys.get(node);
   if (known !== undefined) {
     return known;
@@ -104,24 +127,25 @@ const EVERYTHING: DirectionSelection = {
   rest: true,
 };
 
-/** `ip`: of the far end. `port`: that is dialled. */
+/** `ip`: of the far end. `port`: that is dialled. `udp`: how the rules are called. */
 export function judge(
   selection: FlowSelection | undefined,
   direction: SelectedDirection,
   ip: string,
   port: number,
+  udp = false,
 ): Judgement {
   const left = (rule: string): Judgement => ({ intercepted: false, share: undefined, rule });
   const { shares, rest, ...layers } = selection?.[direction] ?? EVERYTHING;
   for (const layer of LAYERS) {
     const rules = layers[layer];
     if (!hasPort(rules.ports, port)) {
-      return left(`${nameOf(layer, direction)} ${formatPorts(rules.ports)} does not have port ${port}`);
+      return left(`${nameOf(layer, direction, udp)} ${formatPorts(rules.ports)} does not have port ${port}`);
     }
   }
   const share = shares.find(({ ports }) => hasPort(ports, port));
   if (share === undefined && !rest) {
-    return left(`no instance of the pod's app takes ${direction} port ${port}`);
+    return left(`no instance of the pod's app takes ${direction}${udp ? ' UDP' : ''} port ${port}`);
   }
   const address = prefixBytes({ ip, length: ip.includes(':') ? 128 : 32 });
   for (const layer of LAYERS) {
@@ -141,8 +165,10 @@ export function judge(
   };
 }
 
-function nameOf(layer: (typeof LAYERS)[number], direction: SelectedDirection): string {
-  return layer === 'node' ? `interception.${direction}` : `nodesentry.io/${direction}`;
+function nameOf(layer: (typeof LAYERS)[number], direction: SelectedDirection, udp: boolean): string {
+  return layer === 'node'
+    ? `interception.${direction}${udp ? 'Udp' : ''}`
+    : `nodesentry.io/${direction}${udp ? '-udp' : ''}`;
 }
 
 function cidrNameOf(

@@ -12,8 +12,14 @@ import {
   type SelectionInForce,
 } from './selection.js';
 
+/** What is selected, and the table that says by which row. */
+const TABLES = { flows: 'selected', datagrams: 'udp_selected' } as const;
+export type Selected = keyof typeof TABLES;
+export const SELECTED = ['flows', 'datagrams'] as const satisfies readonly Selected[];
+
 export interface SelectionMaps {
   readonly selected: BpfMap;
+  readonly udp_selected: BpfMap;
   readonly selections: BpfMap;
   readonly port_pages: BpfMap;
   readonly cidrs: BpfMap;
@@ -60,6 +66,7 @@ export class Selections {
     };
     this.#tables = {
       selected: known(maps.selected),
+      udp_selected: known(maps.udp_selected),
       selections: known(maps.selections),
       port_pages: known(maps.port_pages),
       cidrs: known(maps.cidrs),
@@ -68,12 +75,12 @@ export class Selections {
 
   /** Interfaces that have a selection in the kernel. */
   interfaces(): number[] {
-    return [...this.#tables.selected.entries.keys()].map(numberIn);
+    return SELECTED.flatMap((of) => [...this.#tables[TABLES[of]].entries.keys()].map(numberIn));
   }
 
-  /** Undefined: none, every flow is intercepted. */
-  at(ifindex: number): SelectionInForce | undefined {
-    const value = this.#tables.selected.entries.get(latin1(u32(ifindex)));
+  /** Undefined: none. */
+  at(of: Selected, ifindex: number): SelectionInForce | undefined {
+    const value = this.#tables[TABLES[of]].entries.get(latin1(u32(ifindex)));
     if (value === undefined) {
       return undefined;
     }
@@ -82,26 +89,26 @@ export class Selections {
   }
 
   /** Returns whether it had another one, or none. */
-  put(ifindex: number, selection: SelectionInForce): boolean {
+  put(of: Selected, ifindex: number, selection: SelectionInForce): boolean {
     const number = this.#numberOf(selection);
     const key = latin1(u32(ifindex));
-    if (this.#tables.selected.entries.get(key)?.readUInt32LE(0) === number) {
+    if (this.#tables[TABLES[of]].entries.get(key)?.readUInt32LE(0) === number) {
       return false;
     }
-    this.#write('selected', key, u32(number));
+    this.#write(TABLES[of], key, u32(number));
     this.#hasUnused = true;
     return true;
   }
 
   /** Returns whether it had one. */
-  remove(ifindex: number): boolean {
-    this.#hasUnused ||= this.#tables.selected.entries.has(latin1(u32(ifindex)));
-    return this.#delete('selected', latin1(u32(ifindex)));
+  remove(of: Selected, ifindex: number): boolean {
+    this.#hasUnused ||= this.#tables[TABLES[of]].entries.has(latin1(u32(ifindex)));
+    return this.#delete(TABLES[of], latin1(u32(ifindex)));
   }
 
   /** Whether the kernel holds exactly this for the interface. */
-  isInKernel(ifindex: number, selection: SelectionInForce): boolean {
-    const held = this.#tables.selected.map.get(u32(ifindex))?.readUInt32LE(0);
+  isInKernel(of: Selected, ifindex: number, selection: SelectionInForce): boolean {
+    const held = this.#tables[TABLES[of]].map.get(u32(ifindex))?.readUInt32LE(0);
     return held !== undefined && held === this.#numberOf(selection);
   }
 
@@ -124,7 +131,7 @@ export class Selections {
   ensure(isThorough: boolean): string[] {
     this.#forgetUnused();
     const names: readonly TableName[] = isThorough ? ['selections', 'port_pages', 'cidrs'] : [];
-    return [...names, 'selected' as const].flatMap((name) => this.#repair(name));
+    return [...names, ...Object.values(TABLES)].flatMap((name) => this.#repair(name));
   }
 
   #repair(name: TableName): string[] {
@@ -282,8 +289,10 @@ export class Selections {
       return;
     }
     this.#hasUnused = false;
-    const { selected, selections, port_pages, cidrs } = this.#tables;
-    const used = new Set([...selected.entries.values()].map(latin1));
+    const { selections, port_pages, cidrs } = this.#tables;
+    const used = new Set(
+      Object.values(TABLES).flatMap((name) => [...this.#tables[name].entries.values()].map(latin1)),
+    );
     for (const key of [...selections.entries.keys()].filter((candidate) => !used.has(candidate))) {
       this.#delete('selections', key);
       const number = numberIn(key);

@@ -6,7 +6,7 @@ import type { Config, ListenerAddress } from '../config/config.js';
 import { loadConfig } from '../config/load.js';
 import { type OwnerRule, opensAs } from '../datapath/listener-owner.js';
 import { addressFor, serves } from '../datapath/listener-slots.js';
-import { type TcpListener, tcpListeners } from '../native/sockets.js';
+import { type ListeningSocket, tcpListeners } from '../native/sockets.js';
 import type { Family } from '../net/family.js';
 import { type Check, type Finding, fail, ok, warn } from './check.js';
 
@@ -66,7 +66,7 @@ function readable(file: string): Finding {
 }
 
 /** Every instance, direction and family: who listens, or which policy new connections meet. */
-export function listeners(config: Config, sockets: readonly TcpListener[] = tcpListeners()): Finding[] {
+export function listeners(config: Config, sockets: readonly ListeningSocket[] = tcpListeners()): Finding[] {
   const policy =
     config.interception.failure === 'closed'
       ? 'connections are reset (failure: closed)'
@@ -94,7 +94,7 @@ function listener(
   what: string,
   family: Family,
   wanted: ListenerAddress | undefined,
-  sockets: readonly TcpListener[],
+  sockets: readonly ListeningSocket[],
   policy: string,
   owner: OwnerRule,
 ): Finding {

@@ -4,6 +4,7 @@
  */
 
 import type { FlowDirection } from '../datapath/flows.js';
+import type { FlowProtocol } from '../net/protocol.js';
 import { formatSocketAddress, type SocketAddress } from '../net/socket-address.js';
 import type { PodStore } from '../pods/pod-store.js';
 import type { DatapathView } from '../reconcile/datapath-view.js';
@@ -13,6 +14,8 @@ import { type Assurance, TTL_MS } from './resolve.js';
 import type { Workload } from './workload.js';
 
 interface Flow {
+  /** Default TCP. */
+  readonly proto?: FlowProtocol;
   readonly src: SocketAddress;
   readonly dst: SocketAddress;
 }
@@ -120,9 +123,9 @@ export class PastIdentity {
   }
 
   /** Undefined where no record tells: none is kept, it is of a later flow, or its pod did not have the address then. */
-  #recorded({ src, dst }: Flow, at: number): Recorded | undefined {
+  #recorded({ proto, src, dst }: Flow, at: number): Recorded | undefined {
     const { datapath, history } = this.#options;
-    const record = datapath.lookupFlow(src, dst);
+    const record = datapath.lookupFlow(src, dst, proto);
     if (record === undefined || record.startedMs > at) {
       return undefined;
     }

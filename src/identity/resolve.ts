@@ -4,6 +4,7 @@
  */
 
 import type { FlowDirection, FlowMode, FlowRecord } from '../datapath/flows.js';
+import type { FlowProtocol } from '../net/protocol.js';
 import { formatSocketAddress, type SocketAddress } from '../net/socket-address.js';
 import type { Pod, PodUid } from '../pods/pod.js';
 import type { PodStore } from '../pods/pod-store.js';
@@ -24,7 +25,7 @@ export const ASSURANCES = ['IP_ONLY', 'IP_AND_IFACE', 'DATAPATH_RECORDED'] as co
 export type Assurance = (typeof ASSURANCES)[number];
 
 export interface FlowQuery {
-  readonly proto: 'tcp';
+  readonly proto: FlowProtocol;
   readonly src: SocketAddress;
   readonly dst: SocketAddress;
   /** Default DATAPATH_RECORDED: what is weaker is for those who ask for it. */
@@ -123,8 +124,8 @@ export class IdentityService {
   /** A flow whose record counts is never answered from its address instead. */
   #ofFlow(query: FlowQuery): Resolution {
     const { store, datapath } = this.#options;
-    const { src, dst, minAssurance = DEFAULT_ASSURANCE } = query;
-    const flow = datapath.lookupFlow(src, dst);
+    const { proto, src, dst, minAssurance = DEFAULT_ASSURANCE } = query;
+    const flow = datapath.lookupFlow(src, dst, proto);
     const answer =
       flow === undefined
         ? this.#byAddress(src.ip, 'the flow was not recorded')

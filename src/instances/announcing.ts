@@ -3,9 +3,9 @@
 import { type Announced, type AnnouncedListener, isAt, isOf } from '../datapath/announced.js';
 import {
   announcedAs,
+  type ListeningSocket,
   listenerBehind,
   listenersOf,
-  type TcpListener,
   type Unfit,
 } from '../datapath/announced-sockets.js';
 import {
@@ -31,7 +31,7 @@ export interface Announcer extends ProcessCredentials {
   isThere(): boolean;
 }
 
-interface Checked extends OfDirections<TcpListener> {
+interface Checked extends OfDirections<ListeningSocket> {
   readonly name: string;
   readonly pid: number;
   readonly replace: boolean;
@@ -43,7 +43,7 @@ export interface AnnouncingOptions {
   readonly announced: Announced;
   readonly listeners: Pick<Listeners, 'status' | 'takersOf'>;
   /** Every listener of this network namespace. */
-  readonly all: () => readonly TcpListener[];
+  readonly all: () => readonly ListeningSocket[];
   /** Looks for what is wanted by now. */
   readonly look: () => Promise<void>;
 }
@@ -147,7 +147,7 @@ export class Announcing {
     instance: ConfiguredInstance,
     place: Pick<AnnouncedListener, 'instance' | 'generation' | 'direction'>,
     added: readonly AnnouncedListener[],
-    sockets: readonly TcpListener[],
+    sockets: readonly ListeningSocket[],
     pid: number | undefined,
   ): void {
     const { direction } = place;
@@ -185,7 +185,7 @@ export class Announcing {
   }
 
   /** All sockets at these addresses: the kernel may hand a connection to any of them. */
-  #groupOf(added: readonly AnnouncedListener[]): readonly TcpListener[] {
+  #groupOf(added: readonly AnnouncedListener[]): readonly ListeningSocket[] {
     return this.#options
       .all()
       .filter((socket) => added.some((listener) => isAt(listener, socket.address, socket.port)));
@@ -235,7 +235,7 @@ function checkEach(added: readonly AnnouncedListener[]): void {
   }
 }
 
-async function checkOwner(owner: OwnerRule, group: readonly TcpListener[]): Promise<void> {
+async function checkOwner(owner: OwnerRule, group: readonly ListeningSocket[]): Promise<void> {
   const refusal = refusalOfGroup(owner, group, await ownersOf(group));
   if (refusal !== undefined) {
     throw new InstanceError('NOT_OWNER', refusal);

@@ -84,6 +84,18 @@ export function notrackRules(mark: Mark): readonly Rule[] {
     // the packet goes on to the proxy instead of to a destination that knows nothing of it.
     rule('from_pod', 'connected', [IS_TRANSPARENT, NOT_LISTENING, NOTRACK, clearMark, ACCEPT]),
     rule('from_pod', 'intercepted', [isMarked, IS_TRANSPARENT, NOTRACK, clearMark, ACCEPT]),
+    // A datagram is given to the listener, each of them, and none without our program. It bears its mark no longer, as above.
+    ...FAMILIES.map(({ family, isFromPod }) =>
+      rule('prerouting', `datagram ${family}`, [
+        isMarked,
+        IS_UDP,
+        isFromPod,
+        IS_TRANSPARENT,
+        NOTRACK,
+        clearMark,
+        ACCEPT,
+      ]),
+    ),
     // What is for an inbound listener was given its socket at our own interface. The reset of a redirect has taken its
     // connection tracking away, which goes on for the packets that come after it.
     rule('prerouting', 'steered', [isMarked, IS_STEERED, NOTRACK, clearMark]),
@@ -100,6 +112,16 @@ export function notrackRules(mark: Mark): readonly Rule[] {
     ...FAMILIES.map(({ family, isFromPod }) =>
       rule('before_routing', `intercepted ${family}`, [UNTRACKED, isFromPod, IS_TAKEN, setMark, ACCEPT]),
     ),
+    ...FAMILIES.map(({ family, isFromPod }) =>
+      rule('before_routing', `datagram ${family}`, [
+        UNTRACKED,
+        IS_UDP,
+        isFromPod,
+        IS_TRANSPARENT,
+        setMark,
+        ACCEPT,
+      ]),
+    ),
     // What a pod says of a packet that the proxy has sent it from the dialled address, too large for what is behind the pod or
     // to nobody, is for the proxy's socket: whoever has that address knows nothing of the connection.
     ...ERRORS.map(({ name, isError, family }) =>
@@ -112,6 +134,7 @@ export function notrackRules(mark: Mark): readonly Rule[] {
       ]),
     ),
     rule('before_routing', 'steered', [UNTRACKED, IS_STEERED, IS_TAKEN, setMark]),
+    rule('before_routing', 'steered datagram', [UNTRACKED, IS_STEERED, IS_UDP, IS_TRANSPARENT, setMark]),
     ...FAMILIES.map(({ family, isToPod }) =>
       rule('before_routing', `to a pod ${family}`, [isToPod, jump('to_pod')]),
     ),
@@ -128,6 +151,7 @@ export function notrackRules(mark: Mark): readonly Rule[] {
     rule('input', 'left to look-up', [IS_LEFT_TO_LOOKUP, jump('local_left')]),
     // Delivered without a socket it reaches a transparent one, by its connection or by what socket_lookup names, or none.
     rule('local_left', 'found', [IS_TAKEN, FORGET_PRIORITY, RETURN]),
+    rule('local_left', 'datagram', [IS_UDP, IS_TRANSPARENT, FORGET_PRIORITY, RETURN]),
     rule('local_left', 'lost', [IS_LEFT_TO_LOOKUP, DROP]),
     rule('input', 'marked', [isMarked, jump('local_marked')]),
     // kube-proxy's IPVS would take an intercepted packet to a service whatever its socket, but for a service of ours that
@@ -135,19 +159,39 @@ export function notrackRules(mark: Mark): readonly Rule[] {
     ...FAMILIES.map(({ family, isFromPod }) =>
       rule('local_marked', `past IPVS ${family}`, [isFromPod, IS_TCP, UNTRACKED, setWholeMark, ACCEPT]),
     ),
+    ...FAMILIES.map(({ family, isFromPod }) =>
+      rule('local_marked', `datagram past IPVS ${family}`, [
+        isFromPod,
+        IS_UDP,
+        UNTRACKED,
+        setWholeMark,
+        ACCEPT,
+      ]),
+    ),
     // But not what is for a pod: routed by now, it needs its mark no more, and IPVS would take the proxy's answer out of
     // connection tracking, which has to translate it where the client dialled a port of the node.
     ...FAMILIES.map(({ family, isToPod }) =>
       rule('local_marked', `inbound past IPVS ${family}`, [isToPod, IS_TCP, clearMark]),
+    ),
+    ...FAMILIES.map(({ family, isToPod }) =>
+      rule('local_marked', `inbound datagram past IPVS ${family}`, [isToPod, IS_UDP, clearMark]),
     ),
     // Should IPVS take one all the same, it goes nowhere.
     rule('output', 'marked', [isMarked, jump('local_taken')]),
     ...FAMILIES.map(({ family, isFromPod }) =>
       rule('local_taken', `by IPVS ${family}`, [isFromPod, IS_TCP, DROP]),
     ),
+    ...FAMILIES.map(({ family, isFromPod }) =>
+      rule('local_taken', `datagram by IPVS ${family}`, [isFromPod, IS_UDP, DROP]),
+    ),
     // The proxy's replies: to an enrolled pod, from a transparent socket of this node (ADR 2).
     ...FAMILIES.map(({ family, isToPod }) =>
       rule('output', `replies ${family}`, [IS_TCP, isToPod, IS_TRANSPARENT, NOTRACK]),
+    ),
+    // The same of datagrams, but for one in a pod's name: it answers what another pod has sent there, by a service perhaps,
+    // whose address only connection tracking can give back.
+    ...FAMILIES.map(({ family, isToPod, isFromOther }) =>
+      rule('output', `datagram replies ${family}`, [IS_UDP, isToPod, isFromOther, IS_TRANSPARENT, NOTRACK]),
     ),
   ];
 }
@@ -194,6 +238,7 @@ const IS_STEERED: Part = {
   text: `meta iifname "${STEERING_LINK}"`,
   expr: [equals({ meta: { key: 'iifname' } }, STEERING_LINK)],
 };
+const IS_UDP: Part = { text: 'meta l4proto udp', expr: [equals({ meta: { key: 'l4proto' } }, 'udp')] };
 const IS_TCP: Part = { text: 'meta l4proto tcp', expr: [TCP] };
 const IS_TRANSPARENT: Part = { text: 'socket transparent 1', expr: [TRANSPARENT] };
 /** A transparent socket takes it, be it one that the packet was given. */
@@ -211,8 +256,18 @@ const STARTS: Part = {
 const RETURN: Part = { text: 'return', expr: [{ return: null }] };
 
 const FAMILIES = [
-  { family: 'IPv4', isFromPod: pods('ip', 'saddr', 'pods4'), isToPod: pods('ip', 'daddr', 'pods4') },
-  { family: 'IPv6', isFromPod: pods('ip6', 'saddr', 'pods6'), isToPod: pods('ip6', 'daddr', 'pods6') },
+  {
+    family: 'IPv4',
+    isFromPod: pods('ip', 'saddr', 'pods4'),
+    isToPod: pods('ip', 'daddr', 'pods4'),
+    isFromOther: others('ip', 'pods4'),
+  },
+  {
+    family: 'IPv6',
+    isFromPod: pods('ip6', 'saddr', 'pods6'),
+    isToPod: pods('ip6', 'daddr', 'pods6'),
+    isFromOther: others('ip6', 'pods6'),
+  },
 ] as const;
 
 const ERRORS = [
@@ -232,6 +287,14 @@ function pods(protocol: 'ip' | 'ip6', field: 'saddr' | 'daddr', set: string): Pa
   return {
     text: `${protocol} ${field} @${set}`,
     expr: [equals({ payload: { protocol, field } }, `@${set}`)],
+  };
+}
+
+/** Not from a pod. */
+function others(protocol: 'ip' | 'ip6', set: string): Part {
+  return {
+    text: `${protocol} saddr != @${set}`,
+    expr: [{ match: { op: '!=', left: { payload: { protocol, field: 'saddr' } }, right: `@${set}` } }],
   };
 }
 

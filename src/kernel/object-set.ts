@@ -36,6 +36,8 @@ export type ProgramSpec = {
 export interface MapSpec {
   readonly onNewLayout: 'copied' | 'begun-anew';
   readonly neverShared?: true;
+  /** An agent of an earlier release did not have it: where it is missing, nothing has been lost. */
+  readonly mayBeMissing?: true;
   /** Programs write it all the time: copied while links are being exchanged, and once more after. */
   readonly writtenByPrograms?: true;
 }

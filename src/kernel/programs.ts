@@ -14,7 +14,14 @@ import { isKernelError } from '../native/errors.js';
 import type { Mark } from '../net/mark.js';
 import { DatapathError } from './errors.js';
 import { type CopiedMigration, findMigration, type MigrationReport } from './migration.js';
-import { type MapName, mapNames, type ObjectSet, type ProgramName, programNames } from './object-set.js';
+import {
+  type MapName,
+  type MapSpec,
+  mapNames,
+  type ObjectSet,
+  type ProgramName,
+  programNames,
+} from './object-set.js';
 import { layoutVersion, openObjectFile, type PinFolders, prepareBpffs, refuseNewerLayout } from './pins.js';
 
 export interface ProgramsOptions<S extends ObjectSet = ObjectSet> {
@@ -112,7 +119,10 @@ function load<S extends ObjectSet>(
 ): Loaded<S> {
   const { set } = options;
   const maps = openPinnedMaps(set, folders.maps, opened);
-  const takenOver = mapNames(set).every((name) => set.maps[name]?.onNewLayout !== 'copied' || maps.has(name));
+  const takenOver = mapNames(set).every((name) => {
+    const spec: MapSpec | undefined = set.maps[name];
+    return spec?.onNewLayout !== 'copied' || spec.mayBeMissing === true || maps.has(name);
+  });
   // A program refers to its maps: one of an agent that had fewer, or whose map has lost its pin, is of no use.
   const hasAllMaps = maps.size === mapNames(set).length;
   const programs = new Map<string, BpfProgram>();

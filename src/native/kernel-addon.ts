@@ -15,7 +15,7 @@ export interface SocketInfo {
   readonly cookie: bigint;
 }
 
-export interface TcpListener {
+export interface ListeningSocket {
   readonly family: 4 | 6;
   readonly address: string;
   readonly port: number;
@@ -83,6 +83,14 @@ export interface TableRoute {
   readonly metric?: number;
 }
 
+export interface Datagram {
+  readonly fromIp: string;
+  readonly fromPort: number;
+  readonly toIp: string;
+  readonly toPort: number;
+  readonly data: Buffer;
+}
+
 export interface Redirect {
   readonly ifindex: number;
   /** ifindex of the interface that the packets go to. */
@@ -126,7 +134,21 @@ interface KernelAddon {
   netnsCookie(): bigint;
   socketInfo(fd: number): SocketInfo;
   peerCredentials(fd: number): PeerCredentials;
-  tcpListeners(): TcpListener[];
+  tcpListeners(): ListeningSocket[];
+  udpListeners(): ListeningSocket[];
+  DatagramListener: new (
+    host: string,
+    port: number,
+    v6only: boolean,
+    queueLimit: number,
+    onDatagrams: (datagrams: Datagram[]) => void,
+  ) => { readonly port: number; readonly lost: number; close(): void };
+  DatagramSender: new (
+    family: 4 | 6,
+  ) => {
+    send(fromIp: string, fromPort: number, toIp: string, toPort: number, data: Uint8Array): boolean;
+    close(): void;
+  };
   tcpOpen(): Promise<Buffer>;
   tcpConnections(addresses: Uint8Array): number;
   tcpInode(ends: Uint8Array, port: number, peerPort: number): number | undefined;

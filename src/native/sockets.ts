@@ -6,22 +6,22 @@ import { closeFd } from './descriptors.js';
 import { isKernelError } from './errors.js';
 import {
   addon,
+  type ListeningSocket,
   type PeerCredentials,
   type SocketHolder,
   type SocketInfo,
   type TcpConnection,
   type TcpEnds,
-  type TcpListener,
 } from './kernel-addon.js';
 import { openNamespace, withNetns } from './namespaces.js';
 
 export type {
+  ListeningSocket,
   PeerCredentials,
   SocketHolder,
   SocketInfo,
   TcpConnection,
   TcpEnds,
-  TcpListener,
 } from './kernel-addon.js';
 
 /** pidfd_open(2). */
@@ -117,8 +117,13 @@ export function peerCredentials(fd: number): PeerCredentials {
 }
 
 /** Listening TCP sockets of the current network namespace. */
-export function tcpListeners(): TcpListener[] {
+export function tcpListeners(): ListeningSocket[] {
   return addon.tcpListeners();
+}
+
+/** UDP sockets of the current network namespace that are bound and not connected. */
+export function udpListeners(): ListeningSocket[] {
+  return addon.udpListeners();
 }
 
 /**

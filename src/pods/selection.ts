@@ -18,11 +18,19 @@ export interface DirectionRules {
   readonly exclude: readonly Prefix[];
 }
 
-export type SelectionRules = Readonly<Record<SelectedDirection, DirectionRules>>;
+/** Of one protocol. */
+export type ProtocolRules = Readonly<Record<SelectedDirection, DirectionRules>>;
+
+/** Of TCP, and of UDP, for which the same far addresses count. */
+export interface SelectionRules extends ProtocolRules {
+  readonly udp: ProtocolRules;
+}
 
 const EVERYTHING: DirectionRules = { ports: ALL_PORTS, include: undefined, exclude: [] };
 
-export const SELECT_ALL: SelectionRules = { outbound: EVERYTHING, inbound: EVERYTHING };
+const ALL: ProtocolRules = { outbound: EVERYTHING, inbound: EVERYTHING };
+
+export const SELECT_ALL: SelectionRules = { ...ALL, udp: ALL };
 
 export const CIDRS_EXPECTED = 'CIDRs such as 10.0.0.0/8,fd00::/8';
 
@@ -33,7 +41,7 @@ export function parseCidrs(text: string): readonly Prefix[] | undefined {
 }
 
 /**
- * What `given` says below the keys `outbound`, `inbound`, `include-outbound-cidrs` and so on. Values that cannot be read are
+ * What `given` says below the keys `outbound`, `outbound-udp`, `include-outbound-cidrs` and so on. Values that cannot be read are
  * told to `wrong` and count as not given. The same object where nothing is said.
  */
 export function readSelection(
@@ -48,16 +56,25 @@ export function readSelection(
     }
     return parsed;
   };
-  const rulesOf = (direction: SelectedDirection): DirectionRules => {
+  const rulesOf = (direction: SelectedDirection): { tcp: DirectionRules; udp: DirectionRules } => {
     const ports = read(direction, PORTS_EXPECTED, parsePorts);
+    const udpPorts = read(`${direction}-udp`, PORTS_EXPECTED, parsePorts);
     const include = read(`include-${direction}-cidrs`, CIDRS_EXPECTED, parseCidrs);
     const exclude = read(`exclude-${direction}-cidrs`, CIDRS_EXPECTED, parseCidrs);
-    return ports === undefined && include === undefined && exclude === undefined
-      ? EVERYTHING
-      : { ports: ports ?? ALL_PORTS, include, exclude: exclude ?? [] };
+    const rules = (of: readonly PortRange[] | undefined): DirectionRules =>
+      of === undefined && include === undefined && exclude === undefined
+        ? EVERYTHING
+        : { ports: of ?? ALL_PORTS, include, exclude: exclude ?? [] };
+    return { tcp: rules(ports), udp: rules(udpPorts) };
   };
   const [outbound, inbound] = [rulesOf('outbound'), rulesOf('inbound')];
-  return outbound === EVERYTHING && inbound === EVERYTHING ? SELECT_ALL : { outbound, inbound };
+  return [outbound, inbound].every(({ tcp, udp }) => tcp === EVERYTHING && udp === EVERYTHING)
+    ? SELECT_ALL
+    : {
+        outbound: outbound.tcp,
+        inbound: inbound.tcp,
+        udp: { outbound: outbound.udp, inbound: inbound.udp },
+      };
 }
 
 export function selectsAll({ ports, include, exclude }: DirectionRules): boolean {

@@ -7,12 +7,11 @@
 
 import { createServer, type Server, Socket } from 'node:net';
 import type { Logger } from 'pino';
-import { ApiError } from '../client/identity-client.js';
 import { familyOf } from '../net/family.js';
 import { formatSocketAddress, type SocketAddress } from '../net/socket-address.js';
 import { leadsBack, plainIp } from './addresses.js';
 import { reset, tunnel } from './tunnel.js';
-import { type Asked, type Known, knownBy, type Named, namesOf, otherEnd, whoIs } from './who.js';
+import { type Asked, type Known, knownBy, type Named, namesOf, otherEnd, reasonOf, whoIs } from './who.js';
 
 export interface ProxyOptions {
   readonly listen: readonly SocketAddress[];
@@ -285,9 +284,4 @@ function closeIf(connected: Outcome<Socket>): void {
   if ('value' in connected) {
     reset(connected.value);
   }
-}
-
-function reasonOf(error: unknown): string {
-  const { code, message } = error as { code?: unknown; message?: unknown };
-  return error instanceof ApiError || typeof code === 'string' ? String(code) : String(message);
 }

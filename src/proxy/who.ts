@@ -2,7 +2,7 @@
 
 import type { Socket } from 'node:net';
 import { setTimeout as delay } from 'node:timers/promises';
-import { ApiError, type IdentityClient, type Resolution } from '../client/identity-client.js';
+import { ApiError, type FlowQuery, type IdentityClient, type Resolution } from '../client/identity-client.js';
 import { identityOf, SocketIdentityError, spiffeIdOf } from '../client/socket-identity.js';
 import type { SocketAddress } from '../net/socket-address.js';
 
@@ -32,11 +32,12 @@ export async function whoIs(
   dst: SocketAddress,
   timeoutMs: number,
   signal: AbortSignal,
+  proto: FlowQuery['proto'] = 'tcp',
 ): Promise<Resolution> {
   const deadline = performance.now() + timeoutMs;
   for (;;) {
     try {
-      return await client.resolve({ proto: 'tcp', src, dst }, signal);
+      return await client.resolve({ proto, src, dst }, signal);
     } catch (error) {
       const passing = error instanceof ApiError && PASSING.has(error.code);
       if (!passing || signal.aborted || performance.now() + RETRY_MS > deadline) {
@@ -82,6 +83,12 @@ export function otherEnd(
   return known.workload === undefined
     ? { reason: known.reason }
     : { ...namesOf(known.workload), assurance: known.assurance };
+}
+
+/** Such as WORKLOAD_NOT_FOUND or ECONNREFUSED. */
+export function reasonOf(error: unknown): string {
+  const { code, message } = error as { code?: unknown; message?: unknown };
+  return error instanceof ApiError || typeof code === 'string' ? String(code) : String(message);
 }
 
 export function namesOf({ namespace, podName, spiffeId }: Named): object {

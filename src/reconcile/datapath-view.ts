@@ -6,6 +6,7 @@ import type { IdentityOption, IdentityOptionStatus } from '../datapath/identity-
 import type { ListenerStatus, Listeners } from '../datapath/listeners.js';
 import type { SpliceStatus } from '../datapath/splice-choice.js';
 import type { FamilyOff } from '../kernel/families.js';
+import type { FlowProtocol } from '../net/protocol.js';
 import type { SocketAddress } from '../net/socket-address.js';
 import type { PodUid } from '../pods/pod.js';
 import type { Explanation, ExplanationParts, SupposedFlow } from './explanation.js';
@@ -17,7 +18,8 @@ import type { EndpointStatus } from './status.js';
 
 /** What identity, API and CLI may ask the datapath. */
 export interface DatapathView {
-  lookupFlow(src: SocketAddress, dst: SocketAddress): FlowRecord | undefined;
+  /** Default TCP. */
+  lookupFlow(src: SocketAddress, dst: SocketAddress, protocol?: FlowProtocol): FlowRecord | undefined;
   listFlows(limit: number): Promise<FlowRecord[]>;
   onFlowEvent(listener: FlowListener): () => void;
   endpoints(): readonly EndpointStatus[];
@@ -54,6 +56,8 @@ export interface DatapathParts {
   readonly tables: EndpointTables;
   readonly flows: Flows;
   readonly listeners: Listeners;
+  /** Of UDP. */
+  readonly datagramListeners?: Pick<Listeners, 'status'>;
   readonly reconciler: Reconciler;
   readonly repairs: Repairs;
   readonly late?: Pick<LatePods, 'count'> | undefined;
@@ -69,8 +73,8 @@ export class Datapath implements DatapathView {
     this.#parts = parts;
   }
 
-  lookupFlow(src: SocketAddress, dst: SocketAddress): FlowRecord | undefined {
-    return this.#parts.flows.lookup(src, dst);
+  lookupFlow(src: SocketAddress, dst: SocketAddress, protocol?: FlowProtocol): FlowRecord | undefined {
+    return this.#parts.flows.lookup(src, dst, protocol);
   }
 
   listFlows(limit: number): Promise<FlowRecord[]> {
@@ -112,13 +116,15 @@ export class Datapath implements DatapathView {
             listener.adopted &&
             listener.instance === name &&
             listener.direction === direction &&
+            (listener.protocol === 'udp') === (flow.protocol === 'udp') &&
             listener.family === family,
         ),
     });
   }
 
   listeners(): readonly ListenerStatus[] {
-    return this.#parts.listeners.status();
+    const { listeners, datagramListeners } = this.#parts;
+    return [...listeners.status(), ...(datagramListeners?.status() ?? [])];
   }
 
   familiesOff(): readonly FamilyOff[] {

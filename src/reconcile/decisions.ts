@@ -31,7 +31,13 @@ import { noInstanceText, problemsText, refusalText } from './foretold.js';
 import { heldEndpoints } from './held.js';
 import { LastWords } from './last-word.js';
 import type { PlannedEndpoint } from './planned-endpoint.js';
-import { type DrainOrder, type ServingOptions, selectedOf, servedBy } from './serving.js';
+import {
+  type DrainOrder,
+  type ServingOptions,
+  selectedDatagramsOf,
+  selectedOf,
+  servedBy,
+} from './serving.js';
 
 /**
  * What is added inside a pod's namespace (a macvlan, a VLAN's parent) tells nobody on the host: so many pods are located
@@ -127,18 +133,17 @@ export class Decisions {
     for (const [uid, decision] of this.#decisions) {
       const said = this.#lastWords.of(decision.pod);
       const served = servedBy(this.#options, uid, appOf(said));
-      const selection = selectedOf(
-        this.#options,
-        interceptionOf(said, this.#options.defaults).selection,
-        served,
-      );
+      const rules = interceptionOf(said, this.#options.defaults).selection;
+      const selection = selectedOf(this.#options, rules, served);
+      const datagrams = selectedDatagramsOf(this.#options, rules, served);
       const isAnother =
         decision.kind === 'intercept'
           ? decision.endpoints.some(
               ({ plan }) =>
                 plan.instance !== served.instance?.number ||
                 plan.inbound !== served.inbound ||
-                plan.selection?.key !== selection?.key,
+                plan.selection?.key !== selection?.key ||
+                plan.datagrams?.key !== datagrams?.key,
             )
           : decision.state === 'REFUSED';
       if (isAnother) {
@@ -406,6 +411,7 @@ export class Decisions {
     }
     const { shapers, comesFirst } = this.#options;
     const selected = selectedOf(this.#options, selection, served);
+    const datagrams = selectedDatagramsOf(this.#options, selection, served);
     const endpoint = (at: HostAttachment, ips: readonly string[]): PlannedEndpoint => ({
       at,
       shaper: shapers.of(at.link.index),
@@ -417,6 +423,7 @@ export class Decisions {
         bridgeIndex: at.kind === 'bridge' ? at.bridge.index : 0,
         inbound: served.inbound,
         selection: selected,
+        datagrams,
         observed: mode === 'observe',
         closing: this.#options.isClosing?.(pod.uid) === true,
         shaped: comesFirst && at.kind === 'routed' && shapers.of(at.link.index) !== undefined,

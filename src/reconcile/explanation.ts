@@ -1,13 +1,17 @@
 /** What would become of a flow of a pod, and by which rule: from what was decided of the pod, and what the kernel holds. */
 
+import type { EndpointPlan } from '../datapath/endpoints.js';
 import { judge, type SelectionInForce } from '../datapath/selection.js';
+import type { Selected } from '../datapath/selections.js';
 import { type Family, familyOf } from '../net/family.js';
 import type { SelectedDirection } from '../pods/selection.js';
-import type { Decision } from './decision.js';
+import type { Decision, InterceptDecision } from './decision.js';
 import type { EndpointStatus } from './status.js';
 
 /** A flow that the pod opens (`outbound`), or that somebody opens to it. */
 export interface SupposedFlow {
+  /** Default TCP. */
+  readonly protocol?: 'tcp' | 'udp';
   readonly direction: SelectedDirection;
   /** Of the far end. */
   readonly ip: string;
@@ -18,7 +22,7 @@ export interface SupposedFlow {
 /**
  * INTERCEPTED: handed to the instance (of a pod that is only observed: it would be). EXPLICIT: recorded, and left to the
  * proxy that the pod dials by itself. EXCLUDED: passes, a rule leaves it alone. PASSED: passes, for the pod is not
- * intercepted (in that direction), or its failure policy is open. RESET: nobody listens for it, or it is a proxy's own port.
+ * intercepted (in that direction), or its failure policy is open. RESET: nobody listens for it, or it is a proxy's own port; a datagram is answered "port unreachable".
  * DROPPED: on no account. UNKNOWN: the pod is held as an agent before this one left it.
  */
 export type Outcome = 'INTERCEPTED' | 'EXPLICIT' | 'EXCLUDED' | 'PASSED' | 'RESET' | 'DROPPED' | 'UNKNOWN';
@@ -37,7 +41,7 @@ export interface ExplanationParts {
   readonly decision: Decision | undefined;
   readonly status: EndpointStatus | undefined;
   /** Whether the kernel holds this at the interface. */
-  readonly isInKernel: (ifindex: number, selection: SelectionInForce | undefined) => boolean;
+  readonly isInKernel: (of: Selected, ifindex: number, selection: SelectionInForce | undefined) => boolean;
   /** What is at this address where it is the node's own, and a proxy's: the instance that pods dial there, or none. */
   readonly atNode?: (ip: string, port: number) => { readonly explicit: string | undefined } | undefined;
   readonly hasListener: (instance: string, direction: SelectedDirection, family: Family) => boolean;
@@ -55,16 +59,24 @@ export function explain(flow: SupposedFlow, parts: ExplanationParts): Explanatio
       inForce: true,
     };
   }
+  const isUdp = flow.protocol === 'udp';
+  const of = isUdp ? 'datagrams' : 'flows';
+  const selectionIn = (plan: EndpointPlan) => (isUdp ? plan.datagrams : plan.selection);
   const { plan } = decision.endpoints[0];
   const inForce =
     status?.programmed === true &&
-    decision.endpoints.every((endpoint) => parts.isInKernel(endpoint.plan.ifindex, endpoint.plan.selection));
+    decision.endpoints.every((endpoint) =>
+      parts.isInKernel(of, endpoint.plan.ifindex, selectionIn(endpoint.plan)),
+    );
   const told = (outcome: Outcome, rule: string, instance = ''): Explanation => ({
     outcome,
     rule,
     instance,
     inForce,
   });
+  if (isUdp) {
+    return datagram(flow, parts, decision, told);
+  }
   if (flow.direction === 'outbound' && isLoopback(flow.ip)) {
     return told('DROPPED', 'a connection to a loopback address would come to the node');
   }
@@ -81,10 +93,41 @@ export function explain(flow: SupposedFlow, parts: ExplanationParts): Explanatio
       `instance ${decision.instance} has no inbound listener: only what the pod sends is intercepted`,
     );
   }
-  if (plan.selection !== undefined && !('outbound' in plan.selection)) {
+  return judged(flow, parts, decision, told);
+}
+
+type Told = (outcome: Outcome, rule: string, instance?: string) => Explanation;
+
+/** Of UDP, where what is not named passes like anything that is not TCP. */
+function datagram(
+  flow: SupposedFlow,
+  parts: ExplanationParts,
+  decision: InterceptDecision,
+  told: Told,
+): Explanation {
+  const { plan } = decision.endpoints[0];
+  if (plan.datagrams === undefined) {
+    return told('EXCLUDED', 'no UDP port of the pod is named that its instance takes');
+  }
+  const found = judged(flow, parts, decision, told);
+  return found.outcome === 'INTERCEPTED' && flow.direction === 'outbound' && isLoopback(flow.ip)
+    ? told('DROPPED', 'a datagram to a loopback address would come to the node')
+    : found;
+}
+
+function judged(
+  flow: SupposedFlow,
+  parts: ExplanationParts,
+  decision: InterceptDecision,
+  told: Told,
+): Explanation {
+  const isUdp = flow.protocol === 'udp';
+  const { plan } = decision.endpoints[0];
+  const selection = isUdp ? plan.datagrams : plan.selection;
+  if (selection !== undefined && !('outbound' in selection)) {
     return told('UNKNOWN', 'the pod is held as an earlier agent left it, and no source has told of it since');
   }
-  const { intercepted, share, rule } = judge(plan.selection, flow.direction, flow.ip, flow.port);
+  const { intercepted, share, rule } = judge(selection, flow.direction, flow.ip, flow.port, isUdp);
   if (!intercepted) {
     return told('EXCLUDED', rule);
   }
@@ -92,7 +135,8 @@ export function explain(flow: SupposedFlow, parts: ExplanationParts): Explanatio
   if (parts.hasListener(instance, flow.direction, familyOf(flow.ip))) {
     return told('INTERCEPTED', rule, instance);
   }
-  const lacks = `${rule}, and instance ${instance} has no ${flow.direction} listener for it: failure ${decision.failure}`;
+  const listener = `${flow.direction}${isUdp ? ' UDP' : ''} listener`;
+  const lacks = `${rule}, and instance ${instance} has no ${listener} for it: failure ${decision.failure}`;
   return told(decision.failure === 'open' ? 'PASSED' : 'RESET', lacks, instance);
 }
 

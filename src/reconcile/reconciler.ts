@@ -95,7 +95,10 @@ export class Reconciler {
     return explain(flow, {
       decision: this.#decisions.of(uid),
       status: this.#statuses.get(uid),
-      isInKernel: (ifindex, selection) => tables.planAt(ifindex)?.selection?.key === selection?.key,
+      isInKernel: (of, ifindex, selection) => {
+        const plan = tables.planAt(ifindex);
+        return (of === 'flows' ? plan?.selection : plan?.datagrams)?.key === selection?.key;
+      },
       ...node,
     });
   }

@@ -1,6 +1,6 @@
 /** Who takes a pod's new flows: its app's instance, those that take certain ports, or the one that it is drained to. */
 
-import { type FlowSelection, selectionOf } from '../datapath/selection.js';
+import { datagramsOf, type FlowSelection, selectionOf } from '../datapath/selection.js';
 import type { PortRange } from '../net/ports.js';
 import type { PodUid } from '../pods/pod.js';
 import { SELECT_ALL, type SelectedDirection, type SelectionRules } from '../pods/selection.js';
@@ -11,6 +11,8 @@ export interface ServingInstance {
   readonly name: string;
   readonly number: number;
   readonly inbound: boolean;
+  /** Directions in which it takes datagrams. Default: none. */
+  readonly udp?: Readonly<Record<SelectedDirection, boolean>> | undefined;
 }
 
 /** One that takes flows to certain ports alone. */
@@ -88,5 +90,24 @@ export function selectedOf(
     pod,
     { outbound: sharesOf('outbound'), inbound },
     { outbound: main !== undefined, inbound: main?.inbound === true || inbound.length === 0 },
+  );
+}
+
+/** The same of UDP, which is intercepted only where the node names the port and an instance takes it. */
+export function selectedDatagramsOf(
+  { selection = SELECT_ALL }: Pick<ServingOptions, 'selection'>,
+  pod: SelectionRules,
+  { main, shares }: Served,
+): FlowSelection | undefined {
+  const sharesOf = (direction: SelectedDirection) =>
+    shares
+      .filter(({ udp }) => udp?.[direction] === true)
+      .map(({ ports, number, name }) => ({ ports, number, name }));
+  const rest = (direction: SelectedDirection) => main?.udp?.[direction] === true;
+  return datagramsOf(
+    selection.udp,
+    pod.udp,
+    { outbound: sharesOf('outbound'), inbound: sharesOf('inbound') },
+    { outbound: rest('outbound'), inbound: rest('inbound') },
   );
 }

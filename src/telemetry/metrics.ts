@@ -39,6 +39,14 @@ const COLUMN_HELP = {
     'Pods whose interception was proven: programmed, and a packet sent from the pod came out as its endpoint',
 } as const;
 
+function labelsOf({ instance, protocol, direction, family }: ReturnType<DatapathView['listeners']>[number]) {
+  return {
+    instance,
+    direction: protocol === 'udp' ? `${direction}_udp` : direction,
+    family: `ipv${family}`,
+  };
+}
+
 export class Metrics {
   readonly #registry = new Registry();
   readonly #loopDelay = new LoopDelay();
@@ -146,8 +154,8 @@ export class Metrics {
       registers,
       collect() {
         this.reset();
-        for (const { instance, direction, family, adopted } of datapath.listeners()) {
-          this.set({ instance, direction, family: `ipv${family}` }, adopted ? 1 : 0);
+        for (const listener of datapath.listeners()) {
+          this.set(labelsOf(listener), listener.adopted ? 1 : 0);
         }
       },
     });
@@ -158,8 +166,8 @@ export class Metrics {
       registers,
       collect() {
         this.reset();
-        for (const { instance, direction, family, refused } of datapath.listeners()) {
-          this.set({ instance, direction, family: `ipv${family}` }, refused === undefined ? 0 : 1);
+        for (const listener of datapath.listeners()) {
+          this.set(labelsOf(listener), listener.refused === undefined ? 0 : 1);
         }
       },
     });

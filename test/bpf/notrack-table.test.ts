@@ -74,6 +74,8 @@ describe('the table', () => {
       `${LEFT} notrack ${UNMARK} accept`,
       'ip saddr @pods4 meta l4proto tcp jump from_pod',
       'ip6 saddr @pods6 meta l4proto tcp jump from_pod',
+      `${MARKED} meta l4proto udp ip saddr @pods4 socket transparent 1 notrack ${UNMARK} accept`,
+      `${MARKED} meta l4proto udp ip6 saddr @pods6 socket transparent 1 notrack ${UNMARK} accept`,
       `${MARKED} iifname "nodesentry0" notrack ${UNMARK}`,
     ]);
     expect(rulesOf('from_pod')).toEqual([
@@ -85,6 +87,8 @@ describe('the table', () => {
       `${MARKED} jump local_taken`,
       'meta l4proto tcp ip daddr @pods4 socket transparent 1 notrack',
       'meta l4proto tcp ip6 daddr @pods6 socket transparent 1 notrack',
+      'meta l4proto udp ip daddr @pods4 ip saddr != @pods4 socket transparent 1 notrack',
+      'meta l4proto udp ip6 daddr @pods6 ip6 saddr != @pods6 socket transparent 1 notrack',
     ]);
   });
 
@@ -108,10 +112,13 @@ describe('the table', () => {
       `${MARKED} ${UNMARK}`,
       `ct state untracked ip saddr @pods4 ${TAKEN} ${MARK} accept`,
       `ct state untracked ip6 saddr @pods6 ${TAKEN} ${MARK} accept`,
+      `ct state untracked meta l4proto udp ip saddr @pods4 socket transparent 1 ${MARK} accept`,
+      `ct state untracked meta l4proto udp ip6 saddr @pods6 socket transparent 1 ${MARK} accept`,
       `icmp type destination-unreachable ip saddr @pods4 socket transparent 1 ${MARK} accept`,
       `icmpv6 type destination-unreachable ip6 saddr @pods6 socket transparent 1 ${MARK} accept`,
       `icmpv6 type packet-too-big ip6 saddr @pods6 socket transparent 1 ${MARK} accept`,
       `ct state untracked iifname "nodesentry0" ${TAKEN} ${MARK}`,
+      `ct state untracked iifname "nodesentry0" meta l4proto udp socket transparent 1 ${MARK}`,
       'ip daddr @pods4 jump to_pod',
       'ip6 daddr @pods6 jump to_pod',
     ]);
@@ -132,7 +139,11 @@ describe('the table', () => {
       `${LEFT} jump local_left`,
       `${MARKED} jump local_marked`,
     ]);
-    expect(rulesOf('local_left')).toEqual([`${TAKEN} meta priority set none return`, `${LEFT} drop`]);
+    expect(rulesOf('local_left')).toEqual([
+      `${TAKEN} meta priority set none return`,
+      'meta l4proto udp socket transparent 1 meta priority set none return',
+      `${LEFT} drop`,
+    ]);
   });
 
   it('has rules that keep IPVS from what is intercepted', async () => {
@@ -142,14 +153,20 @@ describe('the table', () => {
     expect(rulesOf('local_marked')).toEqual([
       'ip saddr @pods4 meta l4proto tcp ct state untracked meta mark set 0x00000040 accept',
       'ip6 saddr @pods6 meta l4proto tcp ct state untracked meta mark set 0x00000040 accept',
+      'ip saddr @pods4 meta l4proto udp ct state untracked meta mark set 0x00000040 accept',
+      'ip6 saddr @pods6 meta l4proto udp ct state untracked meta mark set 0x00000040 accept',
       // What is for a pod, IPVS must not know by its mark.
       'ip daddr @pods4 meta l4proto tcp meta mark set meta mark & 0xffffff0f',
       'ip6 daddr @pods6 meta l4proto tcp meta mark set meta mark & 0xffffff0f',
+      'ip daddr @pods4 meta l4proto udp meta mark set meta mark & 0xffffff0f',
+      'ip6 daddr @pods6 meta l4proto udp meta mark set meta mark & 0xffffff0f',
     ]);
     expect(rulesOf('output')[1]).toBe(`${marked} jump local_taken`);
     expect(rulesOf('local_taken')).toEqual([
       'ip saddr @pods4 meta l4proto tcp drop',
       'ip6 saddr @pods6 meta l4proto tcp drop',
+      'ip saddr @pods4 meta l4proto udp drop',
+      'ip6 saddr @pods6 meta l4proto udp drop',
     ]);
   });
 

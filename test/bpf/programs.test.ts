@@ -255,6 +255,8 @@ it('the layouts are those of the objects', () => {
     closing: 128,
     selective: 256,
     observed: 512,
+    udpOutbound: 1024,
+    udpInbound: 2048,
   });
   expect(layouts.endpoint.size).toBe(20);
   expect(layouts.slots).toEqual({ perInstance: 4, inbound: 2, ipv6: 1 });

@@ -56,6 +56,7 @@ export function tablesOf(object: BpfObject, layouts: Layouts): EndpointTables {
       ingress_counters: map('ingress_counters'),
       inbound: map('inbound'),
       selected: map('selected'),
+      udp_selected: map('udp_selected'),
       selections: map('selections'),
       port_pages: map('port_pages'),
       cidrs: map('cidrs'),

@@ -19,6 +19,7 @@ import { run } from './exec.js';
 export const IMAGE = 'localhost/nodesentry-app:1';
 const ROOT = join(import.meta.dirname, '../..');
 const SOURCE = join(import.meta.dirname, 'app/app.c');
+const DATAGRAMS = join(import.meta.dirname, 'app/datagrams.c');
 const STREAMS = join(import.meta.dirname, 'app/streams.c');
 const LOAD_SOURCE = join(import.meta.dirname, 'app/load.cc');
 const HEADERS = join(ROOT, 'include');
@@ -26,10 +27,11 @@ export const CACHE = join(ROOT, 'build/lab');
 
 /** Compiled once per change of its source; by several at once where they come at the same time. */
 export function buildApp(): Promise<string> {
-  return compiled('app', [SOURCE, join(HEADERS, 'nodesentry.h')], 'gcc', [
+  return compiled('app', [SOURCE, DATAGRAMS, join(HEADERS, 'nodesentry.h')], 'gcc', [
     '-I',
     HEADERS,
     SOURCE,
+    DATAGRAMS,
     '-lpthread',
   ]);
 }

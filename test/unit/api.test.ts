@@ -96,8 +96,8 @@ describe('GET /v1/resolve', () => {
   });
 
   test.each([
-    ['src=10.66.0.3:1&dst=10.0.0.1:80', 'proto: expected tcp, got nothing'],
-    ['proto=udp&src=10.66.0.3:1&dst=10.0.0.1:80', 'proto: expected tcp, got "udp"'],
+    ['src=10.66.0.3:1&dst=10.0.0.1:80', 'proto: expected tcp or udp, got nothing'],
+    ['proto=sctp&src=10.66.0.3:1&dst=10.0.0.1:80', 'proto: expected tcp or udp, got "sctp"'],
     ['proto=tcp&dst=10.0.0.1:80', 'src: expected an address and port'],
     ['proto=tcp&src=10.66.0.3&dst=10.0.0.1:80', 'src: expected an address and port'],
     ['proto=tcp&src=10.66.0.3:0&dst=10.0.0.1:80', 'src: expected an address and port'],

@@ -76,7 +76,7 @@ describe('GET /v1/authorize', () => {
     const { agent, authorize } = await start();
     Object.assign(agent.state, { synced: false });
     expect((await authorize('src=10.66.0.9:1&dst=10.200.1.1:80')).status).toBe(503);
-    for (const query of ['', 'src=10.66.0.3:1', `${FLOW}&minAssurance=IP_ONLY`, `proto=udp&${FLOW}`]) {
+    for (const query of ['', 'src=10.66.0.3:1', `${FLOW}&minAssurance=IP_ONLY`, `proto=sctp&${FLOW}`]) {
       const { status, body } = await authorize(query);
       expect([status, JSON.parse(body).reason]).toEqual([400, 'KEY_INVALID']);
     }

@@ -48,6 +48,9 @@ const local = (port: number) => ({ host: '127.0.0.1', port, family: 4, text: `12
 
 const HEALTH = { checkSeconds: 10, failSeconds: 5 };
 
+/** Of UDP nothing is intercepted that is not named. */
+const NO_PORTS = { ports: [], include: undefined, exclude: [] };
+
 describe('a configuration', () => {
   it('as the contract shows it is read in full', () => {
     expect(parseConfig(CONTRACT, FILE)).toEqual({
@@ -63,7 +66,7 @@ describe('a configuration', () => {
         udpPorts: [],
         splice: 'auto',
         mode: 'intercept',
-        selection: SELECT_ALL,
+        selection: { ...SELECT_ALL, udp: { outbound: NO_PORTS, inbound: NO_PORTS } },
       },
       supervision: { by: 'agent' },
       sources: {
@@ -277,11 +280,19 @@ describe('a mistake is told with its line and field', () => {
     ['instances: []', '2: instances: expected at least one instance, got an empty list'],
     [
       'instances: [{name: a}]',
-      '2: instances[0]: an instance needs at least one of outbound and inbound, or announced',
+      '2: instances[0]: an instance needs at least one of outbound and inbound, or announced; one with ports may have outboundUdp alone',
     ],
     [
       'instances: [{outbound: "127.0.0.1:1"}]',
       '2: instances[0].name: expected a name of at most 63 small letters, digits, dashes and dots, got nothing',
+    ],
+    [
+      'instances: [{name: a, outbound: "127.0.0.1:1", inboundUdp: "127.0.0.1:2"}]',
+      '2: instances[0].inboundUdp: what pods are sent is intercepted by UDP only where it is by TCP: inbound is needed, too',
+    ],
+    [
+      'interception: {outboundUdp: all}',
+      '2: interception.outboundUdp: expected none or ports from 1 to 65535 such as 53,443, got "all"',
     ],
     [
       'instances: [{name: a, apps: [], outbound: "127.0.0.1:1"}]',

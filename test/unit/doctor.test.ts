@@ -17,7 +17,7 @@ import { readRulesets } from '../../src/doctor/rulesets.js';
 import { type Command, CommandError, runCommand } from '../../src/doctor/system.js';
 import { CLSACT } from '../../src/kernel/clsact.js';
 import { attachClsact, attachTcx, BpfObject, programInfo, queryTcx } from '../../src/native/bpf.js';
-import { type TcpListener, tcpListeners } from '../../src/native/sockets.js';
+import { type ListeningSocket, tcpListeners } from '../../src/native/sockets.js';
 import { Cleanup, loadProbe, Netns, startProcess, temporaryBpffs, temporaryFolder } from './native-lab.js';
 
 const MAIN = join(import.meta.dirname, '../../src/cli/main.ts');
@@ -285,7 +285,7 @@ describe('the configuration', () => {
 interception: {failure: open}
 instances: [{name: a, apps: [a], outbound: ["127.0.0.1:1", "[::1]:1"]}, {name: b, outbound: "[::]:2"}]`;
     const config = parseConfig(text, 'c.yaml');
-    const socket: TcpListener = {
+    const socket: ListeningSocket = {
       family: 6,
       address: '::',
       port: 2,

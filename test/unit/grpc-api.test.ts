@@ -203,7 +203,7 @@ describe('Resolve', () => {
 
   test.each([
     [{}, 'key: expected one of the keys, got nothing'],
-    [{ flow: { ...FLOW, proto: 'udp' } }, 'flow.proto: expected tcp, got "udp"'],
+    [{ flow: { ...FLOW, proto: 'sctp' } }, 'flow.proto: expected tcp or udp, got "sctp"'],
     [{ flow: { proto: 'tcp', dst: FLOW.dst } }, 'flow.src: expected an address and port'],
     [{ flow: { ...FLOW, dst: '10.0.0.1:65536' } }, 'flow.dst: expected an address and port'],
     [{ flow: { ...FLOW, dst: 'ä'.repeat(500) } }, 'flow.dst: expected an address and port'],

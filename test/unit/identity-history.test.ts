@@ -531,7 +531,7 @@ describe('GET /v1/resolve of a time', () => {
     ['address=web-0&at=1', 'address: expected an address such as 10.66.0.3'],
     ['address=10.66.0.3&src=10.66.0.3:1&at=1', 'address: only one key at a time, and src is another'],
     ['src=10.66.0.3:1&at=1', 'dst: expected an address and port'],
-    ['proto=udp&src=10.66.0.3:1&dst=10.0.0.1:1&at=1', 'proto: expected tcp'],
+    ['proto=sctp&src=10.66.0.3:1&dst=10.0.0.1:1&at=1', 'proto: expected tcp or udp'],
     ['address=10.66.0.3&at=1&colour=red', 'colour: unknown key'],
     ['address=10.66.0.3&at=999999999999999', 'at: '],
   ])('is told which key is wrong: %s', async (query, detail) => {

@@ -1,6 +1,13 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import { compile, type FlowSelection, judge, selectionOf } from '../../src/datapath/selection.js';
+import {
+  compile,
+  datagramsOf,
+  type FlowSelection,
+  judge,
+  mayIntercept,
+  selectionOf,
+} from '../../src/datapath/selection.js';
 import { parsePrefix } from '../../src/net/ip.js';
 import { ALL_PORTS, formatPorts, parsePorts } from '../../src/net/ports.js';
 import { type DirectionRules, readSelection, SELECT_ALL } from '../../src/pods/selection.js';
@@ -24,6 +31,11 @@ describe('what a pod says', () => {
     expect(selectionOf(SELECT_ALL, said({ outbound: 'all' }), NO_SHARES, BOTH)).toBeUndefined();
   });
 
+  const EXCLUDED = [
+    { ip: '10.1.2.3', length: 8 },
+    { ip: 'fd00::', length: 8 },
+  ];
+
   it('are ports and CIDRs of each direction', () => {
     expect(said({ outbound: '80, 8000-8080', 'exclude-inbound-cidrs': '10.1.2.3/8,fd00::/8' })).toEqual({
       outbound: {
@@ -37,13 +49,21 @@ describe('what a pod says', () => {
       inbound: {
         ports: ALL_PORTS,
         include: undefined,
-        exclude: [
-          { ip: '10.1.2.3', length: 8 },
-          { ip: 'fd00::', length: 8 },
-        ],
+        exclude: EXCLUDED,
+      },
+      udp: {
+        outbound: { ports: ALL_PORTS, include: undefined, exclude: [] },
+        inbound: { ports: ALL_PORTS, include: undefined, exclude: EXCLUDED },
       },
     });
     expect(said({ inbound: 'none' }).inbound.ports).toEqual([]);
+    const { outbound, udp } = said({ 'outbound-udp': '53', 'include-outbound-cidrs': '10.0.0.0/8' });
+    expect(outbound.ports).toBe(ALL_PORTS);
+    expect(udp.outbound).toEqual({
+      ports: [{ from: 53, to: 53 }],
+      include: [{ ip: '10.0.0.0', length: 8 }],
+      exclude: [],
+    });
   });
 });
 
@@ -128,4 +148,41 @@ it('10,000 CIDRs are compiled once for all pods that have them', () => {
   });
   expect(compiled[0]).toBe(compiled[1]);
   expect(compiled[0]?.prefixes.size).toBe(10_001);
+});
+
+describe('datagrams', () => {
+  const NONE: DirectionRules = { ports: [], include: undefined, exclude: [] };
+  const named = (ports: string): DirectionRules => ({ ...NONE, ports: parsePorts(ports) ?? [] });
+  const nobody = { outbound: [], inbound: [] };
+  const takes = { outbound: true, inbound: true };
+
+  it('are intercepted where node, pod and an instance have the port', () => {
+    const node = { outbound: named('53,443'), inbound: NONE };
+    const of = (pod: string) =>
+      datagramsOf(node, { outbound: named(pod), inbound: SELECT_ALL.inbound }, nobody, takes);
+    expect(of('80')).toBeUndefined();
+    expect(of('none')).toBeUndefined();
+    expect(datagramsOf(node, SELECT_ALL, nobody, { outbound: false, inbound: true })).toBeUndefined();
+    const selection = of('53,80');
+    expect(judge(selection, 'outbound', '10.0.0.1', 53, true)).toMatchObject({ intercepted: true });
+    expect(judge(selection, 'outbound', '10.0.0.1', 80, true)).toMatchObject({
+      intercepted: false,
+      rule: 'interception.outboundUdp 53,443 does not have port 80',
+    });
+    expect(judge(selection, 'outbound', '10.0.0.1', 443, true).rule).toBe(
+      'nodesentry.io/outbound-udp 53,80 does not have port 443',
+    );
+  });
+
+  it('go to the instance that has their port', () => {
+    const share = { ports: [{ from: 53, to: 53 }], number: 7, name: 'dns' };
+    const shares = { outbound: [share], inbound: [] };
+    const node = { outbound: named('53,443'), inbound: NONE };
+    const selection = datagramsOf(node, SELECT_ALL, shares, { outbound: false, inbound: false });
+    expect(judge(selection, 'outbound', 'fd00::1', 53, true)).toMatchObject({ intercepted: true, share });
+    expect(judge(selection, 'outbound', 'fd00::1', 443, true).rule).toBe(
+      "no instance of the pod's app takes outbound UDP port 443",
+    );
+    expect(mayIntercept((selection as FlowSelection).inbound)).toBe(false);
+  });
 });

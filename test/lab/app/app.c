@@ -25,6 +25,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "datagrams.h"
+
 #define CHUNK 65536
 /* Times NODESENTRY_TEST_PATIENCE, where that reaches us. */
 #define TIMEOUT_MS 20000
@@ -1078,16 +1080,25 @@ int main(int count, char **words) {
         return flood(words[2], atoi(words[3]));
     if (strcmp(command, "spoof") == 0 && count == 6)
         return spoof(words[2], words[3], words[4], atoi(words[5]));
-    fprintf(stderr,
-            "usage: app pause | exec PATH WORD... | serve|server PORT... | first {IP PORT}... | dial IP PORT | "
-            "fetch|push IP PORT BYTES |\n"
-            "           request IP PORT HEADER... |\n"
-            "           keepalive|connects IP PORT COUNT INTERVAL_US | reuse IP PORT LOCALPORT COUNT |\n"
-            "           load KIND IP PORT INTERVAL_US FILE | hold IP PORT FILE | many IP PORT COUNT |\n"
-            "           abort IP PORT client|server | end IP PORT SERVER_MS OWN_MS | options|option-costs {IP PORT}... "
-            "| knock PORT "
-            "IP... | spoof SRC IP PORT "
-            "COUNT "
-            "| frames LINK | flood LINK COUNT\n");
+    if (strcmp(command, "serve-datagrams") == 0 && count > 3 && count % 2 == 0)
+        return serve_datagrams(count - 2, words + 2);
+    if (strcmp(command, "ask-datagram") == 0 && (count == 4 || count == 5))
+        return ask_datagram(words[2], words[3], count == 5 ? words[4] : NULL, TIMEOUT_MS / 10 * patience);
+    if (strcmp(command, "datagrams") == 0 && (count == 7 || count == 8))
+        return count_datagrams(words[2], words[3], atol(words[4]), atoi(words[5]), atoi(words[6]), count == 8);
+    fprintf(
+        stderr,
+        "usage: app pause | exec PATH WORD... | serve|server PORT... | first {IP PORT}... | dial IP PORT | "
+        "fetch|push IP PORT BYTES |\n"
+        "           request IP PORT HEADER... |\n"
+        "           keepalive|connects IP PORT COUNT INTERVAL_US | reuse IP PORT LOCALPORT COUNT |\n"
+        "           load KIND IP PORT INTERVAL_US FILE | hold IP PORT FILE | many IP PORT COUNT |\n"
+        "           abort IP PORT client|server | end IP PORT SERVER_MS OWN_MS | options|option-costs {IP PORT}... "
+        "| knock PORT "
+        "IP... | spoof SRC IP PORT "
+        "COUNT "
+        "| frames LINK | flood LINK COUNT |\n"
+        "           serve-datagrams {IP PORT}... | ask-datagram IP PORT [LOCALPORT] | datagrams IP PORT COUNT BYTES "
+        "INTERVAL_US [segmented]\n");
     return 2;
 }

@@ -1,0 +1,240 @@
+/** Datagrams to ports that are named, of pods with a routed interface and at a bridge. */
+
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { createNetwork } from '../lab/cni.js';
+import { inNetns, tryRun, waitFor } from '../lab/exec.js';
+import { buildApp } from '../lab/image.js';
+import { Lab, REMOTE } from '../lab/lab.js';
+import { type PlainPod, runPlainPod } from '../lab/plain.js';
+import { reply, type Topology } from '../lab/pod.js';
+import { INBOUND, OUTBOUND, staticPod, TestAgent, TestProxy } from './agent.js';
+
+const FAMILIES = [4, 6] as const;
+const TOPOLOGIES: readonly Topology[] = ['ptp', 'bridge'];
+const NODE = { 4: '10.199.0.1', 6: 'fd00:199::1' } as const;
+const FAR = { 4: '10.199.0.2', 6: 'fd00:199::2' } as const;
+const NAMED = '53';
+const NOT_NAMED = '54';
+const SERVED = '5300';
+const OUTBOUND_UDP = ['127.0.0.1:15053', '[::1]:15053'];
+const INBOUND_UDP = ['127.0.0.1:15054', '[::1]:15054'];
+/** Of QUIC (RFC 9000, 14.1). */
+const QUIC_BYTES = '1200';
+
+let lab: Lab;
+let agent: TestAgent;
+let proxy: TestProxy;
+const pods = new Map<Topology, PlainPod>();
+const said = new Map<Topology, object>();
+const pod = (topology: Topology) => pods.get(topology) as PlainPod;
+const bracket = (ip: string) => (ip.includes(':') ? `[${ip}]` : ip);
+const both = (addresses: Readonly<Record<4 | 6, string>>, ...ports: string[]) =>
+  ports.flatMap((port) => [addresses[4], port, addresses[6], port]);
+
+const PROXY_WORDS = [
+  '--inbound',
+  INBOUND[0],
+  '--inbound6',
+  INBOUND[1],
+  ...[...OUTBOUND_UDP, ...INBOUND_UDP].flatMap((address) => ['--listen-udp', address]),
+];
+
+function say(topology: Topology, annotations: Record<string, string>): void {
+  said.set(topology, staticPod(pod(topology), { annotations }));
+  agent.writePods([...said.values()]);
+}
+
+beforeAll(async () => {
+  lab = await Lab.create();
+  await lab.serve();
+  const server = lab.daemon(lab.remote, 'datagrams', await buildApp(), [
+    'serve-datagrams',
+    ...both(REMOTE, NAMED, NOT_NAMED),
+  ]);
+  await server.logged(/"serving":true/);
+  agent = new TestAgent(lab, {
+    sources: { static: { file: 'pods.yaml' } },
+    interception: { outboundUdp: NAMED, inboundUdp: SERVED },
+    instances: [
+      {
+        name: 'default',
+        outbound: [...OUTBOUND],
+        inbound: [...INBOUND],
+        outboundUdp: OUTBOUND_UDP,
+        inboundUdp: INBOUND_UDP,
+      },
+    ],
+  });
+  for (const topology of TOPOLOGIES) {
+    const one = await runPlainPod(lab, createNetwork(lab, topology), topology);
+    pods.set(topology, one);
+    said.set(topology, staticPod(one));
+  }
+  agent.writePods([...said.values()]);
+  await agent.start();
+  proxy = new TestProxy(lab, agent);
+  await proxy.start(...PROXY_WORDS);
+  await agent.adopted(8);
+  await Promise.all(TOPOLOGIES.map((topology) => agent.reaches(topology, 'INTERCEPTED')));
+});
+
+afterAll(() => lab?.close());
+
+interface Asked {
+  readonly ok: boolean;
+  readonly localPort: number;
+  readonly peer?: string;
+  readonly error?: string;
+}
+
+async function ask(topology: Topology, ip: string, port: string): Promise<Asked> {
+  return reply(await pod(topology).app(['ask-datagram', ip, port])) as unknown as Asked;
+}
+
+async function sent(topology: Topology, ip: string, port: string): Promise<'direct' | 'intercepted'> {
+  const asked = await ask(topology, ip, port);
+  expect(asked).toMatchObject({ ok: true });
+  const own = `${bracket(pod(topology).ips[ip.includes(':') ? 6 : 4])}:${asked.localPort}`;
+  return asked.peer === own ? 'direct' : 'intercepted';
+}
+
+describe.each(TOPOLOGIES)('%s', (topology) => {
+  describe.each(FAMILIES)('IPv%i', (family) => {
+    const dst = REMOTE[family];
+
+    it('a datagram to a named port goes through the proxy, which knows whose it is', async () => {
+      const { localPort, peer } = await ask(topology, dst, NAMED);
+      // A connected socket: the answer bore the address that was asked.
+      expect(peer).toContain(`${bracket(NODE[family])}:`);
+      const src = `${bracket(pod(topology).ips[family])}:${localPort}`;
+      expect(await proxy.flowFrom(src)).toMatchObject({
+        protocol: 'udp',
+        originalDst: `${bracket(dst)}:${NAMED}`,
+        workload: `default/${topology}`,
+        direction: 'EGRESS',
+        assurance: 'DATAPATH_RECORDED',
+      });
+      const resolved = await agent.client.resolve({
+        proto: 'udp',
+        src: { ip: pod(topology).ips[family], port: localPort },
+        dst: { ip: dst, port: Number(NAMED) },
+      });
+      expect(resolved).toMatchObject({
+        workload: { podName: topology, uid: pod(topology).uid },
+        direction: 'EGRESS',
+        instance: 'default',
+        assurance: 'DATAPATH_RECORDED',
+      });
+      expect(await agent.client.flows(100)).toContainEqual(
+        expect.objectContaining({ protocol: 'udp', src, podName: topology, verdict: 'FLOW_STARTED' }),
+      );
+    });
+
+    it('a datagram to another port does not', async () => {
+      expect(await sent(topology, dst, NOT_NAMED)).toBe('direct');
+    });
+
+    it('10,000 of the size of QUIC come and go', async () => {
+      const counted = reply(
+        await pod(topology).app(['datagrams', dst, NAMED, '10000', QUIC_BYTES, '200'], 60_000),
+      );
+      expect(counted).toMatchObject({ ok: true, sent: 10_000, wrong: 0, refused: 0 });
+      expect(counted.received).toBeGreaterThan(9_990);
+    });
+
+    it('those that one call sends together come and go, each by itself', async () => {
+      const words = ['datagrams', dst, NAMED, '800', QUIC_BYTES, '200', 'segmented'];
+      expect(reply(await pod(topology).app(words))).toMatchObject({ ok: true, sent: 800, received: 800 });
+    });
+
+    it('one in fragments is dropped, for the port is not in each of them', async () => {
+      const before = await counted(topology, 'FRAGMENT');
+      const words = ['datagrams', dst, NAMED, '2', '3000', '1000'];
+      expect(reply(await pod(topology).app(words))).toMatchObject({ sent: 2, received: 0 });
+      expect(await counted(topology, 'FRAGMENT')).toBeGreaterThanOrEqual(before + 4);
+    });
+
+    it('one to a port of the proxy itself is refused', async () => {
+      expect(await ask(topology, NODE[family], '15053')).toMatchObject({ ok: false, error: 'ECONNREFUSED' });
+    });
+
+    it('one to a named port of the pod goes through the proxy', async () => {
+      const own = pod(topology).ips[family];
+      const server = lab.daemon(pod(topology).netnsName, 'served', await buildApp(), [
+        'serve-datagrams',
+        own,
+        SERVED,
+      ]);
+      await server.logged(/"serving":true/);
+      const asked = await askFromAfar(own, SERVED);
+      // The server saw the node; the client, by its connected socket, the pod.
+      expect(asked).toMatchObject({ ok: true });
+      expect(asked.peer).not.toContain(bracket(FAR[family]));
+      const resolved = await agent.client.resolve({
+        proto: 'udp',
+        src: { ip: FAR[family], port: asked.localPort },
+        dst: { ip: own, port: Number(SERVED) },
+      });
+      expect(resolved).toMatchObject({ workload: { podName: topology }, direction: 'INGRESS' });
+      await server.stop();
+    });
+  });
+
+  it('follows its pod’s annotation', async () => {
+    say(topology, { 'nodesentry.io/outbound-udp': 'none' });
+    await waitFor('it to be left alone', async () => (await sent(topology, REMOTE[4], NAMED)) === 'direct');
+    say(topology, {});
+    await waitFor('it to be caught', async () => (await sent(topology, REMOTE[4], NAMED)) === 'intercepted');
+  });
+});
+
+describe('without a listener', () => {
+  beforeAll(() => proxy.stop());
+
+  it.each(TOPOLOGIES)('%s: a datagram is answered "port unreachable"', async (topology) => {
+    for (const family of FAMILIES) {
+      expect(await ask(topology, REMOTE[family], NAMED)).toMatchObject({
+        ok: false,
+        error: 'ECONNREFUSED',
+      });
+    }
+  });
+
+  it.each(TOPOLOGIES)('%s: one to the pod is, too', async (topology) => {
+    for (const family of FAMILIES) {
+      expect(await askFromAfar(pod(topology).ips[family], SERVED)).toMatchObject({
+        ok: false,
+        error: 'ECONNREFUSED',
+      });
+    }
+  });
+
+  it.each(TOPOLOGIES)('%s: or goes on, where the failure policy is open', async (topology) => {
+    say(topology, { 'nodesentry.io/failure': 'open' });
+    for (const family of FAMILIES) {
+      await waitFor('the policy to hold', async () => (await ask(topology, REMOTE[family], NAMED)).ok);
+      expect(await sent(topology, REMOTE[family], NAMED)).toBe('direct');
+    }
+    say(topology, {});
+  });
+
+  it('and the next proxy takes them', async () => {
+    await proxy.start(...PROXY_WORDS);
+    await agent.adopted(8);
+    for (const topology of TOPOLOGIES) {
+      await waitFor(
+        'the policy to hold',
+        async () => (await sent(topology, REMOTE[4], NAMED)) === 'intercepted',
+      );
+    }
+  });
+});
+
+async function askFromAfar(ip: string, port: string): Promise<Asked> {
+  const words = inNetns(lab.remote, await buildApp(), ['ask-datagram', ip, port]);
+  return reply(await tryRun(...words)) as unknown as Asked;
+}
+
+async function counted(topology: Topology, verdict: string): Promise<number> {
+  return (await agent.packets(topology))[verdict] ?? 0;
+}
