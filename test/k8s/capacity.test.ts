@@ -2,6 +2,7 @@
 
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join, relative } from 'node:path';
+import { isDeepStrictEqual } from 'node:util';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import type { CapacityReport } from '../../src/capacity/report.js';
 import { waitFor } from '../lab/exec.js';
@@ -137,14 +138,17 @@ test('it has what is added, what is shared once for each app and the rest for ea
   }
   // 50m + 20m + 30m + 40m + 5m + 2 * 6m + 4 * 7m; 32 + 16 + 24 + 32 + 7 * 4 mebibytes, and half as much again.
   const requests = { cpu: '185m', memory: '132Mi' };
-  const { resources, allocatedResources, restartCount } = await resized(
-    (told) =>
-      told.resources?.requests?.cpu === requests.cpu && mebibytes(told.resources.limits?.memory) === 198,
+  // The kubelet carries it out, and tells of it, one quantity after the other.
+  const { restartCount } = await resized(
+    ({ resources, allocatedResources }) =>
+      isDeepStrictEqual(resources, { requests, limits: { memory: '198Mi' } }) &&
+      isDeepStrictEqual(allocatedResources, requests),
   );
-  expect(resources).toEqual({ requests, limits: { memory: '198Mi' } });
-  expect(allocatedResources).toEqual(requests);
   expect(restartCount).toBe(0);
   expect(await kernelLimit()).toBe(198);
+  // The stand-in may still be filling up.
+  const holds = async () => ((await report()).target?.usedMemoryBytes ?? 0) > HELD_BYTES;
+  await waitFor('it to hold its memory', holds, WAIT_MS, 200);
   const { apps, target } = await report();
   expect(apps.filter(({ namespace }) => namespace === 'default').map(({ app, pods }) => [app, pods])).toEqual(
     [
@@ -154,7 +158,6 @@ test('it has what is added, what is shared once for each app and the rest for ea
     ],
   );
   expect(target).toMatchObject({ wanted: { cpuMillis: 185, memoryBytes: 132 * MI } });
-  expect(target?.usedMemoryBytes).toBeGreaterThan(HELD_BYTES);
   expect(target?.usedMemoryBytes).toBeLessThan(HELD_BYTES * 1.1);
 }, 120_000);
 
@@ -169,7 +172,9 @@ test('it follows a scale-down after the hysteresis, but keeps the memory that it
     100,
   );
   const goneMs = Date.now();
-  const { resources, restartCount } = await resized((told) => told.resources?.requests?.cpu === '75m');
+  const { resources, restartCount } = await resized(
+    ({ resources: now }) => now?.requests?.cpu === '75m' && mebibytes(now.requests.memory) < 132,
+  );
   expect(Date.now() - goneMs).toBeGreaterThan((DOWN_SECONDS - 1) * 1_000);
   expect(mebibytes(resources?.requests?.memory)).toBeGreaterThanOrEqual(96);
   expect(mebibytes(resources?.requests?.memory)).toBeLessThan(110);
@@ -177,8 +182,9 @@ test('it follows a scale-down after the hysteresis, but keeps the memory that it
   expect(restartCount).toBe(0);
   const free = ['-n', SYSTEM, 'exec', 'deployment/mesh', '--', '/bin/sh', '-c', ': >/tmp/free'];
   await site.cluster.kubectl(free);
-  const after = await resized((told) => told.resources?.requests?.memory === '52Mi');
-  expect(after.resources?.limits).toEqual({ memory: '78Mi' });
+  const after = await resized(
+    ({ resources: now }) => now?.requests?.memory === '52Mi' && now.limits?.memory === '78Mi',
+  );
   expect(after.restartCount).toBe(0);
   expect(await kernelLimit()).toBe(78);
 }, 180_000);
