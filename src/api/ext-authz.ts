@@ -17,12 +17,20 @@ import { REASON_HEADER, SPIFFE_HEADER, senderOf } from './sender.js';
 
 interface Peer {
   readonly address: {
-    readonly socketAddress?: { readonly address: string; readonly portValue?: number };
+    readonly socketAddress?: {
+      readonly protocol?: string;
+      readonly address: string;
+      readonly portValue?: number;
+    };
   } | null;
 }
 
 interface CheckRequest {
-  readonly attributes: { readonly source: Peer | null; readonly destination: Peer | null } | null;
+  readonly attributes: {
+    readonly source: Peer | null;
+    readonly destination: Peer | null;
+    readonly request?: { readonly http?: { readonly protocol?: string } | null } | null;
+  } | null;
 }
 
 export interface AuthorizationOptions {
@@ -54,9 +62,15 @@ export function authorizationHandlers({
   };
 }
 
+/** Of QUIC, which is UDP, Envoy 1.40 gives the addresses as those of a TCP connection: what is asked over it is HTTP/3. */
+function isUdp(attributes: CheckRequest['attributes']): boolean {
+  const { protocol } = attributes?.source?.address?.socketAddress ?? {};
+  return protocol === 'UDP' || attributes?.request?.http?.protocol === 'HTTP/3';
+}
+
 function flowOf({ attributes }: CheckRequest): FlowQuery {
   return {
-    proto: 'tcp',
+    proto: isUdp(attributes) ? 'udp' : 'tcp',
     src: endOf(attributes?.source, 'attributes.source'),
     dst: endOf(attributes?.destination, 'attributes.destination'),
   };

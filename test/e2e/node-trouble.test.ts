@@ -170,9 +170,8 @@ describe('the bpffs of the node, for an agent in a container that must not mount
     const { agent, lab } = scene;
     await run('umount', ['-l', mountPoint]);
     await agent.reaches('web', 'DEGRADED');
-    expect((await agent.cli('status')).stdout).toMatch(
-      /Ready: +NO: datapath: .* is not a bpffs any more: run "mount -t bpf/,
-    );
+    const TOLD = /Ready: +NO: datapath: .* is not a bpffs any more: run "mount -t bpf/;
+    await waitFor('it to be told', async () => TOLD.test((await agent.cli('status')).stdout));
     await runIn(lab.node, 'ip', ['rule', 'del', 'pref', '90']);
     await waitFor('the rule to be back', async () => /^90:/m.test(await runIn(lab.node, 'ip', ['rule'])));
     await scene.expectAtProxy(scene.pod('web'));

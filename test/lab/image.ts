@@ -3,6 +3,7 @@
 import { createHash } from 'node:crypto';
 import {
   copyFileSync,
+  cpSync,
   existsSync,
   mkdirSync,
   readFileSync,
@@ -24,6 +25,8 @@ const STREAMS = join(import.meta.dirname, 'app/streams.c');
 const LOAD_SOURCE = join(import.meta.dirname, 'app/load.cc');
 const HEADERS = join(ROOT, 'include');
 export const CACHE = join(ROOT, 'build/lab');
+/** What scripts/install-go-tools has built. */
+const TOOLS = join(ROOT, '.cache/bin');
 
 /** Compiled once per change of its source; by several at once where they come at the same time. */
 export function buildApp(): Promise<string> {
@@ -63,7 +66,7 @@ async function compiled(
   return binary;
 }
 
-/** A folder with /bin/app, /bin/load and /bin/busybox: the image's layer, and the base of the microVM's initramfs. */
+/** A folder with /bin/app, /bin/load, /bin/busybox and /bin/http3-client: the image's layer, and the base of the microVM's initramfs. */
 export async function buildRootfs(into: string): Promise<void> {
   mkdirSync(join(into, 'bin'), { recursive: true });
   for (const folder of ['proc', 'sys', 'dev', 'tmp', 'etc']) {
@@ -72,6 +75,8 @@ export async function buildRootfs(into: string): Promise<void> {
   copyFileSync(await buildApp(), join(into, 'bin/app'));
   copyFileSync(await buildLoad(), join(into, 'bin/load'));
   copyFileSync('/bin/busybox', join(into, 'bin/busybox'));
+  copyFileSync(join(TOOLS, 'http3-client'), join(into, 'bin/http3-client'));
+  cpSync(join(TOOLS, 'http3-client.files'), into, { recursive: true });
   for (const name of [
     'sh',
     'cat',

@@ -20,6 +20,7 @@ import { IdentityWatch, type IdentityWatchOptions } from '../../src/identity/wat
 import { InstanceError } from '../../src/instances/errors.js';
 import type { FamilyOff } from '../../src/kernel/families.js';
 import { netnsCookieAt, tcpEnds } from '../../src/native/sockets.js';
+import type { FlowProtocol } from '../../src/net/protocol.js';
 import { formatSocketAddress, type SocketAddress } from '../../src/net/socket-address.js';
 import type { Pod, PodUid } from '../../src/pods/pod.js';
 import { PodStore } from '../../src/pods/pod-store.js';
@@ -110,9 +111,9 @@ export class FakeDatapath implements DatapathView {
   off: FamilyOff[] = [];
   packets: EndpointCounters[] = [];
 
-  lookupFlow(src: SocketAddress, dst: SocketAddress): FlowRecord | undefined {
+  lookupFlow(src: SocketAddress, dst: SocketAddress, protocol: FlowProtocol = 'tcp'): FlowRecord | undefined {
     const key = (a: SocketAddress, b: SocketAddress) => `${formatSocketAddress(a)} ${formatSocketAddress(b)}`;
-    return this.flows.find((flow) => key(flow.src, flow.dst) === key(src, dst));
+    return this.flows.find((flow) => flow.protocol === protocol && key(flow.src, flow.dst) === key(src, dst));
   }
 
   async listFlows(limit: number): Promise<FlowRecord[]> {

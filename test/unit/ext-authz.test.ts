@@ -59,6 +59,19 @@ describe('Check', () => {
     }
   });
 
+  test('asks of a flow of UDP where the connection is one', async () => {
+    const { api, datapath } = await start();
+    const src = { ip: '10.66.0.3', port: 5_353 };
+    datapath.flows.push(flowRecord(src, { ip: '10.200.1.1', port: 443 }, { protocol: 'udp' }));
+    const ends = { source: peer(src.ip, src.port), destination: peer('10.200.1.1', 443) };
+    expect(await check(api.path, ends)).toMatchObject({ status: { code: status.PERMISSION_DENIED } });
+    const http3 = { ...ends, request: { http: { protocol: 'HTTP/3' } } };
+    expect(await check(api.path, http3)).toMatchObject({ status: { code: status.OK } });
+    const { socketAddress } = ends.source.address;
+    const source = { address: { socketAddress: { protocol: 'UDP', ...socketAddress } } };
+    expect(await check(api.path, { ...ends, source })).toMatchObject({ status: { code: status.OK } });
+  });
+
   test('of what a pod receives the sender counts, never the pod itself', async () => {
     const { api, datapath } = await start();
     const src = { ip: '10.199.0.2', port: 5_000 };

@@ -1084,21 +1084,23 @@ int main(int count, char **words) {
         return serve_datagrams(count - 2, words + 2);
     if (strcmp(command, "ask-datagram") == 0 && (count == 4 || count == 5))
         return ask_datagram(words[2], words[3], count == 5 ? words[4] : NULL, TIMEOUT_MS / 10 * patience);
+    if (strcmp(command, "look-up") == 0 && count == 5)
+        return look_up(words[2], words[3], words[4], TIMEOUT_MS / 4 * patience);
     if (strcmp(command, "datagrams") == 0 && (count == 7 || count == 8))
         return count_datagrams(words[2], words[3], atol(words[4]), atoi(words[5]), atoi(words[6]), count == 8);
-    fprintf(
-        stderr,
-        "usage: app pause | exec PATH WORD... | serve|server PORT... | first {IP PORT}... | dial IP PORT | "
-        "fetch|push IP PORT BYTES |\n"
-        "           request IP PORT HEADER... |\n"
-        "           keepalive|connects IP PORT COUNT INTERVAL_US | reuse IP PORT LOCALPORT COUNT |\n"
-        "           load KIND IP PORT INTERVAL_US FILE | hold IP PORT FILE | many IP PORT COUNT |\n"
-        "           abort IP PORT client|server | end IP PORT SERVER_MS OWN_MS | options|option-costs {IP PORT}... "
-        "| knock PORT "
-        "IP... | spoof SRC IP PORT "
-        "COUNT "
-        "| frames LINK | flood LINK COUNT |\n"
-        "           serve-datagrams {IP PORT}... | ask-datagram IP PORT [LOCALPORT] | datagrams IP PORT COUNT BYTES "
-        "INTERVAL_US [segmented]\n");
+    fprintf(stderr,
+            "usage: app pause | exec PATH WORD... | serve|server PORT... | first {IP PORT}... | dial IP PORT | "
+            "fetch|push IP PORT BYTES |\n"
+            "           request IP PORT HEADER... |\n"
+            "           keepalive|connects IP PORT COUNT INTERVAL_US | reuse IP PORT LOCALPORT COUNT |\n"
+            "           load KIND IP PORT INTERVAL_US FILE | hold IP PORT FILE | many IP PORT COUNT |\n"
+            "           abort IP PORT client|server | end IP PORT SERVER_MS OWN_MS | options|option-costs {IP PORT}... "
+            "| knock PORT "
+            "IP... | spoof SRC IP PORT "
+            "COUNT "
+            "| frames LINK | flood LINK COUNT |\n"
+            "           serve-datagrams {IP PORT}... | ask-datagram IP PORT [LOCALPORT] | look-up SERVER PORT NAME | "
+            "datagrams IP PORT COUNT BYTES "
+            "INTERVAL_US [segmented]\n");
     return 2;
 }

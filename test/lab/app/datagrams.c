@@ -141,6 +141,40 @@ int ask_datagram(const char *ip, const char *port, const char *from_port, int wa
     return 0;
 }
 
+/* Asks a server for the address of a name (RFC 1035): IPv4 where the server is asked over IPv4, else IPv6. */
+int look_up(const char *server, const char *port, const char *name, int wait_ms) {
+    unsigned char message[512] = {0x4e, 0x53, 1, 0, 0, 1};
+    int fd = connected(server, port, NULL), is_v6 = strchr(server, ':') != NULL;
+    size_t length = 12, at;
+    char text[INET6_ADDRSTRLEN] = "";
+    struct pollfd readable = {.fd = fd, .events = POLLIN};
+
+    for (const char *label = name; *label;) {
+        size_t size = strcspn(label, ".");
+        if (size > 63 || length + size + 8 > sizeof(message))
+            return 2;
+        message[length++] = size;
+        memcpy(message + length, label, size);
+        length += size;
+        label += size + (label[size] == '.');
+    }
+    memcpy(message + length, (unsigned char[]){0, 0, is_v6 ? 28 : 1, 0, 1}, 5);
+    length += 5;
+    ssize_t got = send(fd, message, length, 0);
+    if (got >= 0)
+        got = poll(&readable, 1, wait_ms) == 1 ? recv(fd, message, sizeof(message), 0) : (errno = ETIMEDOUT, -1);
+    if (got < 0) {
+        printf("{\"ok\":false,\"localPort\":%d,\"error\":\"%s\"}\n", port_of(fd), strerrorname_np(errno));
+        return 1;
+    }
+    /* A name that points back, type, class, lifetime, length: the first answer follows the question. */
+    at = length + 12;
+    if (message[7] > 0 && (size_t)got >= at + (is_v6 ? 16 : 4))
+        inet_ntop(is_v6 ? AF_INET6 : AF_INET, message + at, text, sizeof(text));
+    printf("{\"ok\":true,\"localPort\":%d,\"answers\":%d,\"address\":\"%s\"}\n", port_of(fd), message[7], text);
+    return 0;
+}
+
 struct tally {
     long received;
     long wrong;
