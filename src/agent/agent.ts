@@ -25,6 +25,7 @@ import { AddressHistory } from '../identity/history.js';
 import { PastIdentity } from '../identity/past.js';
 import { IdentityService } from '../identity/resolve.js';
 import { SocketLookups } from '../identity/socket-ends.js';
+import { Told } from '../identity/told.js';
 import { IdentityWatch } from '../identity/watch.js';
 import { Announcing } from '../instances/announcing.js';
 import { InstanceGenerations } from '../instances/generations.js';
@@ -493,13 +494,15 @@ async function start(
     version: packageVersion(),
     log,
   });
+  const told = new Told();
   const api = {
     runDir: options.runDir,
     config,
     store,
     datapath,
     identity,
-    past: new PastIdentity({ store, history, datapath, synced }),
+    past: new PastIdentity({ store, history, datapath, told, synced }),
+    told,
     sockets: new SocketLookups(tcpEnds),
     instances: instanceParts.view,
     upgrades: instanceParts.upgrades,

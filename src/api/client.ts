@@ -21,6 +21,7 @@ import type {
   ListenersMessage,
   ResumedMessage,
   StatusMessage,
+  ToldMessage,
   WatchLine,
   WorkloadMessage,
   WorkloadsMessage,
@@ -55,6 +56,17 @@ export type ApiClientOptions = ApiPlace & {
   /** Open at once; requests beyond it wait. Default 8. */
   readonly connections?: number;
 };
+
+/** As `POST /v1/flows/told` takes it. */
+export interface TellingBody {
+  /** Default tcp. */
+  readonly proto?: FlowProtocol;
+  readonly src: string;
+  readonly dst: string;
+  /** Of an EXPLICIT flow: where the pod has asked to go, such as shop.example:443. */
+  readonly destination?: string;
+  readonly answers?: readonly { readonly name: string; readonly ip: string; readonly ttlSeconds: number }[];
+}
 
 /** As `POST /v1/instances/{name}/listeners` takes it. */
 export interface ListenersBody {
@@ -184,6 +196,11 @@ export class ApiClient {
   }
 
   /** The newest first. */
+  /** What a proxy has to say of a flow that it has; throws ApiError WORKLOAD_NOT_FOUND where that is not recorded. */
+  tell(flow: TellingBody): Promise<ToldMessage> {
+    return this.#json('/v1/flows/told', { method: 'POST', body: JSON.stringify(flow) });
+  }
+
   async flows(limit: number): Promise<readonly FlowMessage[]> {
     return (await this.#json<FlowsMessage>(`/v1/flows?limit=${limit}`)).flows;
   }

@@ -55,8 +55,8 @@ export function assuranceName(assurance: Assurance): string {
   return `ASSURANCE_${assurance}`;
 }
 
-function pastMessage({ at, from, until, started }: PastResolution): object {
-  return { at, from, ...(until === null ? {} : { until }), ...(started && { started }) };
+function pastMessage({ at, from, until, started, name }: PastResolution): object {
+  return { at, from, ...(until === null ? {} : { until }), ...(started && { started }), name };
 }
 
 function partyMessage(party: Party): object {

@@ -13,6 +13,7 @@ import { IdentityError } from '../identity/errors.js';
 import type { PastIdentity } from '../identity/past.js';
 import type { IdentityService } from '../identity/resolve.js';
 import type { SocketLookups } from '../identity/socket-ends.js';
+import type { Told } from '../identity/told.js';
 import type { IdentityWatch } from '../identity/watch.js';
 import type { Announcing } from '../instances/announcing.js';
 import type { Upgrades } from '../instances/upgrades.js';
@@ -35,6 +36,7 @@ import { batchQueries, parseApp, parseLimit, parseWatchFrom, refuseKeys } from '
 import { parseFlow, parseQuestion } from './question.js';
 import { type Route, RouteTable } from './route-table.js';
 import { senderHeaders, senderOf } from './sender.js';
+import { Telling } from './told.js';
 import { applyAccess, removeStaleSocket } from './unix-socket.js';
 import { Views } from './views.js';
 
@@ -45,6 +47,7 @@ export interface HttpApiOptions {
   readonly datapath: DatapathView;
   readonly identity: IdentityService;
   readonly past: PastIdentity;
+  readonly told: Told;
   readonly instances: InstancesView;
   readonly upgrades: Pick<Upgrades, 'start' | 'abort'>;
   readonly announcing: Pick<Announcing, 'byProcess' | 'withdraw'>;
@@ -83,6 +86,7 @@ const SCOPES: ReadonlyMap<string, Scope> = new Map([
   ['/v1/resolve', 'resolve'],
   ['/v1/resolve::batch', 'resolve'],
   ['/v1/authorize', 'resolve'],
+  ['/v1/flows/told', 'resolve'],
   ['/v1/workloads/:uid', 'resolve'],
   ['/v1/workloads', 'watch'],
   ['/v1/services', 'watch'],
@@ -123,6 +127,7 @@ export async function startHttpApi(options: HttpApiOptions): Promise<HttpApi> {
   flowRoutes(app, views, flowWatch);
   instanceRoutes(app, options, views);
   drainRoutes(app, new DrainsApi(options));
+  tellingRoute(app, new Telling(options));
   operationRoutes(app, options, views);
   try {
     // Who watches comes back all at once when the agent has been away.
@@ -293,6 +298,13 @@ function flowRoutes(app: FastifyInstance, views: Views, watch: FlowWatch): void 
       );
     }
     watch.follow(ndjson(reply));
+  });
+}
+
+function tellingRoute(app: FastifyInstance, telling: Telling): void {
+  app.post('/v1/flows/told', async ({ query, body }) => {
+    refuseKeys(query);
+    return telling.take(body);
   });
 }
 

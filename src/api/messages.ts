@@ -132,6 +132,11 @@ export interface ExplanationMessage extends Explanation {
   readonly port: number;
 }
 
+/** Of whom something was told. */
+export interface ToldMessage {
+  readonly podUid: string;
+}
+
 /** A flow, or a first packet that was refused. Names are empty where the pod is not known (any more). */
 export interface FlowMessage {
   /** Unix time, milliseconds. */
@@ -139,6 +144,10 @@ export interface FlowMessage {
   readonly protocol: FlowProtocol;
   readonly src: string;
   readonly dst: string;
+  /** Under which name the pod had looked up the destination, as its proxy has told; left out: none is known. */
+  readonly name?: string;
+  /** Of an EXPLICIT flow: where the pod has asked its proxy to go, as that has told. */
+  readonly asked?: string;
   readonly direction: FlowDirection;
   readonly mode: FlowMode;
   readonly instance: string;

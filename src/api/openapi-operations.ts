@@ -10,6 +10,7 @@ import type { ShapeName } from './openapi-shapes.js';
 import type { ApiReason } from './problem.js';
 import { MAX_APP, MAX_BATCH, MAX_FLOWS } from './query.js';
 import { SENDER_HEADERS } from './sender.js';
+import { MAX_ANSWERS, MAX_DESTINATION, MAX_TTL, NAME } from './told.js';
 
 export type JsonSchema = Readonly<Record<string, unknown>>;
 
@@ -403,6 +404,45 @@ export const OPERATIONS: readonly Operation[] = [
     parameters: [query('limit', { type: 'integer', minimum: 1, maximum: MAX_FLOWS, default: 100 })],
     answer: { json: 'Flows' },
     reasons: ['KEY_INVALID'],
+  },
+  {
+    method: 'post',
+    path: '/v1/flows/told',
+    id: 'tellOfFlow',
+    summary:
+      'What a proxy tells of a flow that it has: names that the pod has looked up, or where an EXPLICIT flow was asked to go.',
+    body: {
+      type: 'object',
+      additionalProperties: false,
+      required: ['src', 'dst'],
+      anyOf: [{ required: ['destination'] }, { required: ['answers'] }],
+      properties: {
+        proto: { ...PROTO, default: 'tcp' },
+        src: SOCKET_ADDRESS,
+        dst: SOCKET_ADDRESS,
+        destination: {
+          type: 'string',
+          maxLength: MAX_DESTINATION,
+          description: 'A name or an address, and a port, such as shop.example:443.',
+        },
+        answers: {
+          type: 'array',
+          maxItems: MAX_ANSWERS,
+          items: {
+            type: 'object',
+            additionalProperties: false,
+            required: ['name', 'ip', 'ttlSeconds'],
+            properties: {
+              name: { type: 'string', pattern: `^${NAME}$` },
+              ip: { type: 'string', maxLength: 64 },
+              ttlSeconds: { type: 'integer', minimum: 0, maximum: MAX_TTL },
+            },
+          },
+        },
+      },
+    },
+    answer: { json: 'Told' },
+    reasons: ['KEY_INVALID', ['KEY_INVALID', 413], ['KEY_INVALID', 415], 'WORKLOAD_NOT_FOUND'],
   },
   {
     method: 'get',

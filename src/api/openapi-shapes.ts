@@ -109,6 +109,8 @@ export const Services = z.object({
 const assurance = () => z.enum(ASSURANCES);
 const direction = () => z.enum(['EGRESS', 'INGRESS']);
 const protocol = () => z.enum(FLOW_PROTOCOLS);
+const name = () =>
+  text('Under which name the pod had looked up the destination, as its proxy has told.').exactOptional();
 const mode = () =>
   z
     .enum(['INTERCEPTED', 'EXPLICIT'])
@@ -154,6 +156,7 @@ export const PastResolution = z
     from: unixMs(),
     until: z.number().nullable().meta({ description: 'Null: the pod has the address still.' }),
     started: unixMs().exactOptional(),
+    name: name(),
     direction: direction().exactOptional(),
     original: Original.exactOptional(),
     epoch: z.string(),
@@ -216,6 +219,10 @@ export const Flow = z
     protocol: protocol(),
     src: socketAddress(),
     dst: socketAddress(),
+    name: name(),
+    asked: z.string().exactOptional().meta({
+      description: 'Of an EXPLICIT flow: where the pod has asked its proxy to go, as that has told.',
+    }),
     direction: direction(),
     mode: mode(),
     instance: z.string(),
@@ -230,6 +237,8 @@ export const Flow = z
   .meta({
     description: 'A flow, or a first packet that was refused. Names are empty where the pod is not known.',
   });
+
+export const Told = z.object({ podUid: text('Of the pod whose flow it is.') });
 
 export const Flows = z.object({ flows: z.array(Flow) });
 
@@ -441,6 +450,7 @@ export const SHAPES = {
   Instances,
   InstanceUpgrade,
   Listeners,
+  Told,
   Drain,
   Drains,
   Resumed,

@@ -5,6 +5,7 @@ import type { FlowDirection, FlowEvent } from '../datapath/flows.js';
 import type { ListenerStatus } from '../datapath/listeners.js';
 import { IdentityError } from '../identity/errors.js';
 import type { IdentityService } from '../identity/resolve.js';
+import type { Told } from '../identity/told.js';
 import { interceptionReport } from '../identity/workload.js';
 import { formatSocketAddress } from '../net/socket-address.js';
 import type { InterceptionDefaults } from '../pods/annotations.js';
@@ -43,6 +44,7 @@ export interface ViewsOptions {
   /** Of the instances that have a command. */
   readonly processes: () => readonly ProcessMessage[];
   readonly drains: Pick<DrainsView, 'openFlows'>;
+  readonly told: Pick<Told, 'nameOf' | 'askedBy'>;
   readonly node: string;
   readonly version: string;
   /** Milliseconds since the agent started. */
@@ -131,14 +133,19 @@ export class Views {
   }
 
   flow(event: FlowEvent): FlowMessage {
-    const { datapath, store } = this.#options;
+    const { datapath, store, told } = this.#options;
     const uid = datapath.podOfEndpoint(event.endpointId, event.generation);
+    const isOwn = event.direction === 'EGRESS' && uid !== undefined;
+    const name = isOwn ? told.nameOf(uid, event.dst.ip, event.startedMs) : undefined;
+    const asked = event.mode === 'EXPLICIT' ? told.askedBy(event) : undefined;
     const pod = uid === undefined ? undefined : (store.get(uid) ?? store.removed(uid)?.pod);
     return {
       startedMs: event.startedMs,
       protocol: event.protocol,
       src: formatSocketAddress(event.src),
       dst: formatSocketAddress(event.dst),
+      ...(name === undefined ? {} : { name }),
+      ...(asked === undefined ? {} : { asked }),
       direction: event.direction,
       mode: event.mode,
       instance: event.instance,

@@ -74,10 +74,13 @@ function cells({
   direction,
   src,
   dst,
+  name,
+  asked,
   instance,
   verdict,
 }: FlowMessage): string[] {
   const pod = podName === '' ? '(gone)' : `${namespace}/${podName}`;
   const told = protocol === 'udp' ? `${direction} UDP` : direction;
-  return [clockTime(startedMs), pod, told, src, dst, instance, verdict];
+  const to = asked ?? name;
+  return [clockTime(startedMs), pod, told, src, to === undefined ? dst : `${dst} (${to})`, instance, verdict];
 }

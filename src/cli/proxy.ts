@@ -1,11 +1,13 @@
 import { join } from 'node:path';
 import { Command, InvalidArgumentError, Option } from 'commander';
+import type { Logger } from 'pino';
 import { IdentityClient } from '../client/identity-client.js';
 import { LOG_LEVELS } from '../config/config.js';
 import { DatagramSender, listenForDatagrams } from '../native/datagrams.js';
 import { socketFrom } from '../native/sockets.js';
-import { parseSocketAddress, type SocketAddress } from '../net/socket-address.js';
+import { formatSocketAddress, parseSocketAddress, type SocketAddress } from '../net/socket-address.js';
 import { startDatagramProxy } from '../proxy/datagrams.js';
+import { namesIn } from '../proxy/names.js';
 import { type ProxiedFlow, startProxy } from '../proxy/proxy.js';
 import { DEFAULT_TYPES, proxyV2Header } from '../proxy/proxy-v2.js';
 import { recordedAt } from '../proxy/who.js';
@@ -33,6 +35,9 @@ interface ProxyCommandOptions {
 
 const DEFAULT_OUTBOUND: SocketAddress = { ip: '127.0.0.1', port: 15_001 };
 const DAY_MS = 86_400_000;
+const DNS_PORT = 53;
+/** That are told at once. */
+const MOST_NAMES = 64;
 
 export function proxyCommand(): Command {
   const milliseconds = wholeNumber(1, DAY_MS);
@@ -111,6 +116,7 @@ async function run(options: ProxyCommandOptions, command: Command): Promise<void
         listen: listenForDatagrams,
         send: (from, to, data) => answers.send(from, to, data),
       },
+      onAnswer: (flow, answer) => tellNames(client, log, flow, answer),
       client,
       log,
       allowUnidentified: options.allowUnidentified ?? false,
@@ -125,6 +131,22 @@ async function run(options: ProxyCommandOptions, command: Command): Promise<void
   } finally {
     answers.close();
     await client.close();
+  }
+}
+
+/** Only for those who read it: what cannot be told is left out. */
+function tellNames(
+  client: IdentityClient,
+  log: Logger,
+  { client: src, server: dst }: { readonly client: SocketAddress; readonly server: SocketAddress },
+  answer: Buffer,
+): void {
+  const names = dst.port === DNS_PORT ? namesIn(answer) : [];
+  if (names.length > 0) {
+    const flow = { proto: 'udp', src: formatSocketAddress(src), dst: formatSocketAddress(dst) } as const;
+    client
+      .tell({ ...flow, answers: names.slice(0, MOST_NAMES) })
+      .catch((error: unknown) => log.debug({ err: error }, 'names not told'));
   }
 }
 

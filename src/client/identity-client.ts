@@ -9,13 +9,14 @@
 
 import { EventEmitter } from 'node:events';
 import { setTimeout as delay } from 'node:timers/promises';
-import { ApiClient, ApiError, type WatchPosition } from '../api/client.js';
+import { ApiClient, ApiError, type TellingBody, type WatchPosition } from '../api/client.js';
 import type { BatchItem, IdentityLine } from '../api/messages.js';
 import type { FlowQuery, Resolution } from '../identity/resolve.js';
 import type { Workload } from '../identity/workload.js';
 import { parseIp } from '../net/ip.js';
 import { type IdentityChange, IdentityCopy } from './identity-copy.js';
 
+export type { TellingBody } from '../api/client.js';
 export { ApiError, type ApiErrorCode } from '../api/client.js';
 export type { BatchItem } from '../api/messages.js';
 export type { ApiReason, Problem } from '../api/problem.js';
@@ -137,6 +138,14 @@ export class IdentityClient extends EventEmitter<IdentityClientEvents> {
   /** At most 256 questions in one request, each answered for itself, in their order. Throws ApiError as `resolve` does. */
   async batch(queries: readonly FlowQuery[]): Promise<readonly BatchItem[]> {
     return (await this.#api.resolveBatch(queries)).results;
+  }
+
+  /**
+   * Says of a flow what its pod has looked up, or, of one that the pod dialled explicitly, where it has asked to go: for whoever
+   * reads `nodesentry flows`, nothing else. Throws ApiError, WORKLOAD_NOT_FOUND where the flow is not recorded.
+   */
+  async tell(flow: TellingBody): Promise<void> {
+    await this.#api.tell(flow);
   }
 
   /** The live pod of this UID, from the copy. A pod that nobody with authority has named has an empty `spiffeId`. */

@@ -6,11 +6,13 @@
 import type { FlowDirection } from '../datapath/flows.js';
 import type { FlowProtocol } from '../net/protocol.js';
 import { formatSocketAddress, type SocketAddress } from '../net/socket-address.js';
+import type { PodUid } from '../pods/pod.js';
 import type { PodStore } from '../pods/pod-store.js';
 import type { DatapathView } from '../reconcile/datapath-view.js';
 import { IdentityError } from './errors.js';
 import type { AddressHistory, Holding } from './history.js';
 import { type Assurance, TTL_MS } from './resolve.js';
+import type { Told } from './told.js';
 import type { Workload } from './workload.js';
 
 interface Flow {
@@ -51,6 +53,8 @@ export interface PastResolution {
   /** With `original`, where a flow was asked about; without a record, by its source. */
   readonly direction?: FlowDirection;
   readonly original?: { readonly src: string; readonly dst: string };
+  /** Of a flow that the pod has sent: under which name it had looked up the destination, as its proxy has told. */
+  readonly name?: string;
   readonly epoch: string;
   readonly revision: number;
   readonly ttlMs: number;
@@ -60,6 +64,7 @@ export interface PastIdentityOptions {
   readonly store: Pick<PodStore, 'epoch' | 'revision'>;
   readonly history: Pick<AddressHistory, 'at' | 'keptSince' | 'startedMs'>;
   readonly datapath: Pick<DatapathView, 'lookupFlow' | 'podOfEndpoint'>;
+  readonly told?: Pick<Told, 'nameOf'>;
   readonly synced: () => boolean;
   /** Unix time. Default Date.now. */
   readonly nowMs?: () => number;
@@ -74,7 +79,7 @@ export class PastIdentity {
 
   /** Throws IdentityError. */
   resolve({ address, flow, at, minAssurance }: PastQuery): PastResolution {
-    const { store, history, nowMs = Date.now } = this.#options;
+    const { store, history, told, nowMs = Date.now } = this.#options;
     if (at > nowMs()) {
       throw new IdentityError('KEY_INVALID', `at: ${text(at)} is yet to come`);
     }
@@ -103,6 +108,10 @@ export class PastIdentity {
       const message = `${what} is known with IP_ONLY: minAssurance IP_ONLY asks for such answers`;
       throw new IdentityError('ASSURANCE_TOO_LOW', message);
     }
+    const name =
+      flow === undefined || recorded?.direction === 'INGRESS'
+        ? undefined
+        : told?.nameOf(workload.uid as PodUid, flow.dst.ip, recorded?.startedMs ?? at);
     return {
       workload: { ...workload, labels: {}, state: until === undefined ? 'LIVE' : 'TERMINATING' },
       assurance: recorded === undefined ? 'IP_ONLY' : 'DATAPATH_RECORDED',
@@ -115,6 +124,7 @@ export class PastIdentity {
         : {
             direction: recorded?.direction ?? 'EGRESS',
             original: { src: formatSocketAddress(flow.src), dst: formatSocketAddress(flow.dst) },
+            ...(name === undefined ? {} : { name }),
           }),
       epoch: store.epoch,
       revision: store.revision,

@@ -72,6 +72,13 @@ describe.each(PODS)('a %s pod', (name) => {
       verdict: 'EXPLICIT',
       podName: name,
     });
+    // Where it asked the proxy to go, that may tell.
+    const told = { src, dst: `${NODE[4]}:${PORT}`, destination: 'shop.example:443' };
+    await scene.agent.client.tell(told);
+    expect((await scene.agent.client.flows(100)).find((flow) => flow.src === src)).toMatchObject({
+      asked: 'shop.example:443',
+    });
+    expect((await scene.agent.cli('flows')).stdout).toContain(`${NODE[4]}:${PORT} (shop.example:443)`);
   });
 
   it('keeps its connections while the agent is killed and comes back, and while it is taken out', async () => {

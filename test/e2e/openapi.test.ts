@@ -13,7 +13,7 @@ const COMMAND = join(ROOT, '.cache/schemathesis/bin/schemathesis');
 const CONFIG = join(import.meta.dirname, 'schemathesis.toml');
 const PORT = 8_099;
 const URL = `http://127.0.0.1:${PORT}`;
-const OPERATIONS = 23; // without the document itself
+const OPERATIONS = 24; // without the document itself
 
 const scene = useScene({
   pods: [{ name: 'web' }, { name: 'db' }],

@@ -17,7 +17,6 @@ const ENVOY = join(import.meta.dirname, '../../.cache/bin/envoy');
 const FAMILIES = [4, 6] as const;
 const OUTBOUND_UDP = ['127.0.0.1:15053', '[::1]:15053'];
 const NAME = 'shop.example';
-const NAMED = { 4: '203.0.113.9', 6: '2001:db8::9' } as const;
 const DAY_MS = 86_400_000;
 const bracket = (ip: string) => (ip.includes(':') ? `[${ip}]` : ip);
 
@@ -33,7 +32,7 @@ async function nameServer(): Promise<void> {
     ...['--keep-in-foreground', '--log-facility=-', '--log-queries', '--conf-file=/dev/null', '--user=root'],
     ...['--pid-file=', '--no-resolv', '--no-hosts', '--bind-interfaces'],
     ...[`--listen-address=${REMOTE[4]}`, `--listen-address=${REMOTE[6]}`],
-    ...[`--address=/${NAME}/${NAMED[4]}`, `--address=/${NAME}/${NAMED[6]}`],
+    ...[`--address=/${NAME}/${REMOTE[4]}`, `--address=/${NAME}/${REMOTE[6]}`, '--local-ttl=600'],
   ]);
   await daemon.logged(/started, version/);
 }
@@ -89,7 +88,7 @@ describe.each(RUNTIMES)('%s', (name) => {
     async (family) => {
       const words = ['look-up', REMOTE[family], '53', NAME];
       const answer = reply(await pod(name).app(words, 60_000));
-      expect(answer).toMatchObject({ ok: true, answers: 1, address: NAMED[family] });
+      expect(answer).toMatchObject({ ok: true, answers: 1, address: REMOTE[family] });
       const src = `${bracket(pod(name).ips[family])}:${answer.localPort}`;
       expect(await proxy.flowFrom(src)).toMatchObject({
         protocol: 'udp',
@@ -112,7 +111,14 @@ describe.each(RUNTIMES)('%s', (name) => {
       await waitFor('its line in the access log', () => line.test(envoy.log()));
       const flows = await agent.client.flows(1_000);
       expect(flows).toContainEqual(
-        expect.objectContaining({ protocol: 'udp', podName: name, instance: 'quic', mode: 'INTERCEPTED' }),
+        expect.objectContaining({
+          protocol: 'udp',
+          dst: `${bracket(REMOTE[family])}:443`,
+          name: NAME, // as it was looked up above
+          podName: name,
+          instance: 'quic',
+          mode: 'INTERCEPTED',
+        }),
       );
     },
   );

@@ -16,6 +16,7 @@ import { AddressHistory } from '../../src/identity/history.js';
 import { PastIdentity } from '../../src/identity/past.js';
 import { type IdentityOptions, IdentityService } from '../../src/identity/resolve.js';
 import { SocketLookups } from '../../src/identity/socket-ends.js';
+import { Told } from '../../src/identity/told.js';
 import { IdentityWatch, type IdentityWatchOptions } from '../../src/identity/watch.js';
 import { InstanceError } from '../../src/instances/errors.js';
 import type { FamilyOff } from '../../src/kernel/families.js';
@@ -224,6 +225,7 @@ export interface Fixture {
   readonly store: PodStore;
   readonly datapath: FakeDatapath;
   readonly identity: IdentityService;
+  readonly told: Told;
   readonly warnings: object[];
   readonly state: { synced: boolean; blockers: string[]; nowMs: number };
   close(): Promise<void>;
@@ -299,6 +301,7 @@ export async function startFixture(options: FixtureOptions = {}): Promise<Fixtur
     options.config ?? 'node: node-a\nsources: {static: {file: pods.yaml}}',
     'config.yaml',
   );
+  const told = new Told({ nowMs });
   const capacity = new Capacity({ config, store });
   const api = await startHttpApi({
     runDir: folder,
@@ -306,7 +309,8 @@ export async function startFixture(options: FixtureOptions = {}): Promise<Fixtur
     store,
     datapath,
     identity,
-    past: new PastIdentity({ store, history, datapath, synced: () => state.synced, nowMs }),
+    told,
+    past: new PastIdentity({ store, history, datapath, told, synced: () => state.synced, nowMs }),
     sockets: new SocketLookups(tcpEnds),
     instances: options.instances ?? {
       current: config.instances,
@@ -344,6 +348,7 @@ export async function startFixture(options: FixtureOptions = {}): Promise<Fixtur
     store,
     datapath,
     identity,
+    told,
     warnings,
     state,
     close: async () => {

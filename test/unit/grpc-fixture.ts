@@ -20,6 +20,7 @@ import { parseConfig } from '../../src/config/load.js';
 import { AddressHistory } from '../../src/identity/history.js';
 import { PastIdentity } from '../../src/identity/past.js';
 import { SocketLookups } from '../../src/identity/socket-ends.js';
+import { Told } from '../../src/identity/told.js';
 import { IdentityWatch, type IdentityWatchOptions } from '../../src/identity/watch.js';
 import { peerCredentials, tcpEnds } from '../../src/native/sockets.js';
 import { Metrics } from '../../src/telemetry/metrics.js';
@@ -83,13 +84,15 @@ export async function start({
     nowMs,
   });
   opened.push(() => history.close());
+  const told = new Told({ nowMs });
   const api = await startGrpcApi({
     runDir,
     config: parseConfig(`node: node-a\nsources: {static: {file: pods.yaml}}\napi: ${access}`, 'config.yaml'),
     store,
     datapath,
     identity,
-    past: new PastIdentity({ store, history, datapath, synced, nowMs }),
+    told,
+    past: new PastIdentity({ store, history, datapath, told, synced, nowMs }),
     sockets: new SocketLookups(tcpEnds),
     watch,
     announcing: { byProcess: async () => [], withdraw: async () => [] },

@@ -12,6 +12,7 @@ import type {
   ListenersMessage,
   ServicesMessage,
   StatusMessage,
+  ToldMessage,
   WatchLine,
   WorkloadMessage,
   WorkloadsMessage,
@@ -145,6 +146,13 @@ class Judge {
 function problems(validate: ValidateFunction, value: unknown): unknown {
   return validate(value) === true ? undefined : validate.errors;
 }
+
+/** Of the recorded flow. */
+const TOLD = JSON.stringify({
+  src: '10.66.0.3:41886',
+  dst: '10.200.1.1:80',
+  answers: [{ name: 'shop.example', ip: '10.200.1.1', ttlSeconds: 60 }],
+});
 
 test('is OpenAPI, and names every route that is there and no other', async () => {
   const { agent, document } = await start();
@@ -323,6 +331,28 @@ describe('what is answered is what the document says', () => {
       '/v1/instances/default/listeners',
       { method: 'DELETE' },
     ],
+    ['what a proxy tells of a flow', 200, '/v1/flows/told', '/v1/flows/told', { method: 'POST', body: TOLD }],
+    [
+      'what it tells of none',
+      404,
+      '/v1/flows/told',
+      '/v1/flows/told',
+      { method: 'POST', body: TOLD.replace('10.66.0.3', '10.66.0.4') },
+    ],
+    ['what it tells of nothing', 400, '/v1/flows/told', '/v1/flows/told', { method: 'POST', body: '{}' }],
+    [
+      'a flow that it has told of',
+      200,
+      '/v1/flows',
+      '/v1/flows',
+      {},
+      ({ told, datapath }) => {
+        told.lookedUp(uid('uid-web-0'), [{ name: 'shop.example', ip: '10.200.1.1', ttlSeconds: 1e9 }]);
+        const explicit = flowRecord(SRC, { ip: '10.199.0.1', port: 3_128 }, { mode: 'EXPLICIT' });
+        datapath.flows.push(explicit);
+        told.asks(explicit, 'shop.example:443');
+      },
+    ],
     ['what would become of a flow', 200, '/v1/explain', '/v1/explain?pod=web-0&dst=10.0.0.1:80'],
     ['that of one that comes', 200, '/v1/explain', '/v1/explain?pod=default/web-0&src=%5Bfd00::1%5D:443'],
     ['that of two at once', 400, '/v1/explain', '/v1/explain?pod=web-0&src=10.0.0.1:1&dst=10.0.0.1:80'],
@@ -485,6 +515,7 @@ test('the shapes are the types that the answers are made as', () => {
   expectTypeOf<Shape<'Flows'>>().toEqualTypeOf<Mutable<FlowsMessage>>();
   expectTypeOf<Shape<'FlowLine'>>().toEqualTypeOf<Mutable<WatchLine>>();
   expectTypeOf<Shape<'IdentityLine'>>().toEqualTypeOf<Mutable<IdentityLine>>();
+  expectTypeOf<Shape<'Told'>>().toEqualTypeOf<Mutable<ToldMessage>>();
   expectTypeOf<Shape<'Listeners'>>().toEqualTypeOf<Mutable<ListenersMessage>>();
   expectTypeOf<Shape<'Status'>>().toEqualTypeOf<Mutable<StatusMessage>>();
 });
