@@ -87,7 +87,8 @@ async function rehearse(client: ApiClient, forSeconds: number, place: Place): Pr
         continue;
       }
       open.add(pair);
-      const to = line.direction === 'EGRESS' ? line.dst : `port ${parseSocketAddress(line.dst)?.port}`;
+      const place = line.direction === 'EGRESS' ? line.dst : `port ${parseSocketAddress(line.dst)?.port}`;
+      const to = line.protocol === 'udp' ? `${place} UDP` : place;
       const key = [line.podUid, line.direction, to, outcome, line.instance].join();
       const before = seen.get(key);
       seen.set(key, { flow: line, to, outcome, count: (before?.count ?? 0) + 1 });
@@ -124,7 +125,10 @@ function outcomeOf({ verdict }: FlowMessage): Outcome | undefined {
 }
 
 /** As the rules are now; empty where the pod has gone. */
-async function ruleOf(client: ApiClient, { podUid, direction, src, dst }: FlowMessage): Promise<string> {
+async function ruleOf(
+  client: ApiClient,
+  { podUid, protocol, direction, src, dst }: FlowMessage,
+): Promise<string> {
   const [from, to] = [parseSocketAddress(src), parseSocketAddress(dst)];
   if (from === undefined || to === undefined) {
     return '';
@@ -132,7 +136,7 @@ async function ruleOf(client: ApiClient, { podUid, direction, src, dst }: FlowMe
   const flow: { dst: SocketAddress } | { src: SocketAddress } =
     direction === 'EGRESS' ? { dst: to } : { src: { ip: from.ip, port: to.port } };
   try {
-    return (await client.explain(podUid, flow)).rule;
+    return (await client.explain(podUid, { ...flow, protocol })).rule;
   } catch {
     return '';
   }

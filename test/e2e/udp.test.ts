@@ -2,7 +2,7 @@
 
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { createNetwork } from '../lab/cni.js';
-import { inNetns, tryRun, waitFor } from '../lab/exec.js';
+import { type Daemon, inNetns, script, tryRun, waitFor } from '../lab/exec.js';
 import { buildApp } from '../lab/image.js';
 import { Lab, REMOTE } from '../lab/lab.js';
 import { type PlainPod, runPlainPod } from '../lab/plain.js';
@@ -186,6 +186,96 @@ describe.each(TOPOLOGIES)('%s', (topology) => {
     say(topology, {});
     await waitFor('it to be caught', async () => (await sent(topology, REMOTE[4], NAMED)) === 'intercepted');
   });
+});
+
+describe('a service before a named port of a pod', () => {
+  const SERVICE = '10.96.0.10';
+  const SERVICE_PORT = '5353';
+  const own = () => pod('bridge').ips[4];
+  let server: Daemon;
+
+  beforeAll(async () => {
+    server = lab.daemon(pod('bridge').netnsName, 'served', await buildApp(), [
+      'serve-datagrams',
+      own(),
+      SERVED,
+    ]);
+    await server.logged(/"serving":true/);
+    // As kube-proxy has it, for clients of other nodes and for pods of this one.
+    await script(
+      lab.node,
+      `iptables -w -t nat -A PREROUTING -d ${SERVICE} -p udp --dport ${SERVICE_PORT} -j DNAT --to-destination ${own()}:${SERVED}`,
+    );
+    await script(lab.remote, `ip route add ${SERVICE}/32 via ${NODE[4]}`);
+  });
+
+  afterAll(async () => {
+    await server.stop();
+    await script(lab.node, 'iptables -w -t nat -F PREROUTING');
+  });
+
+  it('its client, from afar, is answered by the service', async () => {
+    const asked = await askFromAfar(SERVICE, SERVICE_PORT);
+    expect(asked).toMatchObject({ ok: true });
+    expect(asked.peer).not.toContain(FAR[4]);
+  });
+
+  it('so is a pod of this node, whose own datagrams to that port are left alone', async () => {
+    const asked = await ask('ptp', SERVICE, SERVICE_PORT);
+    expect(asked).toMatchObject({ ok: true });
+    const resolved = await agent.client.resolve({
+      proto: 'udp',
+      src: { ip: pod('ptp').ips[4], port: asked.localPort },
+      dst: { ip: own(), port: Number(SERVED) },
+    });
+    expect(resolved).toMatchObject({ workload: { podName: 'bridge' }, direction: 'INGRESS' });
+  });
+});
+
+it('a pod that is only observed is told of, and nothing of it is intercepted', async () => {
+  say('ptp', { 'nodesentry.io/mode': 'observe' });
+  await agent.reaches('ptp', 'OBSERVED');
+  const told: { dst: string; verdict: string; protocol: string }[] = [];
+  const stop = new AbortController();
+  let opened = false;
+  const following = (async () => {
+    for await (const line of agent.client.followFlows(stop.signal, () => {
+      opened = true;
+    })) {
+      if ('verdict' in line && line.podName === 'ptp') {
+        told.push(line);
+      }
+    }
+  })();
+  await waitFor('the stream', () => opened);
+  for (let n = 0; n < 3; n++) {
+    expect(await sent('ptp', REMOTE[4], NAMED)).toBe('direct');
+  }
+  const named = () => told.filter(({ dst }) => dst === `${REMOTE[4]}:${NAMED}`);
+  await waitFor('all of them to be told', () => named().length === 3);
+  expect(named()[0]).toMatchObject({ protocol: 'udp', verdict: 'WOULD_INTERCEPT' });
+  stop.abort();
+  await following;
+  say('ptp', {});
+  await agent.reaches('ptp', 'INTERCEPTED');
+  expect(await sent('ptp', REMOTE[4], NAMED)).toBe('intercepted');
+});
+
+it('what would become of a datagram is told', async () => {
+  const explained = (port: number) =>
+    agent.client.explain('ptp', { dst: { ip: REMOTE[4], port }, protocol: 'udp' });
+  expect(await explained(53)).toMatchObject({
+    protocol: 'udp',
+    outcome: 'INTERCEPTED',
+    instance: 'default',
+    inForce: true,
+  });
+  expect(await explained(54)).toMatchObject({
+    outcome: 'EXCLUDED',
+    rule: 'interception.outboundUdp 53 does not have port 54',
+  });
+  const { stdout } = await agent.cli('explain', 'ptp', '--udp', '--src', `${FAR[4]}:${SERVED}`);
+  expect(stdout).toMatch(/Outcome: +INTERCEPTED/);
 });
 
 describe('without a listener', () => {
