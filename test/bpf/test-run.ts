@@ -90,13 +90,13 @@ export interface Tuple {
   readonly dport?: number;
 }
 
-export function flowKeyOf({ flowKey }: Layouts, tuple: Tuple): Buffer {
+export function flowKeyOf({ flowKey }: Layouts, tuple: Tuple, protocol = 6): Buffer {
   return flowKey.encode({
     src: ipToBytes(tuple.src),
     dst: ipToBytes(tuple.dst),
     sport: tuple.sport ?? 40000,
     dport: tuple.dport ?? 80,
-    protocol: 6,
+    protocol,
   });
 }
 
