@@ -135,7 +135,7 @@ static __always_inline int tell_end(struct bpf_sockopt *context, const struct id
     if ((void *)(to + 1) > context->optval_end)
         return refused(context, ERANGE);
     __builtin_memcpy(to, &identity->end, sizeof(*to));
-    to->direction = flow->direction;
+    to->direction = flow->direction == DIRECTION_INGRESS ? NODESENTRY_INGRESS : NODESENTRY_EGRESS;
     to->assurance = assurance;
     if (assurance == NODESENTRY_DATAPATH_RECORDED)
         to->generation = flow->generation;

@@ -20,6 +20,10 @@ import { BOTH_WAYS } from './scene.js';
 
 const ID = (account: string) => `spiffe://cluster.local/ns/default/sa/${account}`;
 const LISTENERS = ['127.0.0.1', '15001', '::1', '15001', '127.0.0.1', '15006', '::1', '15006'] as const;
+const EXPLICIT_PORT = '3128';
+const NODE = { 4: '10.199.0.1', 6: 'fd00:199::1' } as const;
+/** Where pods dial it by themselves. */
+const EXPLICIT = [NODE[4], EXPLICIT_PORT, NODE[6], EXPLICIT_PORT];
 const FAMILIES = [4, 6] as const;
 const FUZZED = sized(50_000, 500_000);
 const EGRESS = 0;
@@ -52,10 +56,13 @@ beforeAll(async () => {
   const network = createNetwork(lab, 'ptp');
   web = await runPlainPod(lab, network, 'web');
   db = await runPlainPod(lab, network, 'db');
-  agent = new TestAgent(lab, { sources: { static: { file: 'pods.yaml' } }, instances: [BOTH_WAYS] });
+  agent = new TestAgent(lab, {
+    sources: { static: { file: 'pods.yaml' } },
+    instances: [{ ...BOTH_WAYS, explicit: [`0.0.0.0:${EXPLICIT_PORT}`, `[::]:${EXPLICIT_PORT}`] }],
+  });
   agent.writePods([staticPod(web), staticPod(db)]);
   await agent.start();
-  await startProxy([await buildApp(), 'options', ...LISTENERS]);
+  await startProxy([await buildApp(), 'options', ...LISTENERS, ...EXPLICIT]);
   await agent.adopted(4);
   await Promise.all(['web', 'db'].map((name) => agent.reaches(name, 'INTERCEPTED')));
 });
@@ -97,6 +104,13 @@ describe.each(FAMILIES)('IPv%i', (family) => {
       targetId: ID('db'),
       target: end(db, { direction: EGRESS, assurance: IP_AND_IFACE }),
     });
+  });
+
+  it('dialled by the pod itself: the pod, as of a connection that is intercepted', async () => {
+    const intercepted = await told(web.netnsName, REMOTE[family]);
+    const explicit = await told(web.netnsName, NODE[family], EXPLICIT_PORT);
+    expect(explicit).toMatchObject({ peerId: ID('web'), targetId: 'ENXIO' });
+    expect(explicit.peer).toEqual(intercepted.peer);
   });
 
   it('inbound: the pod as the other end; the peer is of another machine', async () => {
