@@ -1,8 +1,9 @@
 /** Datagrams to ports that are named, of pods with a routed interface and at a bridge. */
 
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { tcxSupported } from '../../src/native/bpf.js';
 import { createNetwork } from '../lab/cni.js';
-import { type Daemon, inNetns, script, tryRun, waitFor } from '../lab/exec.js';
+import { type Daemon, inNetns, runIn, script, tryRun, waitFor } from '../lab/exec.js';
 import { buildApp } from '../lab/image.js';
 import { Lab, REMOTE } from '../lab/lab.js';
 import { type PlainPod, runPlainPod } from '../lab/plain.js';
@@ -278,6 +279,36 @@ it('what would become of a datagram is told', async () => {
   expect(stdout).toMatch(/Outcome: +INTERCEPTED/);
 });
 
+// Before Linux 6.6 such a pod is DEGRADED: test/e2e/bandwidth.test.ts.
+if (tcxSupported()) {
+  describe('behind a queue that limits the pod’s rate', () => {
+    beforeAll(async () => {
+      const host = (await agent.workload('ptp'))?.interception.interface;
+      await script(
+        lab.node,
+        `ip link add limit type ifb
+       ip link set limit up
+       tc qdisc add dev limit root tbf rate 100mbit burst 100kb latency 100ms
+       tc qdisc add dev ${host} ingress
+       tc filter add dev ${host} parent ffff: protocol all u32 match u32 0 0 action mirred egress redirect dev limit`,
+      );
+      await waitFor('the limit to be known', async () => {
+        const { localPort } = await ask('ptp', REMOTE[4], NAMED);
+        return localPort > 0 && (await limited()) > 0;
+      });
+    });
+
+    it.each(FAMILIES)('IPv%i: its datagrams go through that queue to the proxy', async (family) => {
+      const before = await limited();
+      const { localPort, peer } = await ask('ptp', REMOTE[family], NAMED);
+      expect(peer).toContain(`${bracket(NODE[family])}:`);
+      expect(await limited()).toBeGreaterThan(before);
+      const src = `${bracket(pod('ptp').ips[family])}:${localPort}`;
+      expect(await proxy.flowFrom(src)).toMatchObject({ workload: 'default/ptp' });
+    });
+  });
+}
+
 describe('without a listener', () => {
   beforeAll(() => proxy.stop());
 
@@ -327,4 +358,12 @@ async function askFromAfar(ip: string, port: string): Promise<Asked> {
 
 async function counted(topology: Topology, verdict: string): Promise<number> {
   return (await agent.packets(topology))[verdict] ?? 0;
+}
+
+/** Packets that have gone through the queue. */
+async function limited(): Promise<number> {
+  const [link] = JSON.parse(await runIn(lab.node, 'ip', ['-j', '-s', 'link', 'show', 'dev', 'limit'])) as {
+    stats64: { tx: { packets: number } };
+  }[];
+  return link?.stats64.tx.packets ?? 0;
 }
