@@ -8,7 +8,7 @@ import { startHttpApi } from '../api/http.js';
 import { startMetricsServer } from '../api/metrics-server.js';
 import { steadyUnixMs } from '../base/clock.js';
 import { Opened } from '../base/opened.js';
-import type { Config, Instance } from '../config/config.js';
+import { type Config, type Instance, takesDatagramsOnly } from '../config/config.js';
 import { loadConfig } from '../config/load.js';
 import { Announced } from '../datapath/announced.js';
 import { EndpointTables } from '../datapath/endpoints.js';
@@ -189,7 +189,7 @@ async function start(
     log: log.child({ part: 'lifecycle' }),
   });
   const wanted = (instances: readonly Instance[]) => [
-    ...instanceGenerations.wanted(instances),
+    ...instanceGenerations.wanted(instances.filter((instance) => !takesDatagramsOnly(instance))),
     ...lifecycle.wanted(),
   ];
   const announced = new Announced(join(options.runDir, 'announced.json'), log.child({ part: 'listeners' }));

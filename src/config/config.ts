@@ -239,6 +239,11 @@ export function instancesFor(
   return [...portInstancesFor(config, app), ...(main === undefined ? [] : [main])];
 }
 
+/** Whether it is for UDP alone: of TCP nothing goes to it, and it has no listener for it. */
+export function takesDatagramsOnly({ ports, outbound, inbound, announced }: Instance): boolean {
+  return ports !== undefined && outbound.length + inbound.length === 0 && announced === undefined;
+}
+
 function serves({ apps }: Instance, app: string | undefined): boolean {
   return apps === undefined || (app !== undefined && apps.includes(app));
 }

@@ -2,11 +2,11 @@
 
 import { readFileSync } from 'node:fs';
 import { connect } from 'node:net';
-import type { Config, ListenerAddress } from '../config/config.js';
+import { type Config, type ListenerAddress, takesDatagramsOnly } from '../config/config.js';
 import { loadConfig } from '../config/load.js';
 import { type OwnerRule, opensAs } from '../datapath/listener-owner.js';
 import { addressFor, serves } from '../datapath/listener-slots.js';
-import { type ListeningSocket, tcpListeners } from '../native/sockets.js';
+import { type ListeningSocket, tcpListeners, udpListeners } from '../native/sockets.js';
 import type { Family } from '../net/family.js';
 import { type Check, type Finding, fail, ok, warn } from './check.js';
 
@@ -36,7 +36,7 @@ export function configurationChecks(config: Config): Check[] {
     const { file } = sources.static;
     checks.push({ name: 'static pods', run: () => [readable(file)] });
   }
-  checks.push({ name: 'listeners', run: () => listeners(config) });
+  checks.push({ name: 'listeners', run: () => [...listeners(config), ...datagramListeners(config)] });
   return checks;
 }
 
@@ -71,7 +71,8 @@ export function listeners(config: Config, sockets: readonly ListeningSocket[] = 
     config.interception.failure === 'closed'
       ? 'connections are reset (failure: closed)'
       : 'connections go straight through (failure: open)';
-  return config.instances.flatMap(({ name, outbound, inbound, owner, announced = [] }) => [
+  const ofTcp = config.instances.filter((instance) => !takesDatagramsOnly(instance));
+  return ofTcp.flatMap(({ name, outbound, inbound, owner, announced = [] }) => [
     ...(outbound.length === 0 && announced.includes('outbound')
       ? [ok(`${name}: outbound is announced by its proxy (nodesentry instances)`)]
       : FAMILIES.map((family) =>
@@ -87,6 +88,40 @@ export function listeners(config: Config, sockets: readonly ListeningSocket[] = 
           listener(`${name}: inbound`, family, addressFor(inbound, family), sockets, policy, owner),
         )),
   ]);
+}
+
+/** The same of those that take datagrams, where an instance has any. */
+export function datagramListeners(
+  config: Config,
+  sockets: () => readonly ListeningSocket[] = udpListeners,
+): Finding[] {
+  const policy =
+    config.interception.failure === 'closed'
+      ? 'datagrams are answered "port unreachable" (failure: closed)'
+      : 'datagrams go straight through (failure: open)';
+  return config.instances.flatMap(({ name, owner, ...instance }) =>
+    (['outboundUdp', 'inboundUdp'] as const).flatMap((key) => {
+      const addresses = instance[key];
+      if (addresses === undefined) {
+        return [];
+      }
+      const { udp } = config.interception.selection;
+      const direction = key === 'outboundUdp' ? 'outbound' : 'inbound';
+      const named =
+        udp[direction].ports.length > 0
+          ? []
+          : [
+              warn(
+                `${name}: ${key}, and no port is named for it`,
+                `name the ports in interception.${key}; until then no datagram comes there`,
+              ),
+            ];
+      const found = FAMILIES.map((family) =>
+        listener(`${name}: ${key}`, family, addressFor(addresses, family), sockets(), policy, owner),
+      );
+      return [...named, ...found];
+    }),
+  );
 }
 
 /** `what`: instance and direction. */

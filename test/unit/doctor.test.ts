@@ -7,7 +7,7 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { DEFAULT_OBJECTS } from '../../src/cli/options.js';
 import { parseConfig } from '../../src/config/load.js';
 import { type CheckResult, runChecks } from '../../src/doctor/check.js';
-import { configurationChecks, listeners } from '../../src/doctor/configuration.js';
+import { configurationChecks, datagramListeners, listeners } from '../../src/doctor/configuration.js';
 import { refusals } from '../../src/doctor/firewall.js';
 import { type HookKernel, type HookLink, hookFindings } from '../../src/doctor/hooks.js';
 import { markUses } from '../../src/doctor/marks.js';
@@ -17,7 +17,7 @@ import { readRulesets } from '../../src/doctor/rulesets.js';
 import { type Command, CommandError, runCommand } from '../../src/doctor/system.js';
 import { CLSACT } from '../../src/kernel/clsact.js';
 import { attachClsact, attachTcx, BpfObject, programInfo, queryTcx } from '../../src/native/bpf.js';
-import { type ListeningSocket, tcpListeners } from '../../src/native/sockets.js';
+import { type ListeningSocket, tcpListeners, udpListeners } from '../../src/native/sockets.js';
 import { Cleanup, loadProbe, Netns, startProcess, temporaryBpffs, temporaryFolder } from './native-lab.js';
 
 const MAIN = join(import.meta.dirname, '../../src/cli/main.ts');
@@ -310,6 +310,41 @@ instances: [{name: a, apps: [a], outbound: ["127.0.0.1:1", "[::1]:1"]}, {name: b
       found: expect.stringContaining('b: outbound: [::]:2 is held by uid 65534, who is not its owner'),
       advice: 'if that is the proxy, set "owner: {uid: 65534}" in the instance',
     });
+  });
+});
+
+describe('sockets that take datagrams', () => {
+  const text = (more: string) => `sources: {static: {file: pods.yaml}}
+${more}
+instances: [{name: dns, ports: "53", outboundUdp: "127.0.0.1:53"}, {name: a, outbound: "[::]:2"}]`;
+  const socket: ListeningSocket = {
+    family: 4,
+    address: '127.0.0.1',
+    port: 53,
+    inode: 1,
+    uid: 0,
+    cookie: 1n,
+    v6only: false,
+  };
+  const said = (more: string, sockets: readonly ListeningSocket[]) =>
+    datagramListeners(parseConfig(text(more), 'c.yaml'), () => sockets).map(
+      ({ status, found }) => `${status} ${found}`,
+    );
+
+  test('are told of each instance that has any, and whether a port is named for it', () => {
+    const named = 'interception: {outboundUdp: "53"}';
+    expect(said(named, [socket])).toEqual([
+      'ok dns: outboundUdp IPv4 at 127.0.0.1:53',
+      'warn dns: outboundUdp: no IPv6 address',
+    ]);
+    expect(said(named, [])[0]).toBe('warn dns: outboundUdp IPv4: nobody listens at 127.0.0.1:53');
+    expect(said('', [socket])[0]).toBe('warn dns: outboundUdp, and no port is named for it');
+    expect(netns.run(() => udpListeners())).toEqual([]);
+  });
+
+  test('an instance for them alone lacks no listener of TCP', () => {
+    const config = parseConfig(text(''), 'c.yaml');
+    expect(listeners(config, []).filter(({ found }) => found.startsWith('dns'))).toEqual([]);
   });
 });
 
