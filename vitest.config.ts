@@ -11,6 +11,7 @@ const ALONE = [
   'test/e2e/proxy-reload.test.ts',
   'test/e2e/restart.test.ts',
   'test/e2e/strategies.test.ts',
+  'test/e2e/udp.test.ts',
   'test/e2e/upgrade.test.ts',
 ];
 

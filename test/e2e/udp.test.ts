@@ -24,7 +24,7 @@ const INBOUND_UDP = ['127.0.0.1:15054', '[::1]:15054'];
 const QUIC_BYTES = '1200';
 /** The reference proxy is no fast one, and an emulated machine is slow. */
 const MANY = PATIENCE === 1 ? 10_000 : 500;
-const INTERVAL_US = String(200 * PATIENCE ** 2);
+const INTERVAL_US = String(400 * PATIENCE ** 2);
 
 let lab: Lab;
 let agent: TestAgent;

@@ -46,12 +46,20 @@ static socklen_t parse(const char *ip, const char *port, union endpoint *to) {
     return sizeof(to->v6);
 }
 
+/* Beyond net.core.rmem_max where that is allowed. */
+static void make_room(int fd) {
+    int room = ROOM;
+
+    if (setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &room, sizeof(room)))
+        setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &room, sizeof(room));
+}
+
 static int bound(const char *ip, const char *port) {
     union endpoint own;
     socklen_t length = parse(ip, port, &own);
-    int fd = socket(own.any.sa_family, SOCK_DGRAM | SOCK_CLOEXEC, 0), room = ROOM, on = 1;
+    int fd = socket(own.any.sa_family, SOCK_DGRAM | SOCK_CLOEXEC, 0), on = 1;
 
-    setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &room, sizeof(room));
+    make_room(fd);
     setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof(on));
     if (fd < 0 || bind(fd, &own.any, length)) {
         perror("bind");
@@ -107,9 +115,9 @@ static int port_of(int fd) {
 static int connected(const char *ip, const char *port, const char *from_port) {
     union endpoint to, own = {};
     socklen_t length = parse(ip, port, &to);
-    int fd = socket(to.any.sa_family, SOCK_DGRAM | SOCK_CLOEXEC, 0), room = ROOM;
+    int fd = socket(to.any.sa_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 
-    setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &room, sizeof(room));
+    make_room(fd);
     if (from_port) {
         own.any.sa_family = to.any.sa_family;
         *(to.any.sa_family == AF_INET6 ? &own.v6.sin6_port : &own.v4.sin_port) = htons(atoi(from_port));
