@@ -1,6 +1,6 @@
 /** Who takes a pod's new flows: its app's instance, those that take certain ports, or the one that it is drained to. */
 
-import { datagramsOf, type FlowSelection, selectionOf } from '../datapath/selection.js';
+import { datagramsOf, type FlowSelection, type PortShare, selectionOf } from '../datapath/selection.js';
 import type { PortRange } from '../net/ports.js';
 import type { PodUid } from '../pods/pod.js';
 import { SELECT_ALL, type SelectedDirection, type SelectionRules } from '../pods/selection.js';
@@ -82,15 +82,11 @@ export function selectedOf(
   pod: SelectionRules,
   { main, shares }: Served,
 ): FlowSelection | undefined {
-  const sharesOf = (direction: SelectedDirection) =>
-    shares.filter((share) => share[direction]).map(({ ports, number, name }) => ({ ports, number, name }));
-  const inbound = sharesOf('inbound');
-  return selectionOf(
-    selection,
-    pod,
-    { outbound: sharesOf('outbound'), inbound },
-    { outbound: main !== undefined, inbound: main?.inbound === true || inbound.length === 0 },
-  );
+  const taken = takenBy(shares, (share, direction) => share[direction]);
+  return selectionOf(selection, pod, taken, {
+    outbound: main !== undefined,
+    inbound: main?.inbound === true || taken.inbound.length === 0,
+  });
 }
 
 /** The same of UDP, which is intercepted only where the node names the port and an instance takes it. */
@@ -99,15 +95,19 @@ export function selectedDatagramsOf(
   pod: SelectionRules,
   { main, shares }: Served,
 ): FlowSelection | undefined {
-  const sharesOf = (direction: SelectedDirection) =>
-    shares
-      .filter(({ udp }) => udp?.[direction] === true)
+  const taken = takenBy(shares, ({ udp }, direction) => udp?.[direction] === true);
+  const { outbound = false, inbound = false } = main?.udp ?? {};
+  return datagramsOf(selection.udp, pod.udp, taken, { outbound, inbound });
+}
+
+/** The ports of those that take the direction. */
+function takenBy(
+  all: readonly PortInstance[],
+  takes: (share: PortInstance, direction: SelectedDirection) => boolean,
+): Readonly<Record<SelectedDirection, readonly PortShare[]>> {
+  const of = (direction: SelectedDirection) =>
+    all
+      .filter((share) => takes(share, direction))
       .map(({ ports, number, name }) => ({ ports, number, name }));
-  const rest = (direction: SelectedDirection) => main?.udp?.[direction] === true;
-  return datagramsOf(
-    selection.udp,
-    pod.udp,
-    { outbound: sharesOf('outbound'), inbound: sharesOf('inbound') },
-    { outbound: rest('outbound'), inbound: rest('inbound') },
-  );
+  return { outbound: of('outbound'), inbound: of('inbound') };
 }

@@ -1,14 +1,9 @@
 /** Datagrams: what the programs do with one, beside what the agent says of it; and the answer that nobody is there. */
 
-import { join } from 'node:path';
 import fc from 'fast-check';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
-import type { EndpointTables } from '../../src/datapath/endpoints.js';
-import { type Layouts, readLayouts } from '../../src/datapath/layouts.js';
 import { Listeners } from '../../src/datapath/listeners.js';
 import { datagramsOf, type FlowSelection, judge } from '../../src/datapath/selection.js';
-import { u32 } from '../../src/kernel/struct.js';
-import { type BpfMap, BpfObject } from '../../src/native/bpf.js';
 import { listenForDatagrams } from '../../src/native/datagrams.js';
 import { withNetns } from '../../src/native/namespaces.js';
 import { udpListeners } from '../../src/native/sockets.js';
@@ -18,7 +13,7 @@ import { SELECT_ALL, type SelectedDirection } from '../../src/pods/selection.js'
 import { Cleanup, Netns } from '../unit/native-lab.js';
 import { type RandomFlow, randomFlow, randomSelection } from '../unit/selection-model.js';
 import { type FrameOptions, frame, HOST_MAC, POD_MAC, PROTOCOL, pseudoHeader, sum16 } from './packets.js';
-import { countedBy, DROP, FAR, flowKeyOf, NEXT, POD, REDIRECT, tablesOf, testRun } from './test-run.js';
+import { countedBy, DROP, FAR, flowKeyOf, NEXT, OneProgram, POD, REDIRECT, testRun } from './test-run.js';
 
 const ELSEWHERE = 1;
 const UID = 'pod-uid' as PodUid;
@@ -59,21 +54,9 @@ interface Settings {
   readonly closing?: boolean;
 }
 
-class Direction {
-  readonly object: BpfObject;
-  readonly layouts: Layouts;
-  readonly tables: EndpointTables;
-  readonly #flows: BpfMap;
-
+class Direction extends OneProgram {
   constructor(readonly direction: SelectedDirection) {
-    this.object = cleanup.owned(
-      BpfObject.open(join(process.cwd(), `build/bpf/${PROGRAMS[direction].object}.bpf.o`)),
-    );
-    this.object.load();
-    this.layouts = readLayouts(this.object);
-    this.tables = tablesOf(this.object, this.layouts);
-    this.#flows = cleanup.owned(this.object.map('flows'));
-    this.object.map('steering').set(u32(0), this.layouts.steering.encode({ ifindex: steerIndex }));
+    super(PROGRAMS[direction].object, steerIndex, (resource) => cleanup.owned(resource));
   }
 
   /** Each of the instances has the one socket. */
@@ -127,13 +110,13 @@ class Direction {
   }
 
   record(tuple: FrameOptions): Buffer | undefined {
-    return this.#flows.get(flowKeyOf(this.layouts, tuple, PROTOCOL.UDP));
+    return this.flows.get(flowKeyOf(this.layouts, tuple, PROTOCOL.UDP));
   }
 
   rewrite(tuple: FrameOptions, field: string, value: number): void {
     const row = this.record(tuple) as Buffer;
     row.writeUInt32LE(value, this.layouts.flow.offsetOf(field));
-    this.#flows.set(flowKeyOf(this.layouts, tuple, PROTOCOL.UDP), row);
+    this.flows.set(flowKeyOf(this.layouts, tuple, PROTOCOL.UDP), row);
   }
 
   /** The number of the instance that takes it; undefined: it is left alone. */

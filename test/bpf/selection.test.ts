@@ -1,13 +1,9 @@
 /** Which flows are intercepted: what the programs do, beside what the agent says of it. */
 
-import { join } from 'node:path';
 import fc from 'fast-check';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
-import type { EndpointTables } from '../../src/datapath/endpoints.js';
-import { type Layouts, readLayouts } from '../../src/datapath/layouts.js';
 import { type FlowSelection, judge, selectionOf } from '../../src/datapath/selection.js';
 import { u32 } from '../../src/kernel/struct.js';
-import { type BpfMap, BpfObject } from '../../src/native/bpf.js';
 import { ALL_PORTS } from '../../src/net/ports.js';
 import type { PodUid } from '../../src/pods/pod.js';
 import { SELECT_ALL, type SelectedDirection } from '../../src/pods/selection.js';
@@ -23,6 +19,7 @@ import {
   FAR,
   flowKeyOf,
   NEXT,
+  OneProgram,
   POD,
   REDIRECT,
   tablesOf,
@@ -61,22 +58,9 @@ beforeAll(async () => {
 afterAll(() => namespaces.run());
 afterEach(() => cleanup.run());
 
-class Direction {
-  readonly object: BpfObject;
-  readonly layouts: Layouts;
-  readonly tables: EndpointTables;
-  /** Held: each asking for it would take a descriptor. */
-  readonly #flows: BpfMap;
-
+class Direction extends OneProgram {
   constructor(readonly direction: SelectedDirection) {
-    this.object = cleanup.owned(
-      BpfObject.open(join(process.cwd(), `build/bpf/${PROGRAMS[direction].object}.bpf.o`)),
-    );
-    this.object.load();
-    this.layouts = readLayouts(this.object);
-    this.tables = tablesOf(this.object, this.layouts);
-    this.#flows = cleanup.owned(this.object.map('flows'));
-    this.object.map('steering').set(u32(0), this.layouts.steering.encode({ ifindex: steerIndex }));
+    super(PROGRAMS[direction].object, steerIndex, (resource) => cleanup.owned(resource));
   }
 
   async ready(): Promise<this> {
@@ -111,13 +95,13 @@ class Direction {
     }
     const { program } = PROGRAMS[this.direction];
     const { action } = testRun(this.object, program, node.fd, bytes, { ifindex, ingress_ifindex: ELSEWHERE });
-    const row = this.#flows.get(flowKeyOf(this.layouts, tuple));
+    const row = this.flows.get(flowKeyOf(this.layouts, tuple));
     expect(action).toBe(row === undefined ? NEXT : REDIRECT);
     return row && this.layouts.flow.number(row, 'instance');
   }
 
   forget(flow: RandomFlow): void {
-    this.#flows.delete(flowKeyOf(this.layouts, this.#tuple(flow)));
+    this.flows.delete(flowKeyOf(this.layouts, this.#tuple(flow)));
   }
 
   #tuple({ ip, port }: RandomFlow) {

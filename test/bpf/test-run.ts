@@ -1,11 +1,13 @@
 /** What tests of one program at a time share: a frame run through it, what it counted, and sockets for it to find. */
 
 import { execFileSync, spawn } from 'node:child_process';
+import { join } from 'node:path';
 import { EndpointTables } from '../../src/datapath/endpoints.js';
 import type { FlowDirection } from '../../src/datapath/flows.js';
-import type { Layouts } from '../../src/datapath/layouts.js';
+import { type Layouts, readLayouts } from '../../src/datapath/layouts.js';
 import { Listeners } from '../../src/datapath/listeners.js';
-import type { BpfObject } from '../../src/native/bpf.js';
+import { u32 } from '../../src/kernel/struct.js';
+import { type BpfMap, BpfObject } from '../../src/native/bpf.js';
 import { withNetns } from '../../src/native/namespaces.js';
 import { ipToBytes } from '../../src/net/ip.js';
 
@@ -81,6 +83,25 @@ export async function countedBy(
     .flatMap(({ packets }) => Object.entries(packets))
     .filter(([, count]) => count > 0)
     .map(([name, count]) => `${name} ${count}`);
+}
+
+/** One program of the datapath with its maps. The caller closes what it has opened. */
+export class OneProgram {
+  readonly object: BpfObject;
+  readonly layouts: Layouts;
+  readonly tables: EndpointTables;
+  /** Held: each asking for it would take a descriptor. */
+  readonly flows: BpfMap;
+
+  /** `steerIndex`: the interface that stands for the agent's own. */
+  constructor(object: string, steerIndex: number, owned: <T extends { close(): void }>(resource: T) => T) {
+    this.object = owned(BpfObject.open(join(process.cwd(), `build/bpf/${object}.bpf.o`)));
+    this.object.load();
+    this.layouts = readLayouts(this.object);
+    this.tables = tablesOf(this.object, this.layouts);
+    this.flows = owned(this.object.map('flows'));
+    this.object.map('steering').set(u32(0), this.layouts.steering.encode({ ifindex: steerIndex }));
+  }
 }
 
 export interface Tuple {
