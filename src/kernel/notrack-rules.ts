@@ -154,6 +154,9 @@ export function notrackRules(mark: Mark): readonly Rule[] {
     rule('local_left', 'datagram', [IS_UDP, IS_TRANSPARENT, FORGET_PRIORITY, RETURN]),
     rule('local_left', 'lost', [IS_LEFT_TO_LOOKUP, DROP]),
     rule('input', 'marked', [isMarked, jump('local_marked')]),
+    // What is for a pod, by our own interface: routed by now, it needs its mark no more, and IPVS would take the proxy's answer out
+    // of connection tracking, which has to translate it where the client dialled a service. Whoever that is, be it another pod.
+    rule('local_marked', 'steered past IPVS', [IS_STEERED, clearMark, ACCEPT]),
     // kube-proxy's IPVS would take an intercepted packet to a service whatever its socket, but for a service of ours that
     // it knows by the whole mark (ipvs-bypass.ts).
     ...FAMILIES.map(({ family, isFromPod }) =>
@@ -168,13 +171,9 @@ export function notrackRules(mark: Mark): readonly Rule[] {
         ACCEPT,
       ]),
     ),
-    // But not what is for a pod: routed by now, it needs its mark no more, and IPVS would take the proxy's answer out of
-    // connection tracking, which has to translate it where the client dialled a port of the node.
+    // But not what else is for a pod, of a connection that it has been steered for.
     ...FAMILIES.map(({ family, isToPod }) =>
       rule('local_marked', `inbound past IPVS ${family}`, [isToPod, IS_TCP, clearMark]),
-    ),
-    ...FAMILIES.map(({ family, isToPod }) =>
-      rule('local_marked', `inbound datagram past IPVS ${family}`, [isToPod, IS_UDP, clearMark]),
     ),
     // Should IPVS take one all the same, it goes nowhere.
     rule('output', 'marked', [isMarked, jump('local_taken')]),

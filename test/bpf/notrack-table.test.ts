@@ -151,6 +151,7 @@ describe('the table', () => {
     const marked = 'meta mark & 0x000000f0 == 0x00000040';
     expect(rulesOf('input').at(-1)).toBe(`${marked} jump local_marked`);
     expect(rulesOf('local_marked')).toEqual([
+      'iifname "nodesentry0" meta mark set meta mark & 0xffffff0f accept',
       'ip saddr @pods4 meta l4proto tcp ct state untracked meta mark set 0x00000040 accept',
       'ip6 saddr @pods6 meta l4proto tcp ct state untracked meta mark set 0x00000040 accept',
       'ip saddr @pods4 meta l4proto udp ct state untracked meta mark set 0x00000040 accept',
@@ -158,8 +159,6 @@ describe('the table', () => {
       // What is for a pod, IPVS must not know by its mark.
       'ip daddr @pods4 meta l4proto tcp meta mark set meta mark & 0xffffff0f',
       'ip6 daddr @pods6 meta l4proto tcp meta mark set meta mark & 0xffffff0f',
-      'ip daddr @pods4 meta l4proto udp meta mark set meta mark & 0xffffff0f',
-      'ip6 daddr @pods6 meta l4proto udp meta mark set meta mark & 0xffffff0f',
     ]);
     expect(rulesOf('output')[1]).toBe(`${marked} jump local_taken`);
     expect(rulesOf('local_taken')).toEqual([
