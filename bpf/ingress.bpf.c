@@ -162,14 +162,14 @@ static __always_inline int datagram(struct __sk_buff *skb, const struct packet *
                                     const struct endpoint *endpoint) {
     if (!destination_belongs(packet->ifindex, packet))
         return pass(endpoint, VERDICT_NOT_OURS);
-    if (!packet->key.dport)
-        return drop(endpoint, unseen(packet));
-    if (is_known_datagram(packet, endpoint))
+    if (packet->key.dport && is_known_datagram(packet, endpoint))
         return send_to_proxy(skb, endpoint, VERDICT_FLOW_PACKET);
     if (endpoint->flags & ENDPOINT_LEAVING)
         return pass(endpoint, VERDICT_LEAVING);
     if (endpoint->flags & ENDPOINT_OBSERVED)
-        return observe_datagram(packet, endpoint);
+        return packet->key.dport ? observe_datagram(packet, endpoint) : pass(endpoint, VERDICT_OBSERVED);
+    if (!packet->key.dport)
+        return drop(endpoint, unseen(packet));
     return start_datagram(skb, packet, endpoint);
 }
 

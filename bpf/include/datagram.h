@@ -36,7 +36,7 @@ static __always_inline bool is_datagram_selected(const struct packet *packet, co
     return selects(bpf_map_lookup_elem(&udp_selected, &ifindex), packet, instance);
 }
 
-/* What becomes of a datagram that goes on past us, be it named or not. */
+/* Told to who follows, and answered. */
 static __always_inline int refuse(struct __sk_buff *skb, const struct packet *packet, const struct endpoint *endpoint,
                                   __u32 instance, enum verdict verdict) {
     report(packet, endpoint, instance, packet->ifindex, verdict);

@@ -327,7 +327,8 @@ static __always_inline __u32 now_s(void) {
 
 /* Of UDP: nothing says that a flow is over but that nothing more is said. */
 static __always_inline bool is_idle(const struct flow *flow) {
-    return now_s() - flow->seen_s > UDP_IDLE_S;
+    /* Another processor may have written a later time than was read here. */
+    return (__s32)(now_s() - flow->seen_s) > UDP_IDLE_S;
 }
 
 /* Recorded for this very enrolment: not by a pod that had the interface before, nor by this one in an earlier life. */

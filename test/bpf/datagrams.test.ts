@@ -52,6 +52,7 @@ interface Settings {
   readonly failureOpen?: boolean;
   readonly dropOther?: boolean;
   readonly closing?: boolean;
+  readonly observed?: boolean;
 }
 
 class Direction extends OneProgram {
@@ -198,6 +199,20 @@ describe.each(DIRECTIONS)('%s', (direction) => {
     expect(kernel.run(tuple).action).toBe(NEXT);
     expect(await kernel.counted()).toEqual(
       expect.arrayContaining(['FLOW_STARTED 1', 'FLOW_PACKET 2', 'NOT_TCP 1']),
+    );
+  });
+
+  it('of a pod that is only observed all of it passes, but what the proxy has of it', async () => {
+    const kernel = await new Direction(direction).ready();
+    kernel.select(only(53));
+    const known = { ...kernel.tuple(FAR[4], 53), sport: 7 };
+    expect(kernel.run(known).action).toBe(REDIRECT);
+    kernel.select(only(53), { observed: true });
+    expect(kernel.run(known).action).toBe(REDIRECT);
+    expect(kernel.run(kernel.tuple(FAR[4], 53)).action).toBe(NEXT);
+    expect(kernel.run({ ...kernel.tuple(FAR[4], 53), fragment: 0x2000 }).action).toBe(NEXT);
+    expect(await kernel.counted()).toEqual(
+      expect.arrayContaining(['FLOW_PACKET 1', 'WOULD_INTERCEPT 1', 'OBSERVED 1']),
     );
   });
 
