@@ -6,14 +6,17 @@
 import { describe, expect, it } from 'vitest';
 import { Capture, POD_TCP } from '../lab/capture.js';
 import { runIn, script, waitFor } from '../lab/exec.js';
+import { buildApp } from '../lab/image.js';
 import { REMOTE } from '../lab/lab.js';
 import { type LabPod, reply } from '../lab/pod.js';
 import { sized } from '../lab/size.js';
+import { OUTBOUND } from './agent.js';
 import { type Scene, useScene } from './scene.js';
 
 const SERVICE = { 4: '10.96.0.10', 6: 'fd00:96::10' } as const;
 const WEB = 'web';
 const NEIGHBOUR = 'neighbour';
+const OUTBOUND_UDP = ['127.0.0.1:15053', '[::1]:15053'];
 const CONNECTIONS = sized(100, 1_000);
 
 /**
@@ -31,14 +34,25 @@ async function kubeProxy({ lab }: Scene): Promise<void> {
      ipvsadm -a -t ${SERVICE[4]}:80 -r ${REMOTE[4]}:80 -m
      ipvsadm -A -t [${SERVICE[6]}]:80 -s rr
      ipvsadm -a -t [${SERVICE[6]}]:80 -r [${REMOTE[6]}]:80 -m
+     ipvsadm -A -u ${SERVICE[4]}:53 -s rr
+     ipvsadm -a -u ${SERVICE[4]}:53 -r ${REMOTE[4]}:53 -m
+     ipvsadm -A -u [${SERVICE[6]}]:53 -s rr
+     ipvsadm -a -u [${SERVICE[6]}]:53 -r [${REMOTE[6]}]:53 -m
      iptables -t nat -A POSTROUTING -s ${SERVICE[4]} -j MASQUERADE
      ip6tables -t nat -A POSTROUTING -s ${SERVICE[6]} -j MASQUERADE`,
   );
+  const words = ['serve-datagrams', REMOTE[4], '53', REMOTE[6], '53'];
+  await lab.daemon(lab.remote, 'datagrams', await buildApp(), words).logged(/"serving":true/);
 }
 
 const scene = useScene({
   pods: [{ name: WEB }, { name: NEIGHBOUR, described: { labels: { app: NEIGHBOUR } } }],
   prepare: kubeProxy,
+  agent: {
+    interception: { outboundUdp: '53' },
+    instances: [{ name: 'default', outbound: [...OUTBOUND], outboundUdp: OUTBOUND_UDP }],
+  },
+  proxy: OUTBOUND_UDP.flatMap((address) => ['--listen-udp', address]),
 });
 
 function ipvsadm(...words: readonly string[]): Promise<string> {
@@ -67,6 +81,19 @@ describe.each([4, 6] as const)('IPv%i', (family) => {
     // The proxy's own connection goes by kube-proxy to an endpoint, under the node's address.
     expect(JSON.stringify(dialled.server)).not.toContain(scene.pod(WEB).ips[family]);
     expect(await direct()).toEqual([]);
+  });
+
+  it('the same of a datagram, whose answer bears the service’s address', async () => {
+    const asked = reply(await scene.pod(WEB).app(['ask-datagram', SERVICE[family], '53']));
+    expect(asked).toMatchObject({ ok: true });
+    const bracket = (ip: string) => (family === 6 ? `[${ip}]` : ip);
+    const flow = await scene.proxy.flowFrom(`${bracket(scene.pod(WEB).ips[family])}:${asked.localPort}`);
+    expect(flow).toMatchObject({
+      protocol: 'udp',
+      originalDst: `${bracket(SERVICE[family])}:53`,
+      workload: `default/${WEB}`,
+    });
+    expect(asked.peer).not.toContain(scene.pod(WEB).ips[family]);
   });
 
   it('a pod that is not enrolled has its services as before', async () => {
