@@ -114,7 +114,8 @@ export class Scene {
     this.#write();
     await (startAgent?.(this) ?? agent.start());
     await this.proxy.start(...(inbound ? INBOUND_WORDS : []), ...proxy);
-    await agent.adopted(inbound ? 4 : 2);
+    const takesDatagrams = proxy.filter((word) => word === '--listen-udp').length;
+    await agent.adopted((inbound ? 4 : 2) + takesDatagrams);
     for (const { name, described } of pods) {
       if (described === undefined) {
         await agent.reaches(name, 'INTERCEPTED');
