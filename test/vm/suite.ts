@@ -21,6 +21,7 @@ export const FEATURES: readonly Feature[] = [
     name: 'what pods receive, from each kind of client',
     files: ['test/e2e/ingress.test.ts'],
   },
+  { name: 'datagrams to ports that are named', files: ['test/e2e/udp.test.ts'] },
   { name: 'nothing gets round the proxy', files: ['test/e2e/escape.test.ts'] },
   { name: 'what is taken away is put back', files: ['test/e2e/drift.test.ts'] },
   { name: 'the agent killed, restarted', files: ['test/e2e/restart.test.ts'] },
