@@ -188,10 +188,12 @@ async function start(
     opened,
     log: log.child({ part: 'lifecycle' }),
   });
-  const wanted = (instances: readonly Instance[]) => [
-    ...instanceGenerations.wanted(instances.filter((instance) => !takesDatagramsOnly(instance))),
-    ...lifecycle.wanted(),
-  ];
+  const wanted = (instances: readonly Instance[]) => {
+    const others = new Set(instances.filter(takesDatagramsOnly).map(({ name }) => name));
+    // All of them get their numbers.
+    const all = instanceGenerations.wanted(instances);
+    return [...all.filter(({ name }) => !others.has(name)), ...lifecycle.wanted()];
+  };
   const announced = new Announced(join(options.runDir, 'announced.json'), log.child({ part: 'listeners' }));
   const listeners = new Listeners({
     announced,

@@ -6,7 +6,7 @@ import { NO_COOKIE, NOBODY, namedByBoth, podsBy, refusedByBoth } from './node-fa
 
 /** With the field that the answer has to name. */
 const MALFORMED: readonly (readonly [field: string, asked: Asked])[] = [
-  ['proto', { proto: 'udp', src: `${NOBODY}:1`, dst: `${NOBODY}:2` }],
+  ['proto', { proto: 'sctp', src: `${NOBODY}:1`, dst: `${NOBODY}:2` }],
   ['src', { proto: 'tcp', src: NOBODY, dst: `${NOBODY}:2` }],
   ['dst', { proto: 'tcp', src: `${NOBODY}:1`, dst: `${NOBODY}:65536` }],
   ['src', { proto: 'tcp', src: 'fd00::1:80', dst: `${NOBODY}:2` }],
