@@ -314,10 +314,7 @@ export class EndpointTables {
           (endpoint.number(value, 'flags') & flags.selective) === 0
             ? undefined
             : this.#selections.at('flows', ifindex),
-        datagrams:
-          (endpoint.number(value, 'flags') & (flags.udpOutbound | flags.udpInbound)) === 0
-            ? undefined
-            : this.#selections.at('datagrams', ifindex),
+        datagrams: this.#datagramsAt(ifindex, endpoint.number(value, 'flags')),
         ips: [...this.#sourcesOf(ifindex)].map((key) => this.#addressIn(key)).sort(),
       }
     );
@@ -461,14 +458,20 @@ export class EndpointTables {
     });
   }
 
-  /** Of a selection that an agent before us has left both: what it does not select is left alone all the same. */
+  #datagramsAt(ifindex: number, held: number): SelectionInForce | undefined {
+    const { udpOutbound, udpInbound } = this.#layouts.flags;
+    const looksAt = { outbound: (held & udpOutbound) !== 0, inbound: (held & udpInbound) !== 0 };
+    const found = looksAt.outbound || looksAt.inbound ? this.#selections.at('datagrams', ifindex) : undefined;
+    return found === undefined || 'outbound' in found ? found : { ...found, looksAt };
+  }
+
   #udpFlags(datagrams: SelectionInForce | undefined): number {
     const { udpOutbound, udpInbound } = this.#layouts.flags;
     if (datagrams === undefined) {
       return 0;
     }
     const has = (direction: SelectedDirection) =>
-      !('outbound' in datagrams) || mayIntercept(datagrams[direction]);
+      'outbound' in datagrams ? mayIntercept(datagrams[direction]) : datagrams.looksAt?.[direction] !== false;
     return (has('outbound') ? udpOutbound : 0) | (has('inbound') ? udpInbound : 0);
   }
 

@@ -41,6 +41,8 @@ export interface FlowSelection extends Readonly<Record<SelectedDirection, Direct
 export interface KeptSelection {
   readonly key: string;
   readonly number: number;
+  /** Of datagrams: the directions that are looked at. */
+  readonly looksAt?: Readonly<Record<SelectedDirection, boolean>> | undefined;
 }
 
 export type SelectionInForce = FlowSelection | KeptSelection;

@@ -13,7 +13,18 @@ import { SELECT_ALL, type SelectedDirection } from '../../src/pods/selection.js'
 import { Cleanup, Netns } from '../unit/native-lab.js';
 import { type RandomFlow, randomFlow, randomSelection } from '../unit/selection-model.js';
 import { type FrameOptions, frame, HOST_MAC, POD_MAC, PROTOCOL, pseudoHeader, sum16 } from './packets.js';
-import { countedBy, DROP, FAR, flowKeyOf, NEXT, OneProgram, POD, REDIRECT, testRun } from './test-run.js';
+import {
+  countedBy,
+  DROP,
+  FAR,
+  flowKeyOf,
+  NEXT,
+  OneProgram,
+  POD,
+  REDIRECT,
+  tablesOf,
+  testRun,
+} from './test-run.js';
 
 const ELSEWHERE = 1;
 const UID = 'pod-uid' as PodUid;
@@ -326,6 +337,21 @@ describe('outbound', () => {
     none.select(only(53), { dropOther: true, failureOpen: true });
     expect(none.run(none.tuple(FAR[4], 53)).action).toBe(DROP);
   });
+});
+
+it('what an agent has written is found by the next, and held as it is', () => {
+  const kernel = new Direction('outbound');
+  const rules = { ports: [{ from: 53, to: 53 }], include: undefined, exclude: [] };
+  const node = { outbound: rules, inbound: { ...rules, ports: [] } };
+  const none = { outbound: [], inbound: [] };
+  kernel.select(datagramsOf(node, SELECT_ALL, none, TAKES));
+  const next = tablesOf(kernel.object, kernel.layouts);
+  const kept = next.planAt(ifindex);
+  expect(kept?.datagrams).toMatchObject({ looksAt: { outbound: true, inbound: false } });
+  const row = next.enrol(UID, ifindex, true);
+  expect(next.write(row, kept as NonNullable<typeof kept>)).toEqual([]);
+  expect(next.verify(row, kept as NonNullable<typeof kept>)).toBeUndefined();
+  expect(next.refresh()).toEqual([]);
 });
 
 describe('inbound', () => {
