@@ -98,21 +98,21 @@ class DatagramSender : public Napi::ObjectWrap<DatagramSender> {
         message.msg_control = control;
         message.msg_controllen = sizeof(control);
         cmsghdr *entry = CMSG_FIRSTHDR(&message);
-        if (is_v6_) {
-            in6_pktinfo source = {};
-            source.ipi6_addr = from.v6.sin6_addr;
-            entry->cmsg_level = IPPROTO_IPV6;
-            entry->cmsg_type = IPV6_PKTINFO;
-            entry->cmsg_len = CMSG_LEN(sizeof(source));
-            memcpy(CMSG_DATA(entry), &source, sizeof(source));
-        } else {
-            in_pktinfo source = {};
-            source.ipi_spec_dst = from.v4.sin_addr;
-            entry->cmsg_level = IPPROTO_IP;
-            entry->cmsg_type = IP_PKTINFO;
+        auto bear = [&](int level, int type, const auto &source) {
+            entry->cmsg_level = level;
+            entry->cmsg_type = type;
             entry->cmsg_len = CMSG_LEN(sizeof(source));
             memcpy(CMSG_DATA(entry), &source, sizeof(source));
             message.msg_controllen = CMSG_SPACE(sizeof(source));
+        };
+        if (is_v6_) {
+            in6_pktinfo source = {};
+            source.ipi6_addr = from.v6.sin6_addr;
+            bear(IPPROTO_IPV6, IPV6_PKTINFO, source);
+        } else {
+            in_pktinfo source = {};
+            source.ipi_spec_dst = from.v4.sin_addr;
+            bear(IPPROTO_IP, IP_PKTINFO, source);
         }
         // To a raw socket a port means a protocol.
         if (is_v6_)

@@ -312,6 +312,7 @@ async function start(
     identityOption,
     splices,
     atNode: proxyPorts.at,
+    openUdpPorts: config.interception.udpPorts,
   });
 
   // Listeners before the first program: an enrolled pod must not meet an empty map for want of a look.

@@ -47,11 +47,11 @@ export class ProxyPorts {
   }
 
   /** What of a proxy is at an address of the node's own; undefined: nothing, or the address is another's. */
-  readonly at: NonNullable<ExplanationParts['atNode']> = (ip, port) => {
+  readonly at: NonNullable<ExplanationParts['atNode']> = (ip, port, protocol) => {
     const own = Object.values(networkInterfaces()).flatMap((addresses) => addresses ?? []);
-    const explicit = this.#explicit().get(port);
-    return own.some(({ address }) => address === ip) &&
-      (explicit !== undefined || this.#listening().includes(port))
+    const explicit = protocol === 'tcp' ? this.#explicit().get(port) : undefined;
+    const taking = protocol === 'tcp' ? this.#listening() : this.#takingDatagrams();
+    return own.some(({ address }) => address === ip) && (explicit !== undefined || taking.includes(port))
       ? { explicit }
       : undefined;
   };

@@ -195,12 +195,12 @@ export class ApiClient {
     return this.#json(`/v1/workloads/${encodeURIComponent(uid)}`);
   }
 
-  /** The newest first. */
   /** What a proxy has to say of a flow that it has; throws ApiError WORKLOAD_NOT_FOUND where that is not recorded. */
   tell(flow: TellingBody): Promise<ToldMessage> {
     return this.#json('/v1/flows/told', { method: 'POST', body: JSON.stringify(flow) });
   }
 
+  /** The newest first. */
   async flows(limit: number): Promise<readonly FlowMessage[]> {
     return (await this.#json<FlowsMessage>(`/v1/flows?limit=${limit}`)).flows;
   }

@@ -195,10 +195,12 @@ function said(listeners: readonly ListenerMessage[], direction: ListenerMessage[
     (listener) => listener.direction === direction && !NO_ADDRESS.includes(listener.address),
   );
   const texts = wanted.map(
-    ({ protocol, family, address, adopted, announced, process, pid, sockets, refused }) =>
-      adopted
-        ? `${protocol === 'udp' ? 'UDP ' : ''}IPv${family} ${process} (${pid})${sockets.all > 1 ? ` ${sockets.all} sockets` : ''}${announced ? ' announced' : ''}`
-        : `${protocol === 'udp' ? 'UDP ' : ''}IPv${family} ${refused === undefined ? `nobody at ${address}` : 'refused'}`,
+    ({ protocol, family, address, adopted, announced, process, pid, sockets, refused }) => {
+      const name = `${protocol === 'udp' ? 'UDP ' : ''}IPv${family}`;
+      return adopted
+        ? `${name} ${process} (${pid})${sockets.all > 1 ? ` ${sockets.all} sockets` : ''}${announced ? ' announced' : ''}`
+        : `${name} ${refused === undefined ? `nobody at ${address}` : 'refused'}`;
+    },
   );
   return texts.length === 0 ? '-' : texts.join(', ');
 }

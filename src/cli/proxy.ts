@@ -7,7 +7,7 @@ import { DatagramSender, listenForDatagrams } from '../native/datagrams.js';
 import { socketFrom } from '../native/sockets.js';
 import { formatSocketAddress, parseSocketAddress, type SocketAddress } from '../net/socket-address.js';
 import { startDatagramProxy } from '../proxy/datagrams.js';
-import { namesIn } from '../proxy/names.js';
+import { DNS_PORT, namesIn } from '../proxy/names.js';
 import { type ProxiedFlow, startProxy } from '../proxy/proxy.js';
 import { DEFAULT_TYPES, proxyV2Header } from '../proxy/proxy-v2.js';
 import { recordedAt } from '../proxy/who.js';
@@ -35,8 +35,7 @@ interface ProxyCommandOptions {
 
 const DEFAULT_OUTBOUND: SocketAddress = { ip: '127.0.0.1', port: 15_001 };
 const DAY_MS = 86_400_000;
-const DNS_PORT = 53;
-/** That are told at once. */
+/** That are told at once: as many as the agent takes. */
 const MOST_NAMES = 64;
 
 export function proxyCommand(): Command {

@@ -28,9 +28,9 @@ export interface DatagramListener {
 const QUEUE_LIMIT = 16_384;
 
 /**
- * Takes datagrams at this address, in batches, until it is closed; alone it does not keep the process alive. Whoever makes the socket transparent (IP_TRANSPARENT) and
- * gives it datagrams that go elsewhere has them told with their own destination: ip(7), IP_RECVORIGDSTADDR. `v6only` is heeded
- * for IPv6 alone. KernelError, such as EADDRINUSE.
+ * Takes datagrams at this address, in batches, until it is closed; alone it does not keep the process alive. Whoever makes
+ * the socket transparent (IP_TRANSPARENT) and gives it datagrams that go elsewhere has them told with their own destination:
+ * ip(7), IP_RECVORIGDSTADDR. `v6only` is heeded for IPv6 alone. KernelError, such as EADDRINUSE.
  */
 export function listenForDatagrams(
   { ip, port }: DatagramAddress,

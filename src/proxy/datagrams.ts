@@ -4,10 +4,13 @@
  */
 
 import { createSocket, type Socket } from 'node:dgram';
+import { once } from 'node:events';
 import type { Logger } from 'pino';
 import { familyOf } from '../net/family.js';
 import { formatSocketAddress, type SocketAddress } from '../net/socket-address.js';
 import { leadsBack } from './addresses.js';
+import { DNS_PORT } from './names.js';
+import { settled } from './settled.js';
 import { type Asked, knownBy, namesOf, otherEnd, reasonOf, whoIs } from './who.js';
 
 interface Datagram {
@@ -59,7 +62,6 @@ export interface DatagramProxyOptions {
 const MOST_WAITING = 64;
 const LOOK_MS = 1_000;
 const RECEIVE_BYTES = 4 << 20;
-const DNS_PORT = 53;
 const DNS_IDLE_MS = 10_000;
 
 interface Flow {
@@ -149,11 +151,8 @@ export class DatagramProxy {
 
   #begin(key: string, client: SocketAddress, server: SocketAddress): Flow | undefined {
     if (leadsBack(server, this.addresses)) {
-      const told = { peer: formatSocketAddress(client), originalDst: formatSocketAddress(server) };
-      this.#options.log.warn(
-        { ...told, protocol: 'udp', reason: 'LOOP' },
-        'datagram refused: it is for this proxy',
-      );
+      const told = { ...textOf({ client, server }), reason: 'LOOP' };
+      this.#options.log.warn(told, 'datagram refused: it is for this proxy');
       return undefined;
     }
     const [oldest] = this.#flows.keys();
@@ -177,7 +176,8 @@ export class DatagramProxy {
   async #open(key: string, flow: Flow): Promise<void> {
     const { client, log, allowUnidentified, resolveTimeoutMs } = this.#options;
     const { client: src, server: dst, upstream, ended } = flow;
-    const connected = new Promise<void>((resolve) => upstream.connect(dst.port, dst.ip, resolve));
+    const connecting = settled(once(upstream, 'connect', { signal: ended.signal }));
+    upstream.connect(dst.port, dst.ip);
     let told: object;
     try {
       const known = knownBy(await whoIs(client, src, dst, resolveTimeoutMs, ended.signal, 'udp'));
@@ -194,8 +194,14 @@ export class DatagramProxy {
         return;
       }
     }
-    await connected;
+    const connected = await connecting;
     if (ended.signal.aborted) {
+      return;
+    }
+    if ('error' in connected) {
+      const failed = { ...textOf(flow), ...told, connectError: reasonOf(connected.error) };
+      log.warn(failed, 'datagram refused: destination not reached');
+      this.#end(key);
       return;
     }
     upstream.setRecvBufferSize(RECEIVE_BYTES);

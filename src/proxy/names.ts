@@ -4,6 +4,9 @@ import { isIP } from 'node:net';
 import { decode, type StringAnswer } from 'dns-packet';
 import { plainIp } from './addresses.js';
 
+/** Of the servers whose answers are read. */
+export const DNS_PORT = 53;
+
 export interface AnsweredName {
   readonly name: string;
   readonly ip: string;

@@ -10,6 +10,7 @@ import type { Logger } from 'pino';
 import { familyOf } from '../net/family.js';
 import { formatSocketAddress, type SocketAddress } from '../net/socket-address.js';
 import { leadsBack, plainIp } from './addresses.js';
+import { type Outcome, settled } from './settled.js';
 import { reset, tunnel } from './tunnel.js';
 import { type Asked, type Known, knownBy, type Named, namesOf, otherEnd, reasonOf, whoIs } from './who.js';
 
@@ -73,8 +74,6 @@ export async function startProxy(options: ProxyOptions): Promise<StartedProxy> {
   }
   return running;
 }
-
-type Outcome<T> = { readonly value: T } | { readonly error: unknown };
 
 class RunningProxy implements StartedProxy {
   readonly addresses: SocketAddress[] = [];
@@ -270,14 +269,6 @@ function connectTo(
 
 function failure(code: string): Error {
   return Object.assign(new Error(code), { code });
-}
-
-/** Never rejects, so that the slower of two promises cannot go unhandled. */
-function settled<T>(promise: Promise<T>): Promise<Outcome<T>> {
-  return promise.then(
-    (value) => ({ value }),
-    (error: unknown) => ({ error }),
-  );
 }
 
 function closeIf(connected: Outcome<Socket>): void {

@@ -52,7 +52,7 @@ export interface EventsLost {
   readonly agent: number;
 }
 
-export interface DatapathParts {
+export interface DatapathParts extends Pick<ExplanationParts, 'atNode' | 'openUdpPorts'> {
   readonly tables: EndpointTables;
   readonly flows: Flows;
   readonly listeners: Listeners;
@@ -63,7 +63,6 @@ export interface DatapathParts {
   readonly late?: Pick<LatePods, 'count'> | undefined;
   readonly identityOption: Pick<IdentityOption, 'status'>;
   readonly splices: Pick<SplicedPods, 'statusOf' | 'report'>;
-  readonly atNode?: ExplanationParts['atNode'];
 }
 
 export class Datapath implements DatapathView {
@@ -107,9 +106,10 @@ export class Datapath implements DatapathView {
 
   explain(uid: PodUid, flow: SupposedFlow): Explanation {
     const listeners = this.listeners();
-    const { reconciler, atNode } = this.#parts;
+    const { reconciler, atNode, openUdpPorts } = this.#parts;
     return reconciler.explain(uid, flow, {
       ...(atNode && { atNode }),
+      ...(openUdpPorts && { openUdpPorts }),
       hasListener: (name, direction, family) =>
         listeners.some(
           (listener) =>

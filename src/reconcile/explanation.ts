@@ -1,7 +1,7 @@
 /** What would become of a flow of a pod, and by which rule: from what was decided of the pod, and what the kernel holds. */
 
 import type { EndpointPlan } from '../datapath/endpoints.js';
-import { judge, type SelectionInForce } from '../datapath/selection.js';
+import { judge, mayIntercept, type SelectionInForce } from '../datapath/selection.js';
 import type { Selected } from '../datapath/selections.js';
 import { type Family, familyOf } from '../net/family.js';
 import type { SelectedDirection } from '../pods/selection.js';
@@ -22,8 +22,9 @@ export interface SupposedFlow {
 /**
  * INTERCEPTED: handed to the instance (of a pod that is only observed: it would be). EXPLICIT: recorded, and left to the
  * proxy that the pod dials by itself. EXCLUDED: passes, a rule leaves it alone. PASSED: passes, for the pod is not
- * intercepted (in that direction), or its failure policy is open. RESET: nobody listens for it, or it is a proxy's own port; a datagram is answered "port unreachable".
- * DROPPED: on no account. UNKNOWN: the pod is held as an agent before this one left it.
+ * intercepted (in that direction), or its failure policy is open. RESET: nobody listens for it, or it is a proxy's own port;
+ * a datagram is answered "port unreachable". DROPPED: on no account, or as what is not TCP and not open. UNKNOWN: the pod is
+ * held as an agent before this one left it.
  */
 export type Outcome = 'INTERCEPTED' | 'EXPLICIT' | 'EXCLUDED' | 'PASSED' | 'RESET' | 'DROPPED' | 'UNKNOWN';
 
@@ -43,9 +44,19 @@ export interface ExplanationParts {
   /** Whether the kernel holds this at the interface. */
   readonly isInKernel: (of: Selected, ifindex: number, selection: SelectionInForce | undefined) => boolean;
   /** What is at this address where it is the node's own, and a proxy's: the instance that pods dial there, or none. */
-  readonly atNode?: (ip: string, port: number) => { readonly explicit: string | undefined } | undefined;
+  readonly atNode?: (
+    ip: string,
+    port: number,
+    protocol: 'tcp' | 'udp',
+  ) => { readonly explicit: string | undefined } | undefined;
+  /** Ports of UDP that stay open where other protocols are dropped, beside a DHCP server's. */
+  readonly openUdpPorts?: readonly number[];
   readonly hasListener: (instance: string, direction: SelectedDirection, family: Family) => boolean;
 }
+
+const TAKEN_THERE = 'a proxy of this node listens there for what is intercepted';
+/** As bpf/include/other.h has them, by family. */
+const DHCP_SERVER = { 4: 67, 6: 547 } as const;
 
 export function explain(flow: SupposedFlow, parts: ExplanationParts): Explanation {
   const { decision, status } = parts;
@@ -74,45 +85,61 @@ export function explain(flow: SupposedFlow, parts: ExplanationParts): Explanatio
     instance,
     inForce,
   });
-  if (isUdp) {
-    return datagram(flow, parts, decision, told);
-  }
-  if (flow.direction === 'outbound' && isLoopback(flow.ip)) {
-    return told('DROPPED', 'a connection to a loopback address would come to the node');
-  }
-  const proxy = flow.direction === 'outbound' ? parts.atNode?.(flow.ip, flow.port) : undefined;
-  if (proxy?.explicit !== undefined) {
-    return told('EXPLICIT', `instance ${proxy.explicit} is dialled there by pods themselves`, proxy.explicit);
-  }
-  if (proxy !== undefined) {
-    return told('RESET', 'a proxy of this node listens there for what is intercepted');
-  }
   if (flow.direction === 'inbound' && plan.inbound !== true) {
     return told(
       'PASSED',
       `instance ${decision.instance} has no inbound listener: only what the pod sends is intercepted`,
     );
   }
+  if (isUdp) {
+    return datagram(flow, parts, decision, told);
+  }
+  if (flow.direction === 'outbound' && isLoopback(flow.ip)) {
+    return told('DROPPED', 'a connection to a loopback address would come to the node');
+  }
+  const proxy = flow.direction === 'outbound' ? parts.atNode?.(flow.ip, flow.port, 'tcp') : undefined;
+  if (proxy?.explicit !== undefined) {
+    return told('EXPLICIT', `instance ${proxy.explicit} is dialled there by pods themselves`, proxy.explicit);
+  }
+  if (proxy !== undefined) {
+    return told('RESET', TAKEN_THERE);
+  }
   return judged(flow, parts, decision, told);
 }
 
 type Told = (outcome: Outcome, rule: string, instance?: string) => Explanation;
 
-/** Of UDP, where what is not named passes like anything that is not TCP. */
+/** Of UDP, where what is not intercepted goes the way of all that is not TCP. */
 function datagram(
   flow: SupposedFlow,
   parts: ExplanationParts,
   decision: InterceptDecision,
   told: Told,
 ): Explanation {
-  const { plan } = decision.endpoints[0];
-  if (plan.datagrams === undefined) {
-    return told('EXCLUDED', 'no UDP port of the pod is named that its instance takes');
+  const { datagrams, dropOther } = decision.endpoints[0].plan;
+  const found =
+    datagrams === undefined
+      ? told('EXCLUDED', 'no UDP port of the pod is named that its instance takes')
+      : judged(flow, parts, decision, told);
+  const { outcome, rule, instance } = found;
+  if (flow.direction === 'inbound') {
+    return found;
   }
-  const found = judged(flow, parts, decision, told);
-  return found.outcome === 'INTERCEPTED' && flow.direction === 'outbound' && isLoopback(flow.ip)
-    ? told('DROPPED', 'a datagram to a loopback address would come to the node')
+  if (instance !== '' && isLoopback(flow.ip)) {
+    return told('DROPPED', 'a datagram to a loopback address would come to the node');
+  }
+  const isLookedAt = datagrams !== undefined && 'outbound' in datagrams && mayIntercept(datagrams.outbound);
+  if (outcome === 'EXCLUDED' && isLookedAt && parts.atNode?.(flow.ip, flow.port, 'udp') !== undefined) {
+    return told('RESET', TAKEN_THERE);
+  }
+  const passes = outcome === 'EXCLUDED' || outcome === 'PASSED';
+  return passes && dropOther && !isOpen(flow, parts)
+    ? told('DROPPED', `${rule}; what is not TCP is dropped, and its port is not open`)
     : found;
+}
+
+function isOpen({ ip, port }: SupposedFlow, { openUdpPorts = [] }: ExplanationParts): boolean {
+  return port === DHCP_SERVER[familyOf(ip)] || openUdpPorts.includes(port);
 }
 
 function judged(

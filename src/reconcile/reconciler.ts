@@ -89,7 +89,7 @@ export class Reconciler {
   explain(
     uid: PodUid,
     flow: SupposedFlow,
-    node: Pick<ExplanationParts, 'hasListener' | 'atNode'>,
+    node: Pick<ExplanationParts, 'hasListener' | 'atNode' | 'openUdpPorts'>,
   ): Explanation {
     const { tables } = this.#options;
     return explain(flow, {

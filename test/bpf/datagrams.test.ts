@@ -8,7 +8,6 @@ import { listenForDatagrams } from '../../src/native/datagrams.js';
 import { withNetns } from '../../src/native/namespaces.js';
 import { udpListeners } from '../../src/native/sockets.js';
 import { ipToBytes } from '../../src/net/ip.js';
-import type { PodUid } from '../../src/pods/pod.js';
 import { SELECT_ALL, type SelectedDirection } from '../../src/pods/selection.js';
 import { Cleanup, Netns } from '../unit/native-lab.js';
 import { type RandomFlow, randomFlow, randomSelection } from '../unit/selection-model.js';
@@ -16,25 +15,21 @@ import { type FrameOptions, frame, HOST_MAC, POD_MAC, PROTOCOL, pseudoHeader, su
 import {
   countedBy,
   DROP,
+  ELSEWHERE,
   FAR,
   flowKeyOf,
   NEXT,
+  NUMBERS,
   OneProgram,
+  OWN,
   POD,
+  PROGRAMS,
   REDIRECT,
   tablesOf,
   testRun,
+  UID,
 } from './test-run.js';
 
-const ELSEWHERE = 1;
-const UID = 'pod-uid' as PodUid;
-/** The pod's own instance, and those that take ports: of `randomSelection`. */
-const OWN = 1;
-const NUMBERS = [OWN, 3, 4, 5];
-const PROGRAMS = {
-  outbound: { object: 'intercept', program: 'pod_egress' },
-  inbound: { object: 'ingress', program: 'pod_ingress' },
-} as const;
 const DIRECTIONS = ['outbound', 'inbound'] as const;
 const FAMILIES = [4, 6] as const;
 const TAKES = { outbound: true, inbound: true };

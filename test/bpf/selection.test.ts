@@ -5,7 +5,6 @@ import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import { type FlowSelection, judge, selectionOf } from '../../src/datapath/selection.js';
 import { u32 } from '../../src/kernel/struct.js';
 import { ALL_PORTS } from '../../src/net/ports.js';
-import type { PodUid } from '../../src/pods/pod.js';
 import { SELECT_ALL, type SelectedDirection } from '../../src/pods/selection.js';
 import { Cleanup, Netns } from '../unit/native-lab.js';
 import { type RandomFlow, randomFlow, randomSelection } from '../unit/selection-model.js';
@@ -16,25 +15,21 @@ import {
   type Connection,
   connectInside,
   countedBy,
+  ELSEWHERE,
   FAR,
   flowKeyOf,
   NEXT,
+  NUMBERS,
   OneProgram,
+  OWN,
   POD,
+  PROGRAMS,
   REDIRECT,
   tablesOf,
   testRun,
+  UID,
 } from './test-run.js';
 
-const ELSEWHERE = 1;
-const UID = 'pod-uid' as PodUid;
-/** The pod's own instance, and those that take ports: of `randomSelection`. */
-const OWN = 1;
-const NUMBERS = [OWN, 3, 4, 5];
-const PROGRAMS = {
-  outbound: { object: 'intercept', program: 'pod_egress' },
-  inbound: { object: 'ingress', program: 'pod_ingress' },
-} as const;
 const NO_SHARES = { outbound: [], inbound: [] };
 const BOTH = { outbound: true, inbound: true };
 

@@ -10,10 +10,20 @@ import { u32 } from '../../src/kernel/struct.js';
 import { type BpfMap, BpfObject } from '../../src/native/bpf.js';
 import { withNetns } from '../../src/native/namespaces.js';
 import { ipToBytes } from '../../src/net/ip.js';
+import type { PodUid } from '../../src/pods/pod.js';
 
 export const NEXT = 0xffffffff; // TC_ACT_UNSPEC: the next program decides
 export const DROP = 2;
 export const REDIRECT = 7;
+export const ELSEWHERE = 1;
+export const UID = 'pod-uid' as PodUid;
+/** The pod's own instance, and those that take ports: of `randomSelection`. */
+export const OWN = 1;
+export const NUMBERS = [OWN, 3, 4, 5];
+export const PROGRAMS = {
+  outbound: { object: 'intercept', program: 'pod_egress' },
+  inbound: { object: 'ingress', program: 'pod_ingress' },
+} as const;
 export const POD = { 4: '10.66.0.3', 6: 'fd00:66::3' } as const;
 export const FAR = { 4: '10.200.1.1', 6: 'fd00:200::1' } as const;
 

@@ -278,6 +278,11 @@ it('what would become of a datagram is told', async () => {
     outcome: 'EXCLUDED',
     rule: 'interception.outboundUdp 53 does not have port 54',
   });
+  const { outcome } = await agent.client.explain('ptp', {
+    dst: { ip: NODE[4], port: 15_053 },
+    protocol: 'udp',
+  });
+  expect(outcome).toBe('RESET');
   const { stdout } = await agent.cli('explain', 'ptp', '--udp', '--src', `${FAR[4]}:${SERVED}`);
   expect(stdout).toMatch(/Outcome: +INTERCEPTED/);
 });

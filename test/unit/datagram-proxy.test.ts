@@ -165,6 +165,15 @@ test('a datagram for the proxy itself is not passed on to it', async () => {
   expect(proxy.active()).toBe(0);
 });
 
+test('what cannot be sent to its destination is refused, and says why', async () => {
+  const { lines, send, proxy } = start();
+  send('a', CLIENT, { ip: '255.255.255.255', port: 53 });
+  const refused = () => lines.find(({ message }) => String(message).includes('not reached'));
+  await waitFor('it to be refused', () => refused());
+  expect(refused()).toMatchObject({ connectError: 'EACCES', workload: 'default/web-0' });
+  expect(proxy.active()).toBe(0);
+});
+
 test('each answer is told of before it is sent', async () => {
   const told: string[] = [];
   const { answers, send } = start({
